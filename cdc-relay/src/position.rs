@@ -1,0 +1,121 @@
+//! Where a message stands in the source.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::lsn::{Lsn, ParseLsnError};
+
+/// One life of a replication slot. A new slot is a new incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u32);
+
+/// Place of a change inside its source transaction, counted from 0.
+///
+/// Counts every raw insert, update, delete, truncate and logical message that the server sends
+/// for the transaction, whether or not it is published, so that it does not depend on settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ordinal(pub u32);
+
+/// A message's place in the source: the order of positions is the order of commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The life of the slot that the message was read from.
+    pub incarnation: Incarnation,
+    /// Where the commit record of the message's transaction begins.
+    pub commit_lsn: Lsn,
+    /// The message's place in its transaction.
+    pub ordinal: Ordinal,
+}
+
+impl Position {
+    /// 32 lower-case hexadecimal digits: incarnation 8, commit LSN 16, ordinal 8. Byte order is
+    /// source order.
+    pub fn sequence(&self) -> impl fmt::Display + use<> {
+        Sequence(*self)
+    }
+
+    /// The part of a position that a person can name: `commit LSN:ordinal`.
+    pub fn place(&self) -> Place {
+        Place { commit_lsn: self.commit_lsn, ordinal: self.ordinal }
+    }
+}
+
+struct Sequence(Position);
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Position { incarnation, commit_lsn, ordinal } = self.0;
+        write!(f, "{:08x}{:016x}{:08x}", incarnation.0, commit_lsn.0, ordinal.0)
+    }
+}
+
+/// A position within one incarnation, written `16/B374D848:3`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Where the commit record of the transaction begins.
+    pub commit_lsn: Lsn,
+    /// The place in the transaction.
+    pub ordinal: Ordinal,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.commit_lsn, self.ordinal.0)
+    }
+}
+
+/// The text is not a place of the form `16/B374D848:3`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a place of the form 16/B374D848:3 (commit lsn, colon, ordinal)")]
+pub struct ParsePlaceError;
+
+impl From<ParseLsnError> for ParsePlaceError {
+    fn from(_: ParseLsnError) -> Self {
+        ParsePlaceError
+    }
+}
+
+impl FromStr for Place {
+    type Err = ParsePlaceError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePlaceError> {
+        let (lsn, ordinal) = text.split_once(':').ok_or(ParsePlaceError)?;
+        Ok(Place {
+            commit_lsn: lsn.parse()?,
+            ordinal: Ordinal(ordinal.parse().map_err(|_| ParsePlaceError)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Incarnation, Ordinal, ParsePlaceError, Place, Position};
+    use crate::lsn::Lsn;
+
+    #[test]
+    fn sequence_sorts_as_the_source_does() {
+        let at = |incarnation, commit_lsn, ordinal| Position {
+            incarnation: Incarnation(incarnation),
+            commit_lsn: Lsn(commit_lsn),
+            ordinal: Ordinal(ordinal),
+        };
+        let mut positions = [at(2, 0, 0), at(1, 0x16_B374_D848, 10), at(1, 0x16_B374_D848, 9)];
+
+        positions.sort();
+
+        let texts: Vec<String> = positions.iter().map(|p| p.sequence().to_string()).collect();
+        assert_eq!(texts[0], "0000000100000016b374d84800000009");
+        assert!(texts.is_sorted());
+    }
+
+    #[test]
+    fn a_place_reads_back() {
+        let place = Place { commit_lsn: Lsn(0x1_0000_00AB), ordinal: Ordinal(7) };
+
+        assert_eq!(place.to_string(), "1/AB:7");
+        assert_eq!("1/AB:7".parse(), Ok(place));
+        for wrong in ["1/AB", "1/AB:", "1/AB:x", ":7"] {
+            assert_eq!(wrong.parse::<Place>(), Err(ParsePlaceError), "{wrong}");
+        }
+    }
+}
