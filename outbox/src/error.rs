@@ -1,0 +1,170 @@
+//! What can go wrong while a message is built or written, and what follows from it.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+/// What went wrong, as far as a caller can act on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The message breaks a rule: a name, a missing part, a payload that does not serialize.
+    Invalid,
+    /// The message is larger than its limit.
+    TooLarge,
+    /// The transaction had failed already, in an earlier statement.
+    Aborted,
+    /// The transaction met another one (serialization failure, deadlock).
+    Conflict,
+    /// The database can not be reached, is shutting down, or has no room.
+    Unavailable,
+    /// The database is not set up so that messages reach a relay.
+    Setup,
+    /// Any other error of the database.
+    Database,
+}
+
+/// What a service does about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reaction {
+    /// Roll back and run the whole transaction again, after a pause.
+    Retry,
+    /// Roll back and report: the same input fails again.
+    Reject,
+    /// Only a person can mend it: do not serve.
+    Stop,
+}
+
+/// An error of the outbox: what failed, and how to mend it.
+///
+/// The text names things and never carries payloads, header values or secrets. Where a person
+/// can mend it, the text says how, and [`Error::mend`] gives that part alone.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    text: Cow<'static, str>,
+    mend: Option<Cow<'static, str>>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: Kind, text: impl Into<Cow<'static, str>>) -> Self {
+        Error(Box::new(Inner { kind, text: text.into(), mend: None, source: None }))
+    }
+
+    pub(crate) fn invalid(text: impl Into<Cow<'static, str>>) -> Self {
+        Error::new(Kind::Invalid, text)
+    }
+
+    pub(crate) fn mended_by(mut self, mend: impl Into<Cow<'static, str>>) -> Self {
+        self.0.mend = Some(mend.into());
+        self
+    }
+
+    pub(crate) fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// How a person can mend it.
+    pub fn mend(&self) -> Option<&str> {
+        self.0.mend.as_deref()
+    }
+
+    /// Whether the message itself breaks a rule; its size is [`Error::is_too_large`].
+    pub fn is_invalid(&self) -> bool {
+        self.kind() == Kind::Invalid
+    }
+
+    /// Whether the message is larger than its limit.
+    pub fn is_too_large(&self) -> bool {
+        self.kind() == Kind::TooLarge
+    }
+
+    /// Whether the transaction had failed before the message was written.
+    pub fn is_aborted(&self) -> bool {
+        self.kind() == Kind::Aborted
+    }
+
+    /// Whether the database is not set up so that messages reach a relay.
+    pub fn is_setup(&self) -> bool {
+        self.kind() == Kind::Setup
+    }
+
+    /// What a service does about it.
+    ///
+    /// An aborted transaction is rejected and not retried, because the statement that failed
+    /// first decides about a retry, and its error is not known here.
+    pub fn reaction(&self) -> Reaction {
+        match self.kind() {
+            Kind::Conflict | Kind::Unavailable => Reaction::Retry,
+            Kind::Invalid | Kind::TooLarge | Kind::Aborted | Kind::Database => Reaction::Reject,
+            Kind::Setup => Reaction::Stop,
+        }
+    }
+}
+
+#[cfg(feature = "sqlx")]
+impl Error {
+    /// Sorts an error of the database by its SQLSTATE
+    /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+    pub(crate) fn database(doing: &'static str, error: sqlx::Error) -> Self {
+        let kind = match &error {
+            sqlx::Error::Database(fault) => fault.code().map_or(Kind::Database, |state| of(&state)),
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Kind::Unavailable,
+            _ => Kind::Database,
+        };
+        let error = Error::new(kind, doing).caused_by(error);
+        if kind == Kind::Aborted {
+            return error.mended_by("roll back; the first error of the transaction tells why");
+        }
+        error
+    }
+}
+
+#[cfg(feature = "sqlx")]
+fn of(state: &str) -> Kind {
+    match state {
+        "25P02" => Kind::Aborted,
+        _ if state.starts_with("40") => Kind::Conflict,
+        // Connection, resources, and a server that is stopping or starting.
+        _ if ["08", "53", "57P"].iter().any(|class| state.starts_with(class)) => Kind::Unavailable,
+        _ => Kind::Database,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text)?;
+        match &self.0.mend {
+            Some(mend) => write!(f, "; {mend}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("text", &self.0.text)
+            .field("mend", &self.0.mend)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}

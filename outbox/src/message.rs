@@ -1,0 +1,360 @@
+//! The message a service writes, and the way to build one.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::rules::{self, Envelope};
+use crate::{Error, Kind, frame, header};
+
+/// The largest frame unless the builder says otherwise: 960 KiB.
+///
+/// The record that comes of it is a little larger than the frame, by what the relay adds, and
+/// still fits a producer's `message.max.bytes` (1,000,000 in librdkafka) and a broker's
+/// `message.max.bytes` (1,048,588) as they are by default.
+pub const FRAME_BYTES_MAX: usize = 960 * 1024;
+
+/// No frame is larger than this, whatever the builder says: 1,000,000,000 bytes.
+///
+/// Above it Postgres can not hand a logical message to its walsender (an allocation ends at
+/// 1 GiB), and librdkafka's `message.max.bytes` goes no higher.
+pub const FRAME_BYTES_CEILING: usize = 1_000_000_000;
+
+const JSON: &str = "application/json";
+
+/// What a service writes through the outbox: id, topic, key, type, headers, payload.
+///
+/// Made by [`Message::builder`], which checks every rule; a `Message` that exists can be
+/// published. It is not changed afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    id: Uuid,
+    time_micros: i64,
+    topic: String,
+    key: Option<Vec<u8>>,
+    r#type: String,
+    source: String,
+    subject: Option<String>,
+    content_type: String,
+    attributes: Vec<(String, String)>,
+    headers: Vec<(String, String)>,
+    payload: Option<Vec<u8>>,
+}
+
+impl Message {
+    /// Begins a message for `topic`, of a type such as `order.placed.v1`.
+    pub fn builder(topic: impl Into<String>, r#type: impl Into<String>) -> Builder {
+        Builder {
+            id: None,
+            time_micros: None,
+            topic: topic.into(),
+            key: None,
+            r#type: r#type.into(),
+            source: None,
+            subject: None,
+            content_type: None,
+            attributes: Vec::new(),
+            headers: Vec::new(),
+            body: Body::Missing,
+            frame_bytes_max: FRAME_BYTES_MAX,
+        }
+    }
+
+    /// The id: minted here, the same on every publication.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// When the message was built, in microseconds since the Unix epoch.
+    pub fn time_micros(&self) -> i64 {
+        self.time_micros
+    }
+
+    /// The Kafka topic it goes to.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The key, which decides partition and order.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+
+    /// What happened, for example `order.placed.v1`.
+    pub fn r#type(&self) -> &str {
+        &self.r#type
+    }
+
+    /// The producing service as a URI reference, for example `/orders`.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The aggregate it is about, for example `order-42`.
+    pub fn subject(&self) -> Option<&str> {
+        self.subject.as_deref()
+    }
+
+    /// The media type of the payload.
+    pub fn content_type(&self) -> &str {
+        &self.content_type
+    }
+
+    /// The system attributes (correlation, causation, trace), in the order of their names.
+    pub fn attributes(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        pairs(&self.attributes)
+    }
+
+    /// The user headers, in the order of their names.
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        pairs(&self.headers)
+    }
+
+    /// The payload; `None` is a tombstone.
+    pub fn payload(&self) -> Option<&[u8]> {
+        self.payload.as_deref()
+    }
+
+    /// Whether the record's value will be null, which deletes its key from a compacted topic.
+    pub fn is_tombstone(&self) -> bool {
+        self.payload.is_none()
+    }
+
+    fn validate(&self, frame_bytes_max: usize) -> Result<(), Error> {
+        rules::envelope(&Envelope {
+            id: self.id,
+            topic: &self.topic,
+            key: self.key(),
+            r#type: &self.r#type,
+            source: &self.source,
+            subject: self.subject(),
+            content_type: &self.content_type,
+            tombstone: self.is_tombstone(),
+        })?;
+        self.attributes().try_for_each(|(name, value)| rules::attribute(name, value))?;
+        self.headers().try_for_each(|(name, value)| rules::user_header(name, value))?;
+        if let Some(name) = repeated(&self.headers) {
+            return Err(Error::invalid(format!("header {name:?} is given twice")));
+        }
+        let limit = frame_bytes_max.min(FRAME_BYTES_CEILING);
+        let bytes = frame::encoded_len(self);
+        if bytes > limit {
+            return Err(Error::new(
+                Kind::TooLarge,
+                format!("the message has {bytes} bytes, and its limit is {limit}"),
+            )
+            .mended_by(
+                "store large content elsewhere and send a reference, or raise the limit with \
+                 frame_bytes_max together with max.message.bytes of the topic and \
+                 message.max.bytes of the relay's producer",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Collects the parts of a [`Message`].
+///
+/// A part given twice counts as given last; only a header given twice is an error. Nothing is
+/// checked before [`Builder::build`].
+#[derive(Debug)]
+#[must_use = "a builder makes no message before build"]
+pub struct Builder {
+    id: Option<Uuid>,
+    time_micros: Option<i64>,
+    topic: String,
+    key: Option<Vec<u8>>,
+    r#type: String,
+    source: Option<String>,
+    subject: Option<String>,
+    content_type: Option<String>,
+    attributes: Vec<(String, String)>,
+    headers: Vec<(String, String)>,
+    body: Body,
+    frame_bytes_max: usize,
+}
+
+#[derive(Debug)]
+enum Body {
+    Missing,
+    Bytes(Vec<u8>),
+    Tombstone,
+    Unserializable(serde_json::Error),
+}
+
+impl Builder {
+    /// The producing service as a URI reference, for example `/orders`. Required.
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The key: records of one key go to one partition and stay in order. Default: none.
+    pub fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// The aggregate the message is about, for example `order-42`. Default: none.
+    pub fn subject(mut self, subject: impl Into<String>) -> Self {
+        self.subject = Some(subject.into());
+        self
+    }
+
+    /// Adds a header. Names are unique and not reserved ([`header::is_reserved`]).
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// The payload as JSON, with content type `application/json` unless another one is given.
+    ///
+    /// A value that does not serialize is an error of [`Builder::build`].
+    pub fn json<T: Serialize + ?Sized>(mut self, payload: &T) -> Self {
+        self.body = match serde_json::to_vec(payload) {
+            Ok(bytes) => Body::Bytes(bytes),
+            Err(error) => Body::Unserializable(error),
+        };
+        self
+    }
+
+    /// The payload as bytes. Say what they are with [`Builder::content_type`].
+    pub fn payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
+        self.body = Body::Bytes(payload.into());
+        self
+    }
+
+    /// A null payload: on a compacted topic it deletes what has this key. Needs a key.
+    ///
+    /// This is the only way to a null payload, so that none comes about by accident.
+    pub fn tombstone(mut self) -> Self {
+        self.body = Body::Tombstone;
+        self
+    }
+
+    /// The media type of the payload. Default: `application/json`.
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.content_type = Some(content_type.into());
+        self
+    }
+
+    /// The conversation the message belongs to: the id of its first message. Default: none.
+    pub fn correlation_id(self, id: impl Into<String>) -> Self {
+        self.attribute(header::CORRELATION_ID, id)
+    }
+
+    /// What caused the message, as a handler's context gives it.
+    ///
+    /// The pairs are system attributes, and of those only [`header::OF_CAUSE`]: correlation and
+    /// causation id, and the trace context. Any other name is an error of [`Builder::build`].
+    pub fn caused_by<N, V>(self, cause: impl IntoIterator<Item = (N, V)>) -> Self
+    where
+        N: Into<String>,
+        V: Into<String>,
+    {
+        cause.into_iter().fold(self, |builder, (name, value)| builder.attribute(name, value))
+    }
+
+    /// The id. Default: a new UUID v7, later than every other one minted by this process.
+    ///
+    /// Give it where the message repeats one that exists: an id is minted once.
+    pub fn id(mut self, id: Uuid) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// The time in microseconds since the Unix epoch. Default: when [`Builder::build`] is called.
+    pub fn time_micros(mut self, time_micros: i64) -> Self {
+        self.time_micros = Some(time_micros);
+        self
+    }
+
+    /// The largest frame accepted, in bytes; never above [`FRAME_BYTES_CEILING`].
+    ///
+    /// Raise it only together with `max.message.bytes` of the topic and `message.max.bytes` of
+    /// the relay's producer: what they refuse ends as a dead letter, after the commit. Default:
+    /// [`FRAME_BYTES_MAX`].
+    pub fn frame_bytes_max(mut self, bytes: usize) -> Self {
+        self.frame_bytes_max = bytes;
+        self
+    }
+
+    /// Checks every rule and makes the message.
+    ///
+    /// # Errors
+    ///
+    /// The first fault: [`Kind::Invalid`] for a missing or malformed part, [`Kind::TooLarge`]
+    /// for the size.
+    pub fn build(mut self) -> Result<Message, Error> {
+        let source = self.source.ok_or_else(|| {
+            Error::invalid("the message has no source")
+                .mended_by("name the producing service, for example .source(\"/orders\")")
+        })?;
+        let payload = match self.body {
+            Body::Bytes(bytes) => Some(bytes),
+            Body::Tombstone => None,
+            Body::Missing => {
+                return Err(Error::invalid("the message has no payload").mended_by(
+                    "give one with json or payload, or ask for a null one with tombstone",
+                ));
+            }
+            Body::Unserializable(error) => {
+                return Err(
+                    Error::invalid("the payload does not serialize as json").caused_by(error)
+                );
+            }
+        };
+        if let Some((name, _)) =
+            self.attributes.iter().find(|(name, _)| !header::OF_CAUSE.contains(&name.as_str()))
+        {
+            return Err(Error::invalid(format!("{name:?} is not an attribute of a cause")));
+        }
+        // One message has one frame: in the order of names, writers in all languages agree.
+        self.headers.sort_by(|(one, _), (other, _)| one.cmp(other));
+        self.attributes.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let message = Message {
+            id: self.id.unwrap_or_else(Uuid::now_v7),
+            time_micros: self.time_micros.unwrap_or_else(|| micros(SystemTime::now())),
+            topic: self.topic,
+            key: self.key,
+            r#type: self.r#type,
+            source,
+            subject: self.subject,
+            content_type: self.content_type.unwrap_or_else(|| JSON.to_owned()),
+            attributes: self.attributes,
+            headers: self.headers,
+            payload,
+        };
+        message.validate(self.frame_bytes_max)?;
+        Ok(message)
+    }
+
+    fn attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let name = name.into();
+        self.attributes.retain(|(given, _)| *given != name);
+        self.attributes.push((name, value.into()));
+        self
+    }
+}
+
+fn pairs(list: &[(String, String)]) -> impl ExactSizeIterator<Item = (&str, &str)> {
+    list.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+}
+
+/// A name that stands twice in a sorted list.
+fn repeated(sorted: &[(String, String)]) -> Option<&str> {
+    sorted.array_windows().find_map(|[(one, _), (next, _)]| (one == next).then_some(one.as_str()))
+}
+
+/// Microseconds since the Unix epoch, negative before it.
+fn micros(time: SystemTime) -> i64 {
+    let whole = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => whole(since),
+        Err(before) => -whole(before.duration()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+//! The rules a message keeps, whoever wrote it: the builder here, or SQL in another language.
+
+use uuid::Uuid;
+
+use crate::{Error, header, topic};
+
+/// The parts of a message that have a rule of their own, but for headers and attributes.
+pub(crate) struct Envelope<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) topic: &'a str,
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) r#type: &'a str,
+    pub(crate) source: &'a str,
+    pub(crate) subject: Option<&'a str>,
+    pub(crate) content_type: &'a str,
+    pub(crate) tombstone: bool,
+}
+
+/// The first rule that the envelope breaks.
+pub(crate) fn envelope(envelope: &Envelope<'_>) -> Result<(), Error> {
+    topic::validate(envelope.topic)?;
+    attribute_text("type", envelope.r#type)?;
+    attribute_text("source", envelope.source)?;
+    if let Some(subject) = envelope.subject {
+        attribute_text("subject", subject)?;
+    }
+    attribute_text("content type", envelope.content_type)?;
+    // Two messages without an id would be one message to every consumer.
+    if envelope.id.is_nil() {
+        return Err(Error::invalid("the id is nil"));
+    }
+    // A tombstone deletes what has its key; without one a compacted topic refuses the record.
+    if envelope.tombstone && envelope.key.is_none() {
+        return Err(Error::invalid("a tombstone needs a key"));
+    }
+    Ok(())
+}
+
+/// The first rule that a user header breaks.
+pub(crate) fn user_header(name: &str, value: &str) -> Result<(), Error> {
+    if name.is_empty() {
+        return Err(Error::invalid("a header has an empty name"));
+    }
+    if header::is_reserved(name) {
+        return Err(Error::invalid(format!("header name {name:?} is reserved")).mended_by(
+            "names that begin with ce_, and traceparent, tracestate and content-type, are taken",
+        ));
+    }
+    // Postgres has no text with a NUL: such a header could be neither written by SQL nor parked.
+    if name.contains('\0') || value.contains('\0') {
+        return Err(Error::invalid(format!("header {name:?} contains a NUL")));
+    }
+    Ok(())
+}
+
+/// The first rule that a system attribute breaks.
+pub(crate) fn attribute(name: &str, value: &str) -> Result<(), Error> {
+    if !header::is_attribute(name) {
+        return Err(Error::invalid(format!("{name:?} is not the name of a system attribute")));
+    }
+    attribute_text(name, value)
+}
+
+/// CloudEvents 1.0.2, "Type System": a string attribute is not empty where it is present and
+/// contains no control character.
+fn attribute_text(name: &str, value: &str) -> Result<(), Error> {
+    if value.is_empty() {
+        return Err(Error::invalid(format!("the {name} is empty")));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(Error::invalid(format!("the {name} contains a control character")));
+    }
+    Ok(())
+}
