@@ -2,6 +2,10 @@
 
 mod error;
 mod lsn;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the relay loop uses it"))]
+mod pgoutput;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the relay loop uses it"))]
+mod replication;
 
 pub use error::{Error, Kind, Reaction};
 pub use lsn::Lsn;
