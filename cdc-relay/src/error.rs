@@ -48,19 +48,31 @@ struct Inner {
     kind: Kind,
     text: Cow<'static, str>,
     hint: Option<Cow<'static, str>>,
+    sqlstate: Option<Box<str>>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// An error of this kind; `text` in lower case, without a full stop, naming the thing.
     pub(crate) fn new(kind: Kind, text: impl Into<Cow<'static, str>>) -> Self {
-        Error(Box::new(Inner { kind, text: text.into(), hint: None, source: None }))
+        Error(Box::new(Inner { kind, text: text.into(), hint: None, sqlstate: None, source: None }))
     }
 
     /// Adds how to mend it.
     pub(crate) fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.0.hint = Some(hint.into());
         self
+    }
+
+    /// Keeps Postgres' own code for what it answered.
+    pub(crate) fn with_sqlstate(mut self, code: &str) -> Self {
+        self.0.sqlstate = Some(code.into());
+        self
+    }
+
+    /// Postgres' code for what went wrong (its documentation, appendix A), when Postgres said so.
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.0.sqlstate.as_deref()
     }
 
     /// Keeps the cause.

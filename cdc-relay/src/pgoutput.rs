@@ -1,0 +1,92 @@
+//! Decoding of pgoutput, the output plugin that comes with Postgres.
+//!
+//! [`decode`] turns one message of the stream, protocol version 2 without streaming, into a
+//! [`Change`] that borrows from it. Nothing is allocated but the columns of a relation, and no
+//! input makes it panic: what breaks the format is an error with the LSN and the byte.
+//!
+//! Byte layouts: <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>.
+
+mod decode;
+mod relation;
+mod tuple;
+
+use std::fmt;
+
+pub(crate) use decode::decode;
+pub(crate) use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
+pub(crate) use tuple::{Column, Columns, Tuple};
+
+use crate::lsn::Lsn;
+
+/// The number of a source transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Xid(pub(crate) u32);
+
+impl fmt::Display for Xid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A point in time as Postgres counts: microseconds since the year 2000, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Timestamp(pub(crate) i64);
+
+impl Timestamp {
+    /// Microseconds since 1970, UTC.
+    pub(crate) fn unix_micros(self) -> i64 {
+        self.0.saturating_add(946_684_800_000_000)
+    }
+}
+
+/// One message of pgoutput.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Change<'a> {
+    /// A transaction begins; all of it follows, for it has been committed already.
+    Begin {
+        /// Where its commit record lies: the transaction's place in the order of commits.
+        final_lsn: Lsn,
+        timestamp: Timestamp,
+        xid: Xid,
+    },
+    /// The transaction that began last is complete.
+    Commit {
+        /// The same as its `final_lsn`.
+        commit_lsn: Lsn,
+        /// The first byte after the commit record: what may be flushed once it is safe.
+        end_lsn: Lsn,
+        timestamp: Timestamp,
+    },
+    /// What `pg_logical_emit_message` wrote.
+    Message {
+        /// Whether it belongs to the transaction around it; otherwise it stands alone, and was
+        /// written even if the transaction that wrote it was rolled back.
+        transactional: bool,
+        lsn: Lsn,
+        prefix: &'a str,
+        content: &'a [u8],
+    },
+    /// What the rows of a table look like from here on.
+    Relation(Relation<'a>),
+    /// The name of a type that the next relation uses.
+    Type { oid: u32, namespace: &'a str, name: &'a str },
+    /// The transaction came here by replication.
+    Origin { commit_lsn: Lsn, name: &'a str },
+    /// A new row.
+    Insert { relation: RelationId, new: Tuple<'a> },
+    /// A changed row.
+    Update { relation: RelationId, old: Option<OldRow<'a>>, new: Tuple<'a> },
+    /// A row that is no more.
+    Delete { relation: RelationId, old: OldRow<'a> },
+    /// Tables that were emptied.
+    Truncate { relations: Vec<RelationId>, cascade: bool, restart_identity: bool },
+}
+
+/// What was told of a row before its change.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum OldRow<'a> {
+    /// The replica identity's columns; the others are null.
+    Key(Tuple<'a>),
+    /// All columns: the table has REPLICA IDENTITY FULL.
+    Full(Tuple<'a>),
+}

@@ -1,0 +1,123 @@
+//! From the bytes of one message to a change.
+
+use super::{Change, OldRow, Relation, RelationId, Timestamp, Tuple, Xid};
+use crate::error::Error;
+use crate::lsn::Lsn;
+use crate::replication::reader::{Fault, Reader};
+
+/// Reads one message of pgoutput; `lsn` is where the server says it lies, for error texts.
+///
+/// Every byte is accounted for: what is cut short, too long, unknown, not UTF-8 or left over is
+/// [`Kind::Malformed`](crate::error::Kind::Malformed) with the LSN and the byte's offset.
+pub(crate) fn decode(body: &[u8], lsn: Lsn) -> Result<Change<'_>, Error> {
+    let mut reader = Reader::new(body);
+    read(&mut reader)
+        .and_then(|change| reader.end().map(|()| change))
+        .map_err(|fault| fault.error(format_args!("pgoutput message at {lsn}")))
+}
+
+fn read<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
+    let unknown = reader.fault("an unknown kind of message");
+    let streamed = reader.fault("part of a streamed transaction, which was not asked for");
+    let prepared = reader.fault("a prepared transaction, which was not asked for");
+    Ok(match reader.u8()? {
+        b'B' => Change::Begin {
+            final_lsn: reader.lsn()?,
+            timestamp: Timestamp(reader.i64()?),
+            xid: Xid(reader.u32()?),
+        },
+        b'C' => {
+            let fault = reader.fault("unknown commit flags");
+            if reader.u8()? != 0 {
+                return Err(fault);
+            }
+            Change::Commit {
+                commit_lsn: reader.lsn()?,
+                end_lsn: reader.lsn()?,
+                timestamp: Timestamp(reader.i64()?),
+            }
+        }
+        b'M' => message(reader)?,
+        b'R' => Change::Relation(Relation::read(reader)?),
+        b'Y' => {
+            Change::Type { oid: reader.u32()?, namespace: reader.text()?, name: reader.text()? }
+        }
+        b'O' => Change::Origin { commit_lsn: reader.lsn()?, name: reader.text()? },
+        b'I' => {
+            let relation = RelationId(reader.u32()?);
+            let fault = reader.fault("no new row in an insert");
+            if reader.u8()? != b'N' {
+                return Err(fault);
+            }
+            Change::Insert { relation, new: Tuple::read(reader)? }
+        }
+        b'U' => update(reader)?,
+        b'D' => {
+            let relation = RelationId(reader.u32()?);
+            let fault = reader.fault("no old row in a delete");
+            let kind = reader.u8()?;
+            Change::Delete { relation, old: old_row(reader, kind)?.ok_or(fault)? }
+        }
+        b'T' => truncate(reader)?,
+        b'S' | b'E' | b'c' | b'A' => return Err(streamed),
+        b'b' | b'P' | b'K' | b'r' | b'p' => return Err(prepared),
+        _ => return Err(unknown),
+    })
+}
+
+fn message<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
+    let fault = reader.fault("unknown message flags");
+    let transactional = match reader.u8()? {
+        0 => false,
+        1 => true,
+        _ => return Err(fault),
+    };
+    Ok(Change::Message {
+        transactional,
+        lsn: reader.lsn()?,
+        prefix: reader.text()?,
+        content: reader.sized()?,
+    })
+}
+
+fn update<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
+    let relation = RelationId(reader.u32()?);
+    let mut fault = reader.fault("no row in an update");
+    let mut kind = reader.u8()?;
+    let old = old_row(reader, kind)?;
+    if old.is_some() {
+        fault = reader.fault("no new row in an update");
+        kind = reader.u8()?;
+    }
+    if kind != b'N' {
+        return Err(fault);
+    }
+    Ok(Change::Update { relation, old, new: Tuple::read(reader)? })
+}
+
+fn old_row<'a>(reader: &mut Reader<'a>, kind: u8) -> Result<Option<OldRow<'a>>, Fault> {
+    Ok(match kind {
+        b'K' => Some(OldRow::Key(Tuple::read(reader)?)),
+        b'O' => Some(OldRow::Full(Tuple::read(reader)?)),
+        _ => None,
+    })
+}
+
+fn truncate<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
+    let fault = reader.fault("a count of tables that does not fit the message");
+    let count = reader.u32()? as usize;
+    let options = reader.fault("unknown truncate options");
+    let flags = reader.u8()?;
+    if flags > 3 {
+        return Err(options);
+    }
+    // Also keeps a count from allocating more than the message holds.
+    if reader.rest().len() / size_of::<u32>() != count {
+        return Err(fault);
+    }
+    let mut relations = Vec::with_capacity(count);
+    for _ in 0..count {
+        relations.push(RelationId(reader.u32()?));
+    }
+    Ok(Change::Truncate { relations, cascade: flags & 1 != 0, restart_identity: flags & 2 != 0 })
+}

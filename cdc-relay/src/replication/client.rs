@@ -1,0 +1,236 @@
+//! SQL and replication commands on one connection.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use tokio::time::timeout;
+
+use super::connection::{Connection, late, unexpected};
+use super::endpoint::Endpoint;
+use super::reader::{Fault, Reader};
+use super::server_error::{During, server_error};
+use super::startup;
+use super::stream::Stream;
+use crate::error::{Error, Kind};
+
+/// Control queries read catalogs and answer in milliseconds; one that takes this long waits for
+/// a lock or for a server that is gone.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most a query may answer: control queries return a handful of rows.
+const RESULT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Versions before 15 lack what the relay relies on, and their support has ended or ends soon.
+const SERVER_VERSION_MIN: u32 = 150_000;
+
+/// A connection in logical replication mode: runs SQL and replication commands.
+///
+/// Dropping a future of it half way leaves it unusable; every later call then says so.
+pub(crate) struct Client {
+    connection: Connection,
+    backend_pid: i32,
+    server_version: u32,
+    /// Whether the server waits for a command and has nothing left to say.
+    ready: bool,
+}
+
+/// A row of a result, in text form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row(Vec<Option<String>>);
+
+impl Row {
+    /// The column's text; `None` when it is null or there is no such column.
+    pub(crate) fn get(&self, column: usize) -> Option<&str> {
+        self.0.get(column)?.as_deref()
+    }
+}
+
+impl Client {
+    /// Connects and logs in within the endpoint's time-out; refuses servers before Postgres 15.
+    pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Client, Error> {
+        let limit = endpoint.connect_timeout();
+        timeout(limit, Box::pin(Client::log_in(endpoint)))
+            .await
+            .unwrap_or_else(|_| Err(late(endpoint, "the log-in", limit)))
+    }
+
+    async fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
+        let mut connection = Connection::open(endpoint).await?;
+        let backend_pid = startup::start(&mut connection).await?;
+        let mut client = Client { connection, backend_pid, server_version: 0, ready: true };
+        let rows = client.query("SHOW server_version_num").await?;
+        let version = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse().ok());
+        client.server_version = version.ok_or_else(|| {
+            Error::new(
+                Kind::Server,
+                format!("postgres at {} does not tell its version", endpoint.address()),
+            )
+        })?;
+        if client.server_version < SERVER_VERSION_MIN {
+            return Err(Error::new(
+                Kind::Server,
+                format!(
+                    "postgres at {} is version {}, and 15 is the oldest that is supported",
+                    endpoint.address(),
+                    client.server_version / 10_000
+                ),
+            ));
+        }
+        Ok(client)
+    }
+
+    /// The process id of the server's backend, as in `pg_stat_activity`.
+    pub(crate) fn backend_pid(&self) -> i32 {
+        self.backend_pid
+    }
+
+    /// The server's `server_version_num`: 180006 is 18.6.
+    pub(crate) fn server_version(&self) -> u32 {
+        self.server_version
+    }
+
+    /// Runs SQL or a replication command and returns its rows, those of all statements together.
+    ///
+    /// Several statements in one text are one transaction. Waits up to 30 s.
+    pub(crate) async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
+        self.query_within(QUERY_TIMEOUT, sql).await
+    }
+
+    /// As [`Client::query`], with a limit of its own: making a slot waits for every transaction
+    /// that runs.
+    pub(crate) async fn query_within(
+        &mut self,
+        limit: Duration,
+        sql: &str,
+    ) -> Result<Vec<Row>, Error> {
+        match timeout(limit, self.rows(sql)).await {
+            Ok(rows) => rows,
+            Err(_) => Err(late(&self.connection.endpoint, "a query", limit)),
+        }
+    }
+
+    async fn rows(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
+        self.send(sql).await?;
+        let mut rows = Vec::new();
+        let mut bytes_left = RESULT_BYTES_MAX;
+        let mut refusal = None;
+        loop {
+            let frame = match self.connection.receive().await {
+                Ok(frame) => frame,
+                // After a fatal error the server hangs up: what it said before is the reason.
+                Err(error) => return Err(refusal.unwrap_or(error)),
+            };
+            let endpoint = &self.connection.endpoint;
+            let body = self.connection.buffer.body(frame.body);
+            match frame.tag {
+                b'D' => {
+                    bytes_left = bytes_left.checked_sub(body.len()).ok_or_else(|| {
+                        Error::new(Kind::Server, "a query returned more than 64 MiB")
+                    })?;
+                    rows.push(row(body).map_err(|fault| fault.error("a row of a query"))?);
+                }
+                b'E' => {
+                    let error = server_error(endpoint, During::Query, body);
+                    refusal.get_or_insert(error);
+                }
+                b'Z' => {
+                    self.ready = true;
+                    return refusal.map_or(Ok(rows), Err);
+                }
+                // Row description, command complete, empty query.
+                b'T' | b'C' | b'I' => {}
+                tag => return Err(unexpected(endpoint, tag, "in answer to a query")),
+            }
+        }
+    }
+
+    /// Starts to stream a slot from the position that it has confirmed.
+    ///
+    /// The stream carries logical messages, and rows in binary form; it carries no transaction
+    /// before its commit (the option `streaming` of pgoutput stays off), so that messages of
+    /// rolled-back savepoints are left out by Postgres itself.
+    pub(crate) async fn start_replication(
+        self,
+        slot: &str,
+        publication: &str,
+    ) -> Result<Stream, Error> {
+        let endpoint = self.connection.endpoint.clone();
+        timeout(QUERY_TIMEOUT, self.begin_stream(slot, publication))
+            .await
+            .unwrap_or_else(|_| Err(late(&endpoint, "START_REPLICATION", QUERY_TIMEOUT)))
+    }
+
+    async fn begin_stream(mut self, slot: &str, publication: &str) -> Result<Stream, Error> {
+        // pgoutput takes a list of identifiers as one string, and in replication commands a
+        // backslash in a string is nothing special.
+        let publications = quote_identifier(publication).replace('\'', "''");
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '2', \
+             publication_names '{publications}', messages 'true', binary 'true', streaming 'off')",
+            quote_identifier(slot),
+        );
+        self.send(&command).await?;
+        let frame = self.connection.receive().await?;
+        let endpoint = &self.connection.endpoint;
+        match frame.tag {
+            b'W' => Ok(Stream::new(self.connection, slot)),
+            b'E' => {
+                let body = self.connection.buffer.body(frame.body);
+                Err(server_error(endpoint, During::Start { slot }, body))
+            }
+            tag => Err(unexpected(endpoint, tag, "in answer to START_REPLICATION")),
+        }
+    }
+
+    async fn send(&mut self, sql: &str) -> Result<(), Error> {
+        if !self.ready {
+            return Err(Error::new(
+                Kind::Unavailable,
+                "the connection was left in the middle of a query",
+            ));
+        }
+        let mut message = BytesMut::new();
+        frontend::query(sql, &mut message).map_err(|error| {
+            Error::new(Kind::Config, "a query does not fit the protocol").caused_by(error)
+        })?;
+        self.ready = false;
+        self.connection.send(&message).await
+    }
+}
+
+fn row(body: &[u8]) -> Result<Row, Fault> {
+    let mut reader = Reader::new(body);
+    let mut columns = Vec::new();
+    for _ in 0..reader.count()? {
+        let fault = reader.fault("a value that is not UTF-8");
+        columns.push(match reader.i32()? {
+            -1 => None,
+            length => {
+                let length = usize::try_from(length).map_err(|_| fault)?;
+                let text = std::str::from_utf8(reader.take(length)?).map_err(|_| fault)?;
+                Some(text.to_owned())
+            }
+        });
+    }
+    reader.end()?;
+    Ok(Row(columns))
+}
+
+/// The name as an SQL identifier, whatever is in it.
+pub(crate) fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The text as an SQL string.
+///
+/// `standard_conforming_strings` does not matter: a text with a backslash is written in the
+/// form that takes escapes.
+pub(crate) fn quote_literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') {
+        format!(" E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("'{quoted}'")
+    }
+}

@@ -1,0 +1,168 @@
+//! What Postgres' refusals mean for the relay.
+
+use super::endpoint::Endpoint;
+use super::reader::{Fault, Reader};
+use crate::error::{Error, Kind};
+
+/// What was being done when the server refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum During<'a> {
+    /// Start-up and log-in.
+    Connect,
+    /// A control query.
+    Query,
+    /// START_REPLICATION on this slot.
+    Start { slot: &'a str },
+    /// The change stream of this slot.
+    Stream { slot: &'a str },
+}
+
+/// The fields that decide, of all that the server sends
+/// (<https://www.postgresql.org/docs/current/protocol-error-fields.html>).
+#[derive(Default)]
+struct Fields {
+    code: String,
+    message: String,
+    hint: Option<String>,
+    /// The function in Postgres' source that complained: unlike the message it is never
+    /// translated, so it can tell apart what shares a code.
+    routine: String,
+}
+
+/// The error for the body of an ErrorResponse; keeps the server's own words and code.
+pub(super) fn server_error(endpoint: &Endpoint, during: During<'_>, body: &[u8]) -> Error {
+    let fields = match fields(body) {
+        Ok(fields) => fields,
+        Err(fault) => return fault.error("an error message of the server"),
+    };
+    let (kind, hint) = verdict(endpoint, during, &fields);
+    let Fields { code, message, hint: servers_hint, .. } = fields;
+    let error =
+        Error::new(kind, format!("{}: {message} (sqlstate {code})", subject(endpoint, during)))
+            .with_sqlstate(&code);
+    match hint.or(servers_hint) {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn subject(endpoint: &Endpoint, during: During<'_>) -> String {
+    match during {
+        During::Connect => format!("postgres refused {}", endpoint.describe()),
+        During::Query => format!("postgres at {} refused a query", endpoint.address()),
+        During::Start { slot } => {
+            format!("postgres at {} refused to stream slot {slot:?}", endpoint.address())
+        }
+        During::Stream { slot } => {
+            format!("postgres at {} ended the stream of slot {slot:?}", endpoint.address())
+        }
+    }
+}
+
+/// Kind and hint by SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>)
+/// and by what was being done.
+fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, Option<String>) {
+    let user = endpoint.user();
+    let database = endpoint.database();
+    let hinted = |kind, hint: String| (kind, Some(hint));
+    match (fields.code.as_str(), during) {
+        ("28P01", _) => hinted(
+            Kind::Permission,
+            format!("check user and password of role {user:?} in the database url"),
+        ),
+        ("28000", _) => hinted(
+            Kind::Permission,
+            format!(
+                "pg_hba.conf must let role {user:?} with LOGIN reach database {database:?} from here"
+            ),
+        ),
+        ("42501", _) => hinted(
+            Kind::Permission,
+            format!("grant what is missing, for the change stream: ALTER ROLE {user} REPLICATION"),
+        ),
+        ("3D000", _) => hinted(
+            Kind::Config,
+            format!("create database {database:?} or correct its name in the database url"),
+        ),
+        ("42602", During::Start { .. }) => hinted(
+            Kind::Config,
+            "the name of a slot has only lower-case letters, digits and underscores".into(),
+        ),
+        ("55006", During::Start { .. }) => hinted(
+            Kind::SlotBusy,
+            "another relay leads; pg_replication_slots.active_pid names its connection".into(),
+        ),
+        ("42704", During::Start { slot }) => hinted(
+            Kind::Gap,
+            format!(
+                "slot {slot:?} is gone, and with it every change since: take up a new one with the gap accepted"
+            ),
+        ),
+        ("42704", During::Stream { .. }) => hinted(
+            Kind::Server,
+            "create the publication; one made after the slot is not seen by changes before it"
+                .into(),
+        ),
+        // wal_level and its kin are complained about by this function, a lost slot by others.
+        ("55000", _) if fields.routine == "CheckLogicalDecodingRequirements" => hinted(
+            Kind::Server,
+            "set wal_level = logical and max_replication_slots > 0, then restart postgres".into(),
+        ),
+        ("55000", During::Start { slot } | During::Stream { slot }) => hinted(
+            Kind::Gap,
+            format!(
+                "slot {slot:?} is lost or not of this database: see wal_status and database in pg_replication_slots"
+            ),
+        ),
+        // A WAL file that the slot needs is missing.
+        ("58P01", During::Start { slot } | During::Stream { slot }) => hinted(
+            Kind::Gap,
+            format!(
+                "the write-ahead log that slot {slot:?} needs is gone: see pg_replication_slots"
+            ),
+        ),
+        ("53400", _) => hinted(
+            Kind::Server,
+            "drop a slot that nobody needs, or raise max_replication_slots and restart postgres"
+                .into(),
+        ),
+        ("53300", _) => hinted(
+            Kind::Unavailable,
+            "end a connection that nobody needs, or raise max_connections or max_wal_senders"
+                .into(),
+        ),
+        (code, _) => (by_class(code), None),
+    }
+}
+
+/// What the code's class alone says: whether trying again can help.
+fn by_class(code: &str) -> Kind {
+    match code.get(..2) {
+        // Connection exception, serialization failure or deadlock, insufficient resources,
+        // lock not available and the like, operator intervention, input or output error.
+        Some("08" | "40" | "53" | "57" | "58") => Kind::Unavailable,
+        _ if code == "55P03" => Kind::Unavailable,
+        _ => Kind::Server,
+    }
+}
+
+fn fields(body: &[u8]) -> Result<Fields, Fault> {
+    let mut reader = Reader::new(body);
+    let mut fields = Fields::default();
+    loop {
+        let field = reader.u8()?;
+        if field == 0 {
+            reader.end()?;
+            return Ok(fields);
+        }
+        // Before log-in has set the encoding, a message may be in the server's own.
+        let text = String::from_utf8_lossy(reader.until_zero()?);
+        match field {
+            b'C' => fields.code = text.into_owned(),
+            b'M' => fields.message = text.into_owned(),
+            b'H' => fields.hint = Some(text.into_owned()),
+            b'R' => fields.routine = text.into_owned(),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The change stream of a slot.
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
+
+use super::buffer::{Buffer, Frame};
+use super::connection::{Connection, ReadHalf, closed, is_notice, late, lost, unexpected};
+use super::endpoint::Endpoint;
+use super::reader::{Fault, Reader};
+use super::server_error::{During, server_error};
+use super::status::{StatusHandle, StatusTask};
+use crate::error::{Error, Kind};
+use crate::lsn::Lsn;
+
+/// A walsender in the middle of a transaction sends the rest of it before it takes notice.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the server streams after START_REPLICATION.
+///
+/// While it lives, a task of its own tells the server every 250 ms which positions the
+/// [`StatusHandle`] was given.
+pub(crate) struct Stream {
+    reader: ReadHalf,
+    buffer: Buffer,
+    status: StatusTask,
+    endpoint: Endpoint,
+    slot: Box<str>,
+}
+
+/// One message of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event<'a> {
+    /// A pgoutput message.
+    Data {
+        /// Where the change begins; zero where it has no place of its own.
+        wal_start: Lsn,
+        /// How far the server has sent.
+        wal_end: Lsn,
+        /// The message, for [`crate::pgoutput::decode`].
+        body: &'a [u8],
+    },
+    /// The server is alive; all it had to send before `wal_end` has been sent.
+    Keepalive {
+        /// How far the server has sent.
+        wal_end: Lsn,
+        /// Whether the server wants a status update at once.
+        reply_requested: bool,
+    },
+}
+
+/// An event whose body is still a place in the buffer, so that the search for it may go on.
+enum Found {
+    Data { wal_start: Lsn, wal_end: Lsn, body: Range<usize> },
+    Keepalive { wal_end: Lsn, reply_requested: bool },
+}
+
+impl Stream {
+    pub(super) fn new(connection: Connection, slot: &str) -> Self {
+        let Connection { reader, writer, buffer, endpoint } = connection;
+        let status = StatusTask::spawn(writer, endpoint.clone());
+        Stream { reader, buffer, status, endpoint, slot: slot.into() }
+    }
+
+    /// Waits for the next event; what it borrows lives until the next call.
+    ///
+    /// Cancel safe: a dropped future loses nothing. An error is final, also one of the task that
+    /// sends the updates.
+    pub(crate) async fn next(&mut self) -> Result<Event<'_>, Error> {
+        let found = loop {
+            if let Some(found) = self.find()? {
+                break found;
+            }
+            self.fill().await?;
+        };
+        Ok(self.event(found))
+    }
+
+    /// The next event if it has been received already; never waits and never reads the socket.
+    pub(crate) fn try_next(&mut self) -> Result<Option<Event<'_>>, Error> {
+        let found = self.find()?;
+        Ok(found.map(|found| self.event(found)))
+    }
+
+    /// Where positions are reported to.
+    pub(crate) fn status(&self) -> StatusHandle {
+        self.status.handle().clone()
+    }
+
+    /// Ends the stream in good order: the server takes in the last positions and frees the slot
+    /// before this returns. Events that still arrive are dropped; they come again.
+    ///
+    /// Waits up to 5 s and hangs up in any case.
+    pub(crate) async fn close(mut self) -> Result<(), Error> {
+        match timeout(CLOSE_TIMEOUT, self.finish()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(late(&self.endpoint, "the end of the stream", CLOSE_TIMEOUT)),
+        }
+    }
+
+    async fn finish(&mut self) -> Result<(), Error> {
+        let mut writer = match self.status.close().await {
+            Some(writer) => writer?,
+            None => return Err(self.over()),
+        };
+        loop {
+            while let Some(Frame { tag, body }) = self.buffer.frame()? {
+                match tag {
+                    b'Z' => {
+                        let mut farewell = BytesMut::new();
+                        frontend::terminate(&mut farewell);
+                        // The server may hang up first, and nothing depends on this.
+                        writer.write_all(&farewell).await.ok();
+                        return Ok(());
+                    }
+                    b'E' => return Err(self.refusal(body)),
+                    // Changes, the server's own end of the copy, command complete.
+                    _ => {}
+                }
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Looks for an event in what has been received.
+    fn find(&mut self) -> Result<Option<Found>, Error> {
+        while let Some(Frame { tag, body }) = self.buffer.frame()? {
+            match tag {
+                b'd' => return self.copy_data(body).map(Some),
+                b'E' => return Err(self.refusal(body)),
+                b'c' => {
+                    return Err(Error::new(
+                        Kind::Unavailable,
+                        format!("postgres at {} ended the stream", self.endpoint.address()),
+                    ));
+                }
+                tag if is_notice(tag) => {}
+                tag => return Err(unexpected(&self.endpoint, tag, "in the stream")),
+            }
+        }
+        Ok(None)
+    }
+
+    fn copy_data(&self, range: Range<usize>) -> Result<Found, Error> {
+        let end = range.end;
+        let mut reader = Reader::new(self.buffer.body(range));
+        Found::read(&mut reader, end).map_err(|fault| fault.error("the replication stream"))
+    }
+
+    fn event(&self, found: Found) -> Event<'_> {
+        match found {
+            Found::Data { wal_start, wal_end, body } => {
+                Event::Data { wal_start, wal_end, body: self.buffer.body(body) }
+            }
+            Found::Keepalive { wal_end, reply_requested } => {
+                Event::Keepalive { wal_end, reply_requested }
+            }
+        }
+    }
+
+    fn refusal(&self, body: Range<usize>) -> Error {
+        let body = self.buffer.body(body);
+        server_error(&self.endpoint, During::Stream { slot: &self.slot }, body)
+    }
+
+    fn over(&self) -> Error {
+        Error::new(
+            Kind::Unavailable,
+            format!("the stream from postgres at {} is over", self.endpoint.address()),
+        )
+    }
+
+    /// Reads once. The socket goes first: it may hold the reason for which the other task failed.
+    async fn fill(&mut self) -> Result<(), Error> {
+        let mut spare = ReadBuf::new(self.buffer.spare());
+        let (reader, status) = (&mut self.reader, &mut self.status);
+        let outcome = std::future::poll_fn(|context| {
+            if let Poll::Ready(read) = Pin::new(&mut *reader).poll_read(context, &mut spare) {
+                return Poll::Ready(Ok(read));
+            }
+            status.poll_failure(context).map(Err)
+        })
+        .await;
+        let count = spare.filled().len();
+        match outcome {
+            Ok(Ok(())) if count == 0 => Err(closed(&self.endpoint)),
+            Ok(Ok(())) => {
+                self.buffer.filled(count);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(lost(&self.endpoint, error)),
+            Err(Some(error)) => Err(error),
+            Err(None) => Err(self.over()),
+        }
+    }
+}
+
+impl Found {
+    /// Reads the content of a CopyData message that ends at `end` in the buffer.
+    fn read(reader: &mut Reader<'_>, end: usize) -> Result<Found, Fault> {
+        let fault = reader.fault("an unknown kind of message");
+        match reader.u8()? {
+            b'w' => {
+                let wal_start = reader.lsn()?;
+                let wal_end = reader.lsn()?;
+                let _clock = reader.i64()?;
+                let body = end - reader.rest().len()..end;
+                Ok(Found::Data { wal_start, wal_end, body })
+            }
+            b'k' => {
+                let wal_end = reader.lsn()?;
+                let _clock = reader.i64()?;
+                let reply_requested = reader.u8()? != 0;
+                reader.end()?;
+                Ok(Found::Keepalive { wal_end, reply_requested })
+            }
+            _ => Err(fault),
+        }
+    }
+}
