@@ -205,7 +205,9 @@ fn malformed(what: &str, error: impl std::error::Error + Send + Sync + 'static) 
 
 #[cfg(test)]
 mod tests {
-    use super::{CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Partial, Published, Source, Stored};
+    use super::{
+        CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Partial, Published, Source, Stored,
+    };
     use crate::error::Kind;
     use crate::lsn::Lsn;
     use crate::position::{Incarnation, Ordinal};
@@ -222,8 +224,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let partial =
-            Partial { commit_lsn: Lsn(0x30), ordinal: Ordinal(4), change_lsn: Lsn(0x25) };
+        let partial = Partial { commit_lsn: Lsn(0x30), ordinal: Ordinal(4), change_lsn: Lsn(0x25) };
         for partial in [None, Some(partial)] {
             let progress = Published { flush_lsn: Lsn(0x1_0000_0010), partial };
             let checkpoint = Checkpoint { source: source(), progress };

@@ -213,7 +213,8 @@ impl Progress {
         let due = match &self.batch {
             Some(batch) if self.splits() => {
                 let bytes = self.open.as_ref().map_or(0, |open| open.bytes);
-                bytes >= self.limits.split_bytes || since(batch.opened_at, now) >= self.limits.split_age
+                bytes >= self.limits.split_bytes
+                    || since(batch.opened_at, now) >= self.limits.split_age
             }
             Some(batch) => {
                 self.draining

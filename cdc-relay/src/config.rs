@@ -1,0 +1,286 @@
+//! What the relay is told.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{Error, Kind};
+use crate::position::Place;
+use crate::progress::Limits;
+use crate::replication::Endpoint;
+use crate::sink::Cluster;
+
+/// Longest name that Postgres keeps whole (`NAMEDATALEN` - 1).
+const NAME_BYTES_MAX: usize = 63;
+
+/// A relay id names topics and transactional ids.
+const RELAY_ID_BYTES_MAX: usize = 200;
+
+/// Settings of a relay.
+///
+/// `Config::new` with the database's URL and the brokers is enough; everything else has a default.
+/// [`Config::validate`] lists every fault at once.
+///
+/// ```
+/// use tailrace_cdc_relay::Config;
+///
+/// let config = Config::new("postgres://relay:secret@localhost/shop?sslmode=disable", "localhost:9092")
+///     .slot("shop_relay")
+///     .kafka_property("compression.codec", "zstd");
+/// config.validate().unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Config {
+    database_url: String,
+    brokers: String,
+    slot: String,
+    publication: String,
+    prefix: String,
+    relay_id: Option<String>,
+    init: bool,
+    create_topics: bool,
+    linger: Duration,
+    kafka_properties: Vec<(String, String)>,
+    skip: BTreeSet<Place>,
+}
+
+impl Config {
+    /// Settings for one database and one Kafka cluster.
+    pub fn new(database_url: impl Into<String>, brokers: impl Into<String>) -> Self {
+        Config {
+            database_url: database_url.into(),
+            brokers: brokers.into(),
+            slot: "tailrace".to_owned(),
+            publication: "tailrace".to_owned(),
+            prefix: "tailrace".to_owned(),
+            relay_id: None,
+            init: true,
+            create_topics: true,
+            linger: Duration::from_millis(5),
+            kafka_properties: Vec::new(),
+            skip: BTreeSet::new(),
+        }
+    }
+
+    /// The replication slot. Default `tailrace`.
+    #[must_use]
+    pub fn slot(mut self, slot: impl Into<String>) -> Self {
+        self.slot = slot.into();
+        self
+    }
+
+    /// The publication, which pgoutput demands even where it is empty. Default `tailrace`.
+    #[must_use]
+    pub fn publication(mut self, publication: impl Into<String>) -> Self {
+        self.publication = publication.into();
+        self
+    }
+
+    /// The prefix of the logical messages that are published. Default `tailrace`.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The relay's name in Kafka, of `[A-Za-z0-9._-]`, at most 200 bytes. Default system
+    /// identifier, database and slot, so that a copy of a database never fences its original.
+    #[must_use]
+    pub fn relay_id(mut self, relay_id: impl Into<String>) -> Self {
+        self.relay_id = Some(relay_id.into());
+        self
+    }
+
+    /// Whether publication and slot are made at the first run. Default true.
+    #[must_use]
+    pub fn init(mut self, init: bool) -> Self {
+        self.init = init;
+        self
+    }
+
+    /// Whether missing topics are made, with the broker's defaults. Default true.
+    #[must_use]
+    pub fn create_topics(mut self, create_topics: bool) -> Self {
+        self.create_topics = create_topics;
+        self
+    }
+
+    /// How long a Kafka transaction stays open for more source transactions. Default 5 ms.
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// A librdkafka setting, for TLS, SASL and tuning. Those that the guarantees rest on are
+    /// refused by name.
+    #[must_use]
+    pub fn kafka_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.kafka_properties.push((name.into(), value.into()));
+        self
+    }
+
+    /// Goes past one message without publishing it. Default none.
+    #[must_use]
+    pub fn skip(mut self, place: Place) -> Self {
+        self.skip.insert(place);
+        self
+    }
+
+    /// Checks everything that can be checked without a server, and names every fault.
+    pub fn validate(&self) -> Result<(), Error> {
+        let mut faults = Vec::new();
+        if let Err(error) = Endpoint::parse(&self.database_url) {
+            faults.push(match error.mend() {
+                Some(hint) => format!("{error} ({hint})"),
+                None => error.to_string(),
+            });
+        }
+        faults.extend(self.cluster().faults());
+        let slot_bytes = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        if !named(&self.slot, NAME_BYTES_MAX, slot_bytes) {
+            faults.push(format!(
+                "slot {:?}: lower case letters, digits and underscores, 1 to {NAME_BYTES_MAX}",
+                self.slot
+            ));
+        }
+        for (what, name) in [("publication", &self.publication), ("prefix", &self.prefix)] {
+            if !named(name, NAME_BYTES_MAX, |byte| byte != 0) {
+                faults.push(format!("{what} {name:?}: 1 to {NAME_BYTES_MAX} bytes"));
+            }
+        }
+        if let Some(relay_id) = &self.relay_id {
+            faults.extend(relay_id_fault(relay_id));
+        }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Config, faults.join("; ")))
+    }
+
+    pub(crate) fn endpoint(&self) -> Result<Endpoint, Error> {
+        Endpoint::parse(&self.database_url)
+    }
+
+    pub(crate) fn cluster(&self) -> Cluster {
+        Cluster::new(&self.brokers, &self.kafka_properties)
+    }
+
+    pub(crate) fn slot_name(&self) -> &str {
+        &self.slot
+    }
+
+    pub(crate) fn publication_name(&self) -> &str {
+        &self.publication
+    }
+
+    pub(crate) fn message_prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub(crate) fn may_init(&self) -> bool {
+        self.init
+    }
+
+    pub(crate) fn may_create_topics(&self) -> bool {
+        self.create_topics
+    }
+
+    pub(crate) fn skips(&self, place: Place) -> bool {
+        self.skip.contains(&place)
+    }
+
+    /// The given relay id, or the default one where its parts fit.
+    pub(crate) fn relay_id_for(&self, system: &str, database: &str) -> Result<String, Error> {
+        if let Some(relay_id) = &self.relay_id {
+            return Ok(relay_id.clone());
+        }
+        let default = format!("{system}-{database}-{}", self.slot);
+        match relay_id_fault(&default) {
+            None => Ok(default),
+            Some(fault) => Err(Error::new(Kind::Config, format!("the default {fault}"))
+                .hint("choose one by --relay-id, and keep it")),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            // Measured: transactions of about this size cost least under backlog.
+            batch_records: 10_000,
+            batch_bytes: 8 * 1024 * 1024,
+            linger: self.linger,
+            split_bytes: 64 * 1024 * 1024,
+            // A third of the transaction time-out that the broker is given.
+            split_age: Duration::from_secs(5),
+            // One segment of the log.
+            idle_bytes: 16 * 1024 * 1024,
+            idle_age: Duration::from_secs(10),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL and the Kafka properties may hold passwords.
+        f.debug_struct("Config")
+            .field("brokers", &self.brokers)
+            .field("slot", &self.slot)
+            .field("publication", &self.publication)
+            .field("prefix", &self.prefix)
+            .field("relay_id", &self.relay_id)
+            .finish_non_exhaustive()
+    }
+}
+
+fn named(name: &str, bytes_max: usize, allowed: impl Fn(u8) -> bool) -> bool {
+    !name.is_empty() && name.len() <= bytes_max && name.bytes().all(allowed)
+}
+
+fn relay_id_fault(relay_id: &str) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (!named(relay_id, RELAY_ID_BYTES_MAX, allowed)).then(|| {
+        format!(
+            "relay id {relay_id:?}: letters, digits, '.', '_' and '-', 1 to {RELAY_ID_BYTES_MAX}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Config;
+    use crate::error::Kind;
+
+    #[test]
+    fn every_fault_is_listed_at_once() {
+        let error = Config::new("mysql://nowhere", "")
+            .slot("Has-Capitals")
+            .publication("")
+            .relay_id("a/b")
+            .kafka_property("transactional.id", "mine")
+            .validate()
+            .unwrap_err();
+
+        assert_eq!(error.kind(), Kind::Config);
+        let text = error.to_string();
+        for named in ["mysql", "brokers", "Has-Capitals", "publication", "a/b", "transactional.id"]
+        {
+            assert!(text.contains(named), "{named} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn the_default_relay_id_tells_copies_apart_and_fits() {
+        let config = Config::new("postgres://relay@localhost/shop", "localhost:9092");
+
+        assert_eq!(config.relay_id_for("742", "shop").unwrap(), "742-shop-tailrace");
+        assert_eq!(config.relay_id_for("742", "my shop").unwrap_err().kind(), Kind::Config);
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug_output() {
+        let config = Config::new("postgres://relay:hunter2@localhost/shop", "localhost:9092")
+            .kafka_property("sasl.password", "hunter2");
+
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

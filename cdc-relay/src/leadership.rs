@@ -1,0 +1,140 @@
+//! Waits until the slot is free, and takes it from a leader that is dead but still connected.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::error::{Error, Kind};
+use crate::replication::{Client, quote_literal};
+
+/// How often a standby looks at the leader.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// A leader reports every 250 ms; one that has not for this long is taken for dead. The server
+/// itself would wait for `wal_sender_timeout`, a minute by default.
+const SILENT_MAX: Duration = Duration::from_millis(1_500);
+
+/// What a standby sees of the slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sight {
+    /// The backend that holds the slot.
+    pub(crate) holder: Option<i32>,
+    /// When that backend last heard from its relay, as the server writes it; `None` where the
+    /// role may not see it.
+    pub(crate) replied: Option<String>,
+}
+
+/// What a standby does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The leader lives: look again.
+    Wait,
+    /// Nobody holds the slot.
+    Take,
+    /// The holder is dead: end its backend, then take the slot.
+    End(i32),
+}
+
+/// Judges a leader by the standing still of its reports, on the standby's own clock.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    last: Option<(Sight, Instant)>,
+}
+
+impl Watch {
+    /// Takes in what is seen now.
+    pub(crate) fn look(&mut self, sight: Sight, now: Instant) -> Next {
+        let Some(holder) = sight.holder else { return Next::Take };
+        match &self.last {
+            Some((last, since)) if *last == sight => {
+                // Without the right to see reports nothing can be said of the leader.
+                let silent = now.saturating_duration_since(*since);
+                if sight.replied.is_some() && silent >= SILENT_MAX {
+                    Next::End(holder)
+                } else {
+                    Next::Wait
+                }
+            }
+            _ => {
+                self.last = Some((sight, now));
+                Next::Wait
+            }
+        }
+    }
+}
+
+/// Returns when the slot may be taken.
+pub(crate) async fn stand_by(config: &Config) -> Result<(), Error> {
+    let mut client = Client::connect(&config.endpoint()?).await?;
+    let slot = quote_literal(config.slot_name());
+    let question = format!(
+        "SELECT s.active_pid, r.reply_time FROM pg_catalog.pg_replication_slots s \
+         LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid \
+         WHERE s.slot_name = {slot}"
+    );
+    let mut watch = Watch::default();
+    loop {
+        let rows = client.query(&question).await?;
+        let row = rows.first();
+        let holder = match row.and_then(|row| row.get(0)).map(str::parse) {
+            None => None,
+            Some(Ok(pid)) => Some(pid),
+            Some(Err(error)) => {
+                return Err(Error::new(Kind::Server, "active_pid is no number").caused_by(error));
+            }
+        };
+        let replied = row.and_then(|row| row.get(1)).map(str::to_owned);
+        match watch.look(Sight { holder, replied }, Instant::now()) {
+            Next::Take => return Ok(()),
+            Next::Wait => tokio::time::sleep(LOOK_EVERY).await,
+            Next::End(pid) => {
+                tracing::warn!(pid, "the leader is silent: ending its backend");
+                // Allowed to the same role; the slot is named again, so that a pid that was
+                // given to another backend meanwhile is left alone.
+                client
+                    .query(&format!(
+                        "SELECT pg_catalog.pg_terminate_backend(active_pid) \
+                         FROM pg_catalog.pg_replication_slots \
+                         WHERE slot_name = {slot} AND active_pid = {pid}"
+                    ))
+                    .await?;
+                watch = Watch::default();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Next, Sight, Watch};
+
+    fn sight(holder: i32, replied: Option<&str>) -> Sight {
+        Sight { holder: Some(holder), replied: replied.map(str::to_owned) }
+    }
+
+    #[test]
+    fn only_a_leader_whose_reports_stand_still_is_ended() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut watch = Watch::default();
+
+        assert_eq!(watch.look(sight(7, Some("a")), at(0)), Next::Wait);
+        assert_eq!(watch.look(sight(7, Some("b")), at(1_400)), Next::Wait);
+        assert_eq!(watch.look(sight(7, Some("b")), at(2_800)), Next::Wait);
+        assert_eq!(watch.look(sight(7, Some("b")), at(2_900)), Next::End(7));
+        assert_eq!(watch.look(sight(8, Some("b")), at(9_000)), Next::Wait);
+        assert_eq!(watch.look(Sight { holder: None, replied: None }, at(9_001)), Next::Take);
+    }
+
+    #[test]
+    fn a_leader_that_can_not_be_seen_is_never_ended() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+
+        for seconds in 0..100 {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(watch.look(sight(7, None), now), Next::Wait);
+        }
+    }
+}

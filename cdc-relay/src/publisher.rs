@@ -1,0 +1,161 @@
+//! Carries decoded changes to the sink, as progress decides.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::checkpoint::{Checkpoint, Published, Source};
+use crate::config::Config;
+use crate::error::{Error, Kind};
+use crate::lsn::Lsn;
+use crate::milestone::{Milestone, Observer};
+use crate::pgoutput::{self, Change};
+use crate::position::Position;
+use crate::progress::{Progress, Verdict};
+use crate::record::{self, Record};
+use crate::replication::{Event, StatusHandle};
+use crate::sink::{ExactlyOnce, Produced};
+
+/// The way of a change from the stream to Kafka.
+#[derive(Debug)]
+pub(crate) struct Publisher<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) observer: Observer,
+    pub(crate) relay_id: String,
+    pub(crate) source: Source,
+    pub(crate) progress: Progress,
+    pub(crate) sink: ExactlyOnce,
+    pub(crate) status: StatusHandle,
+    /// Reused for each record.
+    pub(crate) sequence: String,
+    /// Rows are counted, not published: said once a session.
+    pub(crate) warned_of_rows: bool,
+}
+
+impl Publisher<'_> {
+    /// Takes in one event of the stream.
+    pub(crate) async fn take(&mut self, event: Event<'_>, now: Instant) -> Result<(), Error> {
+        match event {
+            Event::Keepalive { wal_end, reply_requested } => {
+                self.progress.keepalive(wal_end, reply_requested);
+                self.status.received(wal_end);
+                if reply_requested {
+                    self.status.reply_now();
+                }
+                Ok(())
+            }
+            Event::Data { wal_start, body, .. } => match pgoutput::decode(body, wal_start)? {
+                Change::Begin { final_lsn, .. } => self.progress.begin(final_lsn),
+                Change::Commit { commit_lsn, end_lsn, .. } => {
+                    self.status.received(end_lsn);
+                    self.progress.commit(commit_lsn, end_lsn)
+                }
+                Change::Message { transactional: true, prefix, content, .. } => {
+                    self.message(prefix, content, wal_start, now).await
+                }
+                Change::Message { prefix, .. } => {
+                    self.outside_a_transaction(prefix, wal_start);
+                    Ok(())
+                }
+                Change::Insert { .. }
+                | Change::Update { .. }
+                | Change::Delete { .. }
+                | Change::Truncate { .. } => self.row(wal_start),
+                Change::Relation(_) | Change::Type { .. } | Change::Origin { .. } => Ok(()),
+            },
+        }
+    }
+
+    /// Commits what was produced with its checkpoint; then, and only then, flushes the slot.
+    pub(crate) async fn commit(&mut self, published: Published) -> Result<(), Error> {
+        let checkpoint = Checkpoint { source: self.source.clone(), progress: published };
+        self.observer.at(Milestone::Committing);
+        self.sink.commit(&checkpoint, unix_ms()).await?;
+        self.observer.at(Milestone::Committed);
+        self.progress.committed(published, Instant::now());
+        self.status.flushed(self.progress.flush_lsn());
+        self.observer.at(Milestone::Flushed);
+        Ok(())
+    }
+
+    async fn message(
+        &mut self,
+        prefix: &str,
+        content: &[u8],
+        change_lsn: Lsn,
+        now: Instant,
+    ) -> Result<(), Error> {
+        // Every change counts, also one with another prefix, so that ordinals do not depend on
+        // settings.
+        let Verdict::Fresh(position) = self.progress.change(change_lsn)? else { return Ok(()) };
+        if prefix != self.config.message_prefix() {
+            return Ok(());
+        }
+        if self.config.skips(position.place()) {
+            tracing::warn!(place = %position.place(), "skipped a message, as told");
+            return Ok(());
+        }
+        let frame = record::decode(content, position.place())?;
+        self.observer.at(Milestone::Decoded);
+        let mut sequence = std::mem::take(&mut self.sequence);
+        record::write_sequence(&mut sequence, &self.relay_id, &position);
+        let record = Record::new(frame, &sequence);
+        self.produce(&record, position).await?;
+        self.progress.produced(position, change_lsn, record.size(), now);
+        self.sequence = sequence;
+        self.observer.at(Milestone::Produced);
+        Ok(())
+    }
+
+    async fn produce(&mut self, record: &Record<'_>, position: Position) -> Result<(), Error> {
+        // Each obstacle is cleared at most once: what does not fit an empty queue never will.
+        let (mut made_room, mut prepared) = (false, false);
+        loop {
+            match self.sink.produce(record, position.place())? {
+                Produced::Queued => return Ok(()),
+                Produced::UnknownTopic if !prepared => {
+                    self.sink.prepare(record.topic(), position.place()).await?;
+                    prepared = true;
+                }
+                Produced::Full if !made_room => {
+                    self.sink.room().await?;
+                    made_room = true;
+                }
+                Produced::UnknownTopic | Produced::Full => {
+                    let text = format!(
+                        "the message at {} has {} bytes, more than the relay's queue",
+                        position.place(),
+                        record.size()
+                    );
+                    return Err(record::skippable(Kind::Rejected, text, position.place()));
+                }
+            }
+        }
+    }
+
+    fn row(&mut self, change_lsn: Lsn) -> Result<(), Error> {
+        self.progress.change(change_lsn)?;
+        if !self.warned_of_rows {
+            self.warned_of_rows = true;
+            tracing::warn!(
+                publication = self.config.publication_name(),
+                "the publication has tables; their rows are not published, only messages are"
+            );
+        }
+        Ok(())
+    }
+
+    fn outside_a_transaction(&self, prefix: &str, lsn: Lsn) {
+        if prefix == self.config.message_prefix() {
+            tracing::warn!(
+                %lsn,
+                "ignored a message that was written outside of any transaction: write it with \
+                 pg_logical_emit_message(true, ...)"
+            );
+        }
+    }
+}
+
+/// Now, for people who read a checkpoint; nothing is decided by it.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,184 @@
+//! The relay's loop: the only place that waits for more than one thing.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::error::{Error, Reaction};
+use crate::milestone::{Milestone, Observer};
+use crate::publisher::unix_ms;
+use crate::session::{Session, lead};
+
+/// Pause after a first failure; it doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between two sessions.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// A relay that finds no way back for this long ends with the last error, so that whoever
+/// supervises it hears of it.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
+
+/// How long a stop waits for the end of a source transaction that is half received.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// Tails one database's log and publishes its messages to Kafka.
+///
+/// ```no_run
+/// use tailrace_cdc_relay::{Config, Relay};
+///
+/// # async fn run() -> Result<(), tailrace_cdc_relay::Error> {
+/// let config = Config::new("postgres://relay:secret@localhost/shop?sslmode=disable", "localhost:9092");
+/// Relay::new(config).run(async { tokio::signal::ctrl_c().await.unwrap_or(()) }).await
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Relay {
+    config: Config,
+    observer: Observer,
+}
+
+impl Relay {
+    /// A relay with these settings. Nothing happens before [`Relay::run`].
+    pub fn new(config: Config) -> Self {
+        Relay { config, observer: Observer::default() }
+    }
+
+    /// Calls `observe` at each [`Milestone`], on the relay's own task: it must not block.
+    #[must_use]
+    pub fn on_milestone(mut self, observe: impl Fn(Milestone) + Send + Sync + 'static) -> Self {
+        self.observer = Observer::new(observe);
+        self
+    }
+
+    /// Publishes until `shutdown` resolves, then finishes the open transaction, flushes the slot
+    /// and returns.
+    ///
+    /// Every message that committed before is in Kafka once, in commit order, whatever crashes in
+    /// between. While another relay holds the slot this one stands by. A server that cannot be
+    /// reached at the start is an error at once; later it is waited for, up to five minutes.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        self.config.validate()?;
+        let (stop, stopped) = watch::channel(false);
+        let mut sessions = pin!(self.sessions(stopped));
+        tokio::select! {
+            ended = &mut sessions => return ended,
+            () = shutdown => {}
+        }
+        stop.send_replace(true);
+        sessions.await
+    }
+
+    async fn sessions(&self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
+        let mut settled = false;
+        let mut pause = PAUSE_MIN;
+        let mut failing_since: Option<Instant> = None;
+        loop {
+            let error = match self.session(&mut stop, &mut settled, &mut failing_since).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let since = *failing_since.get_or_insert_with(|| {
+                pause = PAUSE_MIN;
+                Instant::now()
+            });
+            match error.reaction() {
+                Reaction::Stop => return Err(error),
+                Reaction::Retry if !settled || since.elapsed() >= GIVE_UP_AFTER => {
+                    return Err(error);
+                }
+                Reaction::Retry => tracing::warn!(
+                    error = %error,
+                    source = ?std::error::Error::source(&error),
+                    ?pause,
+                    "session ended, trying again"
+                ),
+                Reaction::StandBy => tracing::info!(error = %error, ?pause, "standing by"),
+            }
+            tokio::select! {
+                () = until_stopped(&mut stop) => return Ok(()),
+                () = tokio::time::sleep(jittered(pause)) => {}
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn session(
+        &self,
+        stop: &mut watch::Receiver<bool>,
+        settled: &mut bool,
+        failing_since: &mut Option<Instant>,
+    ) -> Result<(), Error> {
+        let session = tokio::select! {
+            biased;
+            () = until_stopped(stop) => return Ok(()),
+            session = Box::pin(lead(&self.config, &self.observer, settled)) => session?,
+        };
+        *failing_since = None;
+        publish(session, stop).await
+    }
+}
+
+/// Publishes what the slot sends until it is told to stop or something fails.
+async fn publish(session: Session<'_>, stop: &mut watch::Receiver<bool>) -> Result<(), Error> {
+    let Session { mut stream, mut publisher } = session;
+    let mut drain_until: Option<Instant> = None;
+    loop {
+        let now = Instant::now();
+        while publisher.progress.due(now).is_none() {
+            let Some(event) = stream.try_next()? else { break };
+            publisher.take(event, now).await?;
+        }
+        if let Some(due) = publisher.progress.due(Instant::now()) {
+            publisher.commit(due).await?;
+            continue;
+        }
+        if let Some(until) = drain_until {
+            if publisher.progress.is_drained() {
+                break;
+            }
+            if Instant::now() >= until {
+                tracing::warn!(
+                    "stopping inside a source transaction: it is published at the next start"
+                );
+                publisher.sink.abort().await?;
+                break;
+            }
+        }
+        let wake = [publisher.progress.deadline(), drain_until].into_iter().flatten().min();
+        tokio::select! {
+            biased;
+            () = until_stopped(stop), if drain_until.is_none() => {
+                drain_until = Some(Instant::now() + DRAIN_MAX);
+                publisher.progress.drain();
+            }
+            event = stream.next() => publisher.take(event?, Instant::now()).await?,
+            () = until(wake) => {}
+        }
+    }
+    stream.close().await?;
+    tracing::info!(flushed = %publisher.progress.flush_lsn(), "stopped");
+    Ok(())
+}
+
+async fn until_stopped(stop: &mut watch::Receiver<bool>) {
+    // The sender lives as long as `run`, which this future is a part of.
+    if stop.wait_for(|stopped| *stopped).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Up to half again as long, so that relays that failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let per_mille = u32::try_from(unix_ms() % 500).expect("below 500");
+    pause + pause * per_mille / 1_000
+}

@@ -1,0 +1,340 @@
+//! Decides at the start of a session where to go on, or why not to.
+//!
+//! Slot, checkpoint and server must belong together. Every way in which one of them can have
+//! changed under the others is refused with the gap, because going on would lose or repeat
+//! messages without a word.
+
+use crate::checkpoint::{Checkpoint, Intent, Published, Source, Stored};
+use crate::error::{Error, Kind};
+use crate::lsn::Lsn;
+
+/// What the server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) system_identifier: String,
+    pub(crate) timeline: u32,
+    pub(crate) database: String,
+    /// End of the flushed log.
+    pub(crate) flushed: Lsn,
+}
+
+/// What the server says of the slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) plugin: String,
+    pub(crate) database: String,
+    pub(crate) two_phase: bool,
+    /// `None` where the slot is not yet usable.
+    pub(crate) confirmed_flush: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub(crate) wal_status: String,
+}
+
+impl Slot {
+    /// Refuses a slot that this relay could never read rightly, whatever it has published.
+    pub(crate) fn check(&self, server: &Server) -> Result<(), Error> {
+        let refused = |why: String, hint: &'static str| {
+            Err(Error::new(Kind::Server, format!("slot {:?} {why}", self.name)).hint(hint))
+        };
+        if self.plugin != "pgoutput" {
+            let why = format!("uses the output plugin {:?}, not pgoutput", self.plugin);
+            return refused(
+                why,
+                "choose another slot by --slot: this one belongs to another program",
+            );
+        }
+        if self.database != server.database {
+            let why = format!("is one of database {:?}, not {:?}", self.database, server.database);
+            return refused(
+                why,
+                "choose another slot by --slot, or another database by DATABASE_URL",
+            );
+        }
+        if self.two_phase {
+            let hint = "a two-phase slot sends a transaction before it commits: drop it and let the relay create one";
+            return refused("has two_phase on".to_owned(), hint);
+        }
+        Ok(())
+    }
+}
+
+/// Where a session begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) source: Source,
+    pub(crate) progress: Published,
+    /// Nothing was published from this slot yet: its first checkpoint is written at once.
+    pub(crate) first: bool,
+}
+
+/// Decides what to do when the slot does not exist: the intent to record before it is created.
+pub(crate) fn create(
+    server: &Server,
+    slot: &str,
+    stored: &Stored,
+    incarnation: crate::position::Incarnation,
+) -> Result<Intent, Error> {
+    if let Some(checkpoint) = &stored.checkpoint {
+        let published = checkpoint.progress.flush_lsn;
+        return Err(gap(format!(
+            "slot {slot:?} does not exist, but messages up to {published} were published from it; \
+             what committed between {published} and {} is out of reach of a new slot",
+            server.flushed
+        )));
+    }
+    Ok(Intent {
+        source: Source {
+            system_identifier: server.system_identifier.clone(),
+            timeline: server.timeline,
+            database: server.database.clone(),
+            slot: slot.to_owned(),
+            incarnation,
+        },
+    })
+}
+
+/// Decides where to go on from an existing slot that this relay holds.
+///
+/// `switched` answers at which LSN the server's history left a timeline, `None` when that
+/// timeline is no ancestor of the server's.
+pub(crate) fn resume(
+    server: &Server,
+    slot: &Slot,
+    stored: &Stored,
+    switched: impl Fn(u32) -> Option<Lsn>,
+) -> Result<Start, Error> {
+    let Some(confirmed) = slot.confirmed_flush.filter(|_| slot.wal_status != "lost") else {
+        let published = stored.checkpoint.as_ref().map(|checkpoint| checkpoint.progress.flush_lsn);
+        let since = published.map_or_else(|| "its creation".to_owned(), |lsn| lsn.to_string());
+        return Err(gap(format!(
+            "slot {:?} is lost: the server has removed log that it needed; what committed between \
+             {since} and {} is out of reach",
+            slot.name, server.flushed
+        )));
+    };
+    match (&stored.checkpoint, &stored.intent) {
+        (Some(checkpoint), _) => {
+            belongs(&checkpoint.source, server, slot)?;
+            reaches(checkpoint, confirmed, server, switched)?;
+            let source = Source { timeline: server.timeline, ..checkpoint.source.clone() };
+            Ok(Start { source, progress: checkpoint.progress, first: false })
+        }
+        (None, Some(intent)) => {
+            belongs(&intent.source, server, slot)?;
+            let source = Source { timeline: server.timeline, ..intent.source.clone() };
+            let progress = Published { flush_lsn: confirmed, partial: None };
+            Ok(Start { source, progress, first: true })
+        }
+        (None, None) => Err(gap(format!(
+            "slot {:?} exists (flushed to {confirmed}), but this relay has no checkpoint: it was \
+             made or read by something else, or the checkpoint topic was lost",
+            slot.name
+        ))),
+    }
+}
+
+fn belongs(source: &Source, server: &Server, slot: &Slot) -> Result<(), Error> {
+    let differs = |what: &str, stored: &str, found: &str| {
+        Err(gap(format!("the checkpoint is of {what} {stored}, but this is {found}")))
+    };
+    if source.system_identifier != server.system_identifier {
+        return differs("cluster", &source.system_identifier, &server.system_identifier);
+    }
+    if source.database != server.database {
+        return differs("database", &source.database, &server.database);
+    }
+    if source.slot != slot.name {
+        return differs("slot", &source.slot, &slot.name);
+    }
+    Ok(())
+}
+
+fn reaches(
+    checkpoint: &Checkpoint,
+    confirmed: Lsn,
+    server: &Server,
+    switched: impl Fn(u32) -> Option<Lsn>,
+) -> Result<(), Error> {
+    let published = checkpoint.progress.flush_lsn;
+    // Only we flush the slot, and only to a committed checkpoint; beyond it something was skipped.
+    if confirmed > published {
+        return Err(gap(format!(
+            "the slot was flushed to {confirmed}, but messages are published only up to \
+             {published}: what committed in between was skipped"
+        )));
+    }
+    if published > server.flushed {
+        return Err(gap(format!(
+            "messages are published up to {published}, but the server's log ends at {}: it was \
+             restored or lost its end",
+            server.flushed
+        )));
+    }
+    let timeline = checkpoint.source.timeline;
+    if timeline != server.timeline {
+        match switched(timeline) {
+            Some(left) if published <= left => {}
+            Some(left) => {
+                return Err(gap(format!(
+                    "messages are published up to {published} of timeline {timeline}, but the \
+                     server left that timeline at {left}: what it wrote in between never \
+                     existed here"
+                )));
+            }
+            None => {
+                return Err(gap(format!(
+                    "the checkpoint is of timeline {timeline}, which is no ancestor of the \
+                     server's timeline {}",
+                    server.timeline
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gap(text: String) -> Error {
+    Error::new(Kind::Gap, text).hint(
+        "nothing was published; to begin anew from now and accept the gap, drop the slot and run \
+         with a new --relay-id",
+    )
+}
+
+/// When a timeline was left, from the text of a timeline history file
+/// (<https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES>).
+pub(crate) fn left_at(history: &str, timeline: u32) -> Option<Lsn> {
+    history.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let parent: u32 = words.next()?.parse().ok()?;
+        (parent == timeline).then(|| words.next()?.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Server, Slot, Start, create, left_at, resume};
+    use crate::checkpoint::{Checkpoint, Intent, Published, Source, Stored};
+    use crate::error::Kind;
+    use crate::lsn::Lsn;
+    use crate::position::Incarnation;
+
+    fn server() -> Server {
+        Server {
+            system_identifier: "74".to_owned(),
+            timeline: 1,
+            database: "shop".to_owned(),
+            flushed: Lsn(1_000),
+        }
+    }
+
+    fn slot(confirmed: u64) -> Slot {
+        Slot {
+            name: "tailrace".to_owned(),
+            plugin: "pgoutput".to_owned(),
+            database: "shop".to_owned(),
+            two_phase: false,
+            confirmed_flush: Some(Lsn(confirmed)),
+            wal_status: "reserved".to_owned(),
+        }
+    }
+
+    fn source() -> Source {
+        Source {
+            system_identifier: "74".to_owned(),
+            timeline: 1,
+            database: "shop".to_owned(),
+            slot: "tailrace".to_owned(),
+            incarnation: Incarnation(5),
+        }
+    }
+
+    fn published(flush_lsn: u64) -> Stored {
+        let progress = Published { flush_lsn: Lsn(flush_lsn), partial: None };
+        let checkpoint = Checkpoint { source: source(), progress };
+        Stored { checkpoint: Some(checkpoint), intent: Some(Intent { source: source() }) }
+    }
+
+    #[test]
+    fn goes_on_from_the_checkpoint_at_or_above_the_slot() {
+        for confirmed in [1, 499, 500] {
+            let start = resume(&server(), &slot(confirmed), &published(500), |_| None).unwrap();
+
+            let progress = Published { flush_lsn: Lsn(500), partial: None };
+            assert_eq!(start, Start { source: source(), progress, first: false });
+        }
+    }
+
+    #[test]
+    fn a_slot_made_by_an_intent_begins_where_it_was_made() {
+        let stored = Stored { checkpoint: None, intent: Some(Intent { source: source() }) };
+
+        let start = resume(&server(), &slot(300), &stored, |_| None).unwrap();
+
+        assert!(start.first);
+        assert_eq!(start.progress.flush_lsn, Lsn(300));
+    }
+
+    #[test]
+    fn whatever_does_not_belong_together_is_refused_with_the_gap() {
+        let refused = |server: &Server, slot: &Slot, stored: &Stored| {
+            let error = resume(server, slot, stored, |_| Some(Lsn(400))).unwrap_err();
+            assert_eq!(error.kind(), Kind::Gap, "{error}");
+            assert!(error.mend().is_some());
+            error.to_string()
+        };
+        let stored = published(500);
+
+        let skipped = refused(&server(), &slot(501), &stored);
+        assert!(skipped.contains("0/1F5") && skipped.contains("0/1F4"), "{skipped}");
+        refused(&server(), &slot(1), &Stored::default());
+        refused(&server(), &Slot { wal_status: "lost".to_owned(), ..slot(1) }, &stored);
+        refused(&server(), &Slot { confirmed_flush: None, ..slot(1) }, &stored);
+        refused(&server(), &Slot { name: "other".to_owned(), ..slot(1) }, &stored);
+        refused(&Server { system_identifier: "75".to_owned(), ..server() }, &slot(1), &stored);
+        refused(&Server { database: "other".to_owned(), ..server() }, &slot(1), &stored);
+        refused(&Server { flushed: Lsn(499), ..server() }, &slot(1), &stored);
+        // Timeline 1 was left at 400, messages of it are published up to 500.
+        refused(&Server { timeline: 2, ..server() }, &slot(1), &stored);
+    }
+
+    #[test]
+    fn a_failover_goes_on_when_nothing_published_was_lost() {
+        let server = Server { timeline: 2, ..server() };
+        let at_the_switch = resume(&server, &slot(1), &published(500), |_| Some(Lsn(500))).unwrap();
+        assert_eq!(at_the_switch.source.timeline, 2);
+
+        let stranger = resume(&server, &slot(1), &published(500), |_| None).unwrap_err();
+        assert_eq!(stranger.kind(), Kind::Gap);
+    }
+
+    #[test]
+    fn a_new_slot_is_made_only_where_nothing_was_published() {
+        let intent = create(&server(), "tailrace", &Stored::default(), Incarnation(9)).unwrap();
+        assert_eq!(intent.source.incarnation, Incarnation(9));
+
+        let refused = create(&server(), "tailrace", &published(500), Incarnation(9)).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Gap);
+    }
+
+    #[test]
+    fn a_slot_of_another_kind_is_refused() {
+        for wrong in [
+            Slot { plugin: "test_decoding".to_owned(), ..slot(1) },
+            Slot { database: "other".to_owned(), ..slot(1) },
+            Slot { two_phase: true, ..slot(1) },
+        ] {
+            assert_eq!(wrong.check(&server()).unwrap_err().kind(), Kind::Server);
+        }
+        slot(1).check(&server()).unwrap();
+    }
+
+    #[test]
+    fn a_history_file_tells_where_a_timeline_was_left() {
+        let history = "1\t0/3000000\tno recovery target specified\n\n2\t0/5000110\tafter LSN\n";
+
+        assert_eq!(left_at(history, 1), Some(Lsn(0x300_0000)));
+        assert_eq!(left_at(history, 2), Some(Lsn(0x500_0110)));
+        assert_eq!(left_at(history, 3), None);
+    }
+}

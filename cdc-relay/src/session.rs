@@ -1,0 +1,261 @@
+//! The way to leadership: the same at the first start, after any crash, and after any error.
+
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::{Checkpoint, Intent, Stored};
+use crate::config::Config;
+use crate::error::{Error, Kind};
+use crate::leadership;
+use crate::lsn::Lsn;
+use crate::milestone::{Milestone, Observer};
+use crate::position::Incarnation;
+use crate::progress::Progress;
+use crate::publisher::{Publisher, unix_ms};
+use crate::replication::{Client, Row, Stream, quote_identifier, quote_literal};
+use crate::resume::{self, Server, Slot, Start};
+use crate::sink::ExactlyOnce;
+
+/// Creating a slot waits for every transaction that runs at its beginning.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A relay that holds the slot and knows where to go on.
+pub(crate) struct Session<'a> {
+    pub(crate) stream: Stream,
+    pub(crate) publisher: Publisher<'a>,
+}
+
+/// Comes to lead: takes the slot, fences whoever led before, reads the checkpoint, and decides
+/// where to go on. Waits as long as another relay leads; `settled` is set once nothing but other
+/// relays or passing faults can stand in the way.
+pub(crate) async fn lead<'a>(
+    config: &'a Config,
+    observer: &Observer,
+    settled: &mut bool,
+) -> Result<Session<'a>, Error> {
+    let mut client = Client::connect(&config.endpoint()?).await?;
+    let server = identify(&mut client).await?;
+    let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
+    // Kafka first: a relay that can not publish must not hold the slot.
+    let mut sink =
+        ExactlyOnce::connect(&config.cluster(), &relay_id, config.may_create_topics()).await?;
+    match slot(&mut client, config.slot_name()).await? {
+        Some(slot) => slot.check(&server)?,
+        None => create(config, observer, &server, &mut client, &mut sink).await?,
+    }
+    let stream = hold(config, client, settled).await?;
+
+    // From here on the slot is ours, and with it the right to fence.
+    sink.take_over().await?;
+    let stored = sink.stored().await?;
+    let start = decide(config, &stored).await?;
+    *settled = true;
+    if start.first {
+        let checkpoint = Checkpoint { source: start.source.clone(), progress: start.progress };
+        sink.commit(&checkpoint, unix_ms()).await?;
+    }
+    tracing::info!(
+        %relay_id,
+        slot = config.slot_name(),
+        from = %start.progress.flush_lsn,
+        incarnation = start.source.incarnation.0,
+        "leading"
+    );
+    let status = stream.status();
+    status.flushed(start.progress.flush_lsn);
+    let progress =
+        Progress::new(start.source.incarnation, start.progress, config.limits(), Instant::now());
+    let publisher = Publisher {
+        config,
+        observer: observer.clone(),
+        relay_id,
+        source: start.source,
+        progress,
+        sink,
+        status,
+        sequence: String::new(),
+        warned_of_rows: false,
+    };
+    Ok(Session { stream, publisher })
+}
+
+/// Starts replication, standing by while another relay holds the slot.
+async fn hold(config: &Config, client: Client, settled: &mut bool) -> Result<Stream, Error> {
+    let mut client = Some(client);
+    loop {
+        let client = match client.take() {
+            Some(client) => client,
+            None => Client::connect(&config.endpoint()?).await?,
+        };
+        let started = client.start_replication(config.slot_name(), config.publication_name()).await;
+        match started {
+            Err(busy) if busy.kind() == Kind::SlotBusy => {
+                *settled = true;
+                tracing::info!(slot = config.slot_name(), "standing by: another relay leads");
+                leadership::stand_by(config).await?;
+            }
+            started => return started,
+        }
+    }
+}
+
+/// Asks server and slot anew, now that nobody else can move the slot.
+async fn decide(config: &Config, stored: &Stored) -> Result<Start, Error> {
+    let mut client = Client::connect(&config.endpoint()?).await?;
+    let server = identify(&mut client).await?;
+    let slot = slot(&mut client, config.slot_name()).await?;
+    let slot = slot.ok_or_else(|| missing("the slot", "disappeared while it was held"))?;
+    let history = match server.timeline {
+        1 => String::new(),
+        timeline => {
+            let rows = client.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+            column(&rows, 1, "the timeline history")?.to_owned()
+        }
+    };
+    resume::resume(&server, &slot, stored, |timeline| resume::left_at(&history, timeline))
+}
+
+async fn identify(client: &mut Client) -> Result<Server, Error> {
+    let rows = client.query("IDENTIFY_SYSTEM").await?;
+    let answer = |at| column(&rows, at, "the answer to IDENTIFY_SYSTEM");
+    let number = |text: &str| {
+        text.parse().map_err(|error| missing("the timeline", "is no number").caused_by(error))
+    };
+    let lsn = |text: &str| {
+        text.parse::<Lsn>().map_err(|error| missing("the log position", "is bad").caused_by(error))
+    };
+    let server = Server {
+        system_identifier: answer(0)?.to_owned(),
+        timeline: number(answer(1)?)?,
+        flushed: lsn(answer(2)?)?,
+        database: answer(3)?.to_owned(),
+    };
+    let rows = client
+        .query(
+            "SELECT pg_catalog.current_setting('wal_level'), pg_catalog.pg_is_in_recovery()::text",
+        )
+        .await?;
+    if column(&rows, 1, "pg_is_in_recovery")? == "true" {
+        return Err(Error::new(Kind::Unavailable, "the server is a standby, not the primary")
+            .hint("point DATABASE_URL at the primary"));
+    }
+    let wal_level = column(&rows, 0, "wal_level")?;
+    if wal_level != "logical" {
+        return Err(Error::new(Kind::Server, format!("wal_level is {wal_level}, not logical"))
+            .hint("ALTER SYSTEM SET wal_level = logical, then restart the server"));
+    }
+    Ok(server)
+}
+
+async fn slot(client: &mut Client, name: &str) -> Result<Option<Slot>, Error> {
+    let rows = client
+        .query(&format!(
+            "SELECT slot_name, plugin, database, two_phase::text, confirmed_flush_lsn, wal_status \
+             FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
+            quote_literal(name)
+        ))
+        .await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let text = |at| row.get(at).unwrap_or_default().to_owned();
+    Ok(Some(Slot {
+        name: text(0),
+        plugin: text(1),
+        database: text(2),
+        two_phase: row.get(3) == Some("true"),
+        confirmed_flush: row.get(4).and_then(|lsn| lsn.parse().ok()),
+        wal_status: text(5),
+    }))
+}
+
+/// Makes publication and slot at the first run: the publication first, because the slot's reader
+/// looks for it as of the slot's beginning; the intent before the slot, because a slot without
+/// either record is refused.
+async fn create(
+    config: &Config,
+    observer: &Observer,
+    server: &Server,
+    client: &mut Client,
+    sink: &mut ExactlyOnce,
+) -> Result<(), Error> {
+    sink.take_over().await?;
+    let stored = sink.stored().await?;
+    let seconds = u32::try_from(unix_ms() / 1_000).unwrap_or(u32::MAX);
+    let intent: Intent = resume::create(server, config.slot_name(), &stored, Incarnation(seconds))?;
+    if !config.may_init() {
+        let text = format!("slot {:?} does not exist", config.slot_name());
+        return Err(
+            Error::new(Kind::Config, text).hint("leave out --no-init to let the relay create it")
+        );
+    }
+    publication(config, client).await?;
+    sink.commit_intent(&intent, unix_ms()).await?;
+    observer.at(Milestone::Intended);
+    tracing::info!(slot = config.slot_name(), "creating the slot");
+    let failover = if client.server_version() >= 170_000 { ", FAILOVER true" } else { "" };
+    let command = format!(
+        "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})",
+        quote_identifier(config.slot_name())
+    );
+    let created = client.query_within(SLOT_TIMEOUT, &command).await;
+    match created {
+        // Another relay was faster: it leads, or this one will.
+        Err(error) if error.sqlstate() == Some("42710") => Ok(()),
+        Err(error) if error.kind() == Kind::Unavailable => Err(waits(config, error).await),
+        created => {
+            created?;
+            observer.at(Milestone::SlotCreated);
+            Ok(())
+        }
+    }
+}
+
+async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> {
+    let name = config.publication_name();
+    let found = client
+        .query(&format!(
+            "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = {}",
+            quote_literal(name)
+        ))
+        .await?;
+    if !found.is_empty() {
+        return Ok(());
+    }
+    match client.query(&format!("CREATE PUBLICATION {}", quote_identifier(name))).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.sqlstate() == Some("42710") => Ok(()),
+        Err(error) => Err(error.hint(format!(
+            "the role needs CREATE on the database once; or let its owner run: CREATE PUBLICATION \
+             {}",
+            quote_identifier(name)
+        ))),
+    }
+}
+
+/// A slot's creation that took too long was most likely waiting: names for what.
+async fn waits(config: &Config, error: Error) -> Error {
+    let running = async {
+        let mut client = Client::connect(&config.endpoint()?).await?;
+        client
+            .query(
+                "SELECT pg_catalog.string_agg(pid::text, ', ') FROM pg_catalog.pg_stat_activity \
+                 WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()",
+            )
+            .await
+    };
+    match running.await {
+        Ok(rows) => match rows.first().and_then(|row| row.get(0)) {
+            Some(pids) => error.hint(format!(
+                "the slot waits for the transactions of these backends to end: {pids}"
+            )),
+            None => error,
+        },
+        Err(_) => error,
+    }
+}
+
+fn column<'r>(rows: &'r [Row], at: usize, what: &'static str) -> Result<&'r str, Error> {
+    rows.first().and_then(|row| row.get(at)).ok_or_else(|| missing(what, "is empty"))
+}
+
+fn missing(what: &'static str, how: &'static str) -> Error {
+    Error::new(Kind::Server, format!("{what} {how}"))
+}

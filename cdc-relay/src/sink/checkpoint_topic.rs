@@ -1,0 +1,101 @@
+//! Reads the end of a relay's checkpoint topic.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::kafka::{ANSWER_TIMEOUT, Cluster, Context};
+use super::topics::{Wanted, create};
+use crate::checkpoint::Stored;
+use crate::error::{Error, Kind};
+
+/// Offsets that are read in the first try; each further try reads four times as many.
+const FIRST_SPAN: i64 = 64;
+
+/// How long the last stable offset may stay below the end: a dead relay's transaction is ended by
+/// `init_transactions`, which has returned, so it stays there only for a moment.
+const STABLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Makes the topic unless it exists: one partition, compacted, in small segments so that
+/// compaction keeps it short.
+pub(super) async fn ensure(cluster: &Cluster, topic: &str) -> Result<(), Error> {
+    let config = [("cleanup.policy", "compact"), ("segment.bytes", "8388608")];
+    create(cluster, &Wanted { name: topic, partitions: 1, config: &config }).await
+}
+
+/// What the topic holds. To be called after `init_transactions` has returned for every
+/// transactional id of the relay: then nothing of ours is left open, and the read must reach the
+/// high watermark. Blocks.
+pub(super) fn read(cluster: &Cluster, topic: &str) -> Result<Stored, Error> {
+    let what = format!("reading the checkpoint topic {topic:?}");
+    let failed = |error| cluster.error(&what, error);
+    // A read_committed handle would answer with the last stable offset instead.
+    let uncommitted = consumer(cluster, "read_uncommitted").map_err(failed)?;
+    let (low, high) = uncommitted.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
+    let committed = consumer(cluster, "read_committed").map_err(failed)?;
+    let mut span = FIRST_SPAN;
+    loop {
+        let from = low.max(high.saturating_sub(span));
+        let stored = read_range(&committed, topic, from, high, cluster)?;
+        if stored.checkpoint.is_some() || from == low {
+            return Ok(stored);
+        }
+        span = span.saturating_mul(4);
+    }
+}
+
+fn consumer(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<Context>, KafkaError> {
+    let mut config: ClientConfig = cluster.config();
+    config
+        .set("isolation.level", isolation)
+        .set("enable.partition.eof", "true")
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "error")
+        // Demanded by the client, never joined: partitions are assigned by hand.
+        .set("group.id", "cdc-relay");
+    config.create_with_context(Context::default())
+}
+
+fn read_range(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    from: i64,
+    high: i64,
+    cluster: &Cluster,
+) -> Result<Stored, Error> {
+    let what = format!("reading the checkpoint topic {topic:?}");
+    let failed = |error| cluster.error(&what, error);
+    let mut stored = Stored::default();
+    if from >= high {
+        return Ok(stored);
+    }
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(topic, 0, Offset::Offset(from)).map_err(failed)?;
+    consumer.assign(&assignment).map_err(failed)?;
+    let deadline = Instant::now() + STABLE_TIMEOUT;
+    while Instant::now() < deadline {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(record)) => stored.take(record.key(), record.payload())?,
+            Some(Err(KafkaError::PartitionEOF(_))) | None => {}
+            Some(Err(error)) => return Err(failed(error)),
+        }
+        // Transaction markers take offsets too, so the end is told by the position alone.
+        let position = consumer.position().map_err(failed)?;
+        let reached = position.find_partition(topic, 0).map(|partition| partition.offset());
+        if matches!(reached, Some(Offset::Offset(offset)) if offset >= high) {
+            return Ok(stored);
+        }
+    }
+    Err(Error::new(
+        Kind::Unavailable,
+        format!(
+            "kafka at {}: an open transaction hides the end of the checkpoint topic {topic:?}",
+            cluster.brokers()
+        ),
+    )
+    .hint("it ends by itself after transaction.max.timeout.ms at the latest"))
+}

@@ -1,0 +1,318 @@
+//! One transactional producer: records and the checkpoint that covers them become visible together.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::sync::oneshot;
+
+use super::commit::commit_transaction;
+use super::kafka::{ANSWER_TIMEOUT, Cluster, Context};
+use super::topics::{Wanted, create};
+use super::{checkpoint_topic, kafka};
+use crate::checkpoint::{self, CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Stored};
+use crate::error::{Error, Kind};
+use crate::position::Place;
+use crate::record::{Record, skippable};
+
+/// What a dead relay leaves open blocks read_committed readers for at most this, plus the broker's
+/// own sweep. Longer than [`ANSWER_TIMEOUT`], so that a commit that is waited for can not be
+/// overtaken by it.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Memory that waits for acknowledgement; a full queue slows down the reading of the source.
+const QUEUE_KBYTES: u32 = 32 * 1024;
+
+/// Longest record that is handed over.
+const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
+
+/// Topics whose existence is remembered; beyond it all are asked for again.
+const KNOWN_TOPICS_MAX: usize = 10_000;
+
+type Client = ThreadedProducer<Context>;
+type Job = Box<dyn FnOnce(&Client) + Send>;
+
+/// What became of a record that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Produced {
+    /// It is in the open transaction.
+    Queued,
+    /// The queue is full: wait for [`ExactlyOnce::room`], then hand it over again.
+    Full,
+    /// Its topic is not known yet: see [`ExactlyOnce::prepare`], then hand it over again.
+    UnknownTopic,
+}
+
+/// The sink of the exactly-once mode.
+///
+/// After any error its outcome is uncertain: it is dropped, and a new session begins with
+/// [`ExactlyOnce::take_over`], which fences what the old one may still have under way.
+pub(crate) struct ExactlyOnce {
+    cluster: Cluster,
+    checkpoint_topic: String,
+    create_topics: bool,
+    producer: Arc<Client>,
+    /// Transaction calls block: they run on a thread of their own.
+    worker: mpsc::SyncSender<Job>,
+    known_topics: HashSet<String>,
+}
+
+impl ExactlyOnce {
+    /// Connects, and makes the checkpoint topic where it is missing.
+    pub(crate) async fn connect(
+        cluster: &Cluster,
+        relay_id: &str,
+        create_topics: bool,
+    ) -> Result<Self, Error> {
+        let producer = Arc::new(producer(cluster, relay_id)?);
+        let worker = spawn_worker(Arc::clone(&producer))?;
+        let mut sink = ExactlyOnce {
+            cluster: cluster.clone(),
+            checkpoint_topic: checkpoint::topic(relay_id),
+            create_topics,
+            producer,
+            worker,
+            known_topics: HashSet::new(),
+        };
+        let topic = sink.checkpoint_topic.clone();
+        if !sink.exists(&topic).await? {
+            checkpoint_topic::ensure(&sink.cluster, &topic).await?;
+            sink.await_topic(&topic).await?;
+        }
+        Ok(sink)
+    }
+
+    /// Fences every older producer of this relay, completes what it left, and opens a transaction.
+    /// Only the holder of the slot may call it, or who creates it.
+    pub(crate) async fn take_over(&mut self) -> Result<(), Error> {
+        self.run(|producer| {
+            producer.init_transactions(ANSWER_TIMEOUT)?;
+            producer.begin_transaction()
+        })
+        .await?
+        .map_err(|error| self.cluster.error("taking over the transactional id", error))
+    }
+
+    /// What is durable. To be called after [`ExactlyOnce::take_over`].
+    pub(crate) async fn stored(&mut self) -> Result<Stored, Error> {
+        let (cluster, topic) = (self.cluster.clone(), self.checkpoint_topic.clone());
+        self.run(move |_| checkpoint_topic::read(&cluster, &topic)).await?
+    }
+
+    /// Hands a record over; its bytes are copied by the client.
+    pub(crate) fn produce(&mut self, record: &Record<'_>, at: Place) -> Result<Produced, Error> {
+        if !self.known_topics.contains(record.topic()) {
+            return Ok(Produced::UnknownTopic);
+        }
+        let mut headers = OwnedHeaders::new_with_capacity(8);
+        record.each_header(|key, value| {
+            let taken = std::mem::replace(&mut headers, OwnedHeaders::new_with_capacity(0));
+            headers = taken.insert(Header { key, value: Some(value) });
+        });
+        let mut out: BaseRecord<'_, [u8], [u8]> =
+            BaseRecord::to(record.topic()).timestamp(record.timestamp_ms()).headers(headers);
+        if let Some(key) = record.key() {
+            out = out.key(key);
+        }
+        if let Some(value) = record.value() {
+            out = out.payload(value);
+        }
+        match self.producer.send(out) {
+            Ok(()) => Ok(Produced::Queued),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                Ok(Produced::Full)
+            }
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge), _)) => {
+                let text = format!(
+                    "the message at {at} has {} bytes, more than message.max.bytes",
+                    record.size()
+                );
+                Err(skippable(Kind::Rejected, text, at))
+            }
+            Err((error, _)) => {
+                let what = format!("producing to topic {:?}", record.topic());
+                Err(self.refusal().unwrap_or_else(|| self.cluster.error(&what, error)))
+            }
+        }
+    }
+
+    /// Waits until the queue has room again.
+    pub(crate) async fn room(&mut self) -> Result<(), Error> {
+        self.run(|producer| producer.flush(ANSWER_TIMEOUT))
+            .await?
+            .map_err(|error| self.cluster.error("waiting for acknowledgements", error))
+    }
+
+    /// Makes sure that a topic exists before the first record goes to it: inside a transaction an
+    /// unknown topic would cost more time than the transaction has.
+    pub(crate) async fn prepare(&mut self, topic: &str, at: Place) -> Result<(), Error> {
+        if !self.exists(topic).await? {
+            if !self.create_topics {
+                let text = format!("topic {topic:?} of the message at {at} does not exist");
+                return Err(Error::new(Kind::Rejected, text)
+                    .hint("create it, or let the relay do so by leaving out --no-create-topics"));
+            }
+            create(&self.cluster, &Wanted { name: topic, partitions: -1, config: &[] }).await?;
+            self.await_topic(topic).await?;
+        }
+        if self.known_topics.len() == KNOWN_TOPICS_MAX {
+            self.known_topics.clear();
+        }
+        self.known_topics.insert(topic.to_owned());
+        Ok(())
+    }
+
+    /// Commits everything handed over together with the checkpoint, and opens the next
+    /// transaction.
+    pub(crate) async fn commit(
+        &mut self,
+        checkpoint: &Checkpoint,
+        time_ms: u64,
+    ) -> Result<(), Error> {
+        self.put(CHECKPOINT_KEY, &checkpoint.encode(time_ms))?;
+        self.end_transaction().await
+    }
+
+    /// Commits the intent to create a slot.
+    pub(crate) async fn commit_intent(
+        &mut self,
+        intent: &Intent,
+        time_ms: u64,
+    ) -> Result<(), Error> {
+        self.put(INTENT_KEY, &intent.encode(time_ms))?;
+        self.end_transaction().await
+    }
+
+    /// Gives up what was handed over since the last commit, so that no reader waits for it.
+    pub(crate) async fn abort(&mut self) -> Result<(), Error> {
+        self.run(|producer| producer.abort_transaction(ANSWER_TIMEOUT))
+            .await?
+            .map_err(|error| self.cluster.error("aborting a transaction", error))
+    }
+
+    async fn end_transaction(&mut self) -> Result<(), Error> {
+        let committed = self
+            .run(|producer| {
+                commit_transaction(producer, ANSWER_TIMEOUT)?;
+                let next = producer.begin_transaction();
+                next.map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+            })
+            .await?;
+        committed.map_err(|code| {
+            self.refusal().unwrap_or_else(|| self.cluster.code_error("committing", code))
+        })
+    }
+
+    fn put(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+        let record = BaseRecord::to(&self.checkpoint_topic).key(key).payload(value).partition(0);
+        self.producer
+            .send(record)
+            .map_err(|(error, _)| self.cluster.error("producing the checkpoint", error))
+    }
+
+    /// The error of a record that Kafka refused for good, if it did.
+    fn refusal(&self) -> Option<Error> {
+        let kafka::Refused { topic, code } = self.producer.context().refused()?;
+        let what = format!("a record of topic {topic:?} was refused");
+        let error = self.cluster.code_error(&what, code);
+        Some(match code {
+            RDKafkaErrorCode::MessageSizeTooLarge => {
+                error.hint("raise max.message.bytes of the topic; nothing is lost meanwhile")
+            }
+            _ => error,
+        })
+    }
+
+    async fn exists(&mut self, topic: &str) -> Result<bool, Error> {
+        let name = topic.to_owned();
+        let metadata = self
+            .run(move |producer| producer.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT))
+            .await?
+            .map_err(|error| self.cluster.error(&format!("asking for topic {topic:?}"), error))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        match found.and_then(|found| found.error().map(RDKafkaErrorCode::from)) {
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                Ok(false)
+            }
+            // A topic whose partitions have no leader for the moment does exist.
+            Some(RDKafkaErrorCode::LeaderNotAvailable) => Ok(true),
+            Some(code) => {
+                Err(self.cluster.code_error(&format!("asking for topic {topic:?}"), code))
+            }
+            None => Ok(found.is_some_and(|found| !found.partitions().is_empty())),
+        }
+    }
+
+    /// A topic that was just made reaches the brokers' metadata a moment later.
+    async fn await_topic(&mut self, topic: &str) -> Result<(), Error> {
+        let appears = async {
+            while !self.exists(topic).await? {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, appears).await.unwrap_or_else(|_| {
+            let text = format!("topic {topic:?} was created but does not appear");
+            Err(Error::new(Kind::Unavailable, text))
+        })
+    }
+
+    async fn run<T: Send + 'static>(
+        &mut self,
+        call: impl FnOnce(&Client) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |producer| {
+            // The receiver is gone when the session was dropped meanwhile.
+            let _ = answer.send(call(producer));
+        });
+        let gone = || Error::new(Kind::Unavailable, "the thread of the kafka producer has ended");
+        self.worker.try_send(job).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
+    }
+}
+
+impl std::fmt::Debug for ExactlyOnce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExactlyOnce").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+fn producer(cluster: &Cluster, relay_id: &str) -> Result<Client, Error> {
+    let mut config = cluster.config();
+    config
+        // One of a pair: the second producer of the relay ends in `.b`.
+        .set("transactional.id", format!("tailrace.relay.{relay_id}.a"))
+        .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+        .set("message.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string())
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("delivery.report.only.error", "true")
+        .set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string())
+        // The topic's own limit decides; librdkafka's default is below the brokers'.
+        .set("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
+    config
+        .create_with_context(Context::default())
+        .map_err(|error| cluster.error("creating the producer", error))
+}
+
+fn spawn_worker(producer: Arc<Client>) -> Result<mpsc::SyncSender<Job>, Error> {
+    // The sink runs one call at a time; a second may wait where a session was cancelled.
+    let (sender, jobs) = mpsc::sync_channel::<Job>(4);
+    std::thread::Builder::new()
+        .name("kafka-transactions".to_owned())
+        .spawn(move || {
+            for job in jobs {
+                job(&producer);
+            }
+        })
+        .map_err(|error| {
+            Error::new(Kind::Unavailable, "no thread for the kafka producer").caused_by(error)
+        })?;
+    Ok(sender)
+}

@@ -1,0 +1,225 @@
+//! What every Kafka client of the relay shares: settings, logs, and the meaning of errors.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::ProducerContext;
+use rdkafka::types::RDKafkaErrorCode;
+
+use crate::error::{Error, Kind};
+
+/// A single answer of a broker that is not waited for longer. No commit may take longer either:
+/// beyond it the relay leaves the slot, so that a dead Kafka never keeps Postgres from stopping.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Settings that the guarantees rest on; a user may not set them.
+const RESERVED: [&str; 18] = [
+    "acks",
+    "allow.auto.create.topics",
+    "bootstrap.servers",
+    "delivery.report.only.error",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "isolation.level",
+    "message.max.bytes",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "partitioner",
+    "queue.buffering.max.kbytes",
+    "request.required.acks",
+    "transaction.timeout.ms",
+    "transactional.id",
+    "auto.offset.reset",
+];
+
+/// The settings to reach a cluster by.
+#[derive(Clone, Debug)]
+pub(crate) struct Cluster {
+    brokers: String,
+    properties: Vec<(String, String)>,
+}
+
+impl Cluster {
+    pub(crate) fn new(brokers: &str, properties: &[(String, String)]) -> Self {
+        Cluster { brokers: brokers.to_owned(), properties: properties.to_vec() }
+    }
+
+    pub(crate) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// The faults of the settings, each in words.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.brokers.trim().is_empty() {
+            faults.push(
+                "no kafka brokers given: set KAFKA_BROKERS, for example localhost:9092".to_owned(),
+            );
+        }
+        for (name, _) in &self.properties {
+            if RESERVED.contains(&name.as_str()) {
+                faults.push(format!(
+                    "kafka property {name} can not be set: the relay's guarantees rest on it"
+                ));
+            } else if let Err(error) = self.config().create_native_config() {
+                faults.push(format!("kafka properties: {error}"));
+                break;
+            }
+        }
+        faults
+    }
+
+    pub(super) fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("client.id", "cdc-relay").set("allow.auto.create.topics", "false");
+        for (name, value) in &self.properties {
+            config.set(name, value);
+        }
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    /// The error that follows from what librdkafka said while doing `what`.
+    pub(super) fn error(&self, what: &str, error: KafkaError) -> Error {
+        let code = match &error {
+            KafkaError::Transaction(error) => Some(error.code()),
+            error => error.rdkafka_error_code(),
+        };
+        match code {
+            Some(code) => self.code_error(what, code).caused_by(error),
+            None => self.unavailable(what).caused_by(error),
+        }
+    }
+
+    /// The error that follows from a code.
+    pub(super) fn code_error(&self, what: &str, code: RDKafkaErrorCode) -> Error {
+        let brokers = &self.brokers;
+        match kind(code) {
+            Kind::Unavailable => {
+                let text = format!("kafka at {brokers}: {what}: {code}");
+                Error::new(Kind::Unavailable, text).hint(REACH_HINT)
+            }
+            kind @ Kind::Fenced => {
+                Error::new(kind, format!("kafka at {brokers}: {what}: another relay took over"))
+            }
+            kind @ Kind::Permission => {
+                Error::new(kind, format!("kafka at {brokers}: {what}: {code}")).hint(
+                    "give the relay's principal the right, and check the sasl settings given by \
+                     --kafka-property",
+                )
+            }
+            kind => Error::new(kind, format!("kafka at {brokers}: {what}: {code}")),
+        }
+    }
+
+    fn unavailable(&self, what: &str) -> Error {
+        Error::new(Kind::Unavailable, format!("kafka at {}: {what} failed", self.brokers))
+            .hint(REACH_HINT)
+    }
+}
+
+const REACH_HINT: &str = "check that a broker listens at KAFKA_BROKERS and advertises an address \
+                          that this machine reaches; TLS and SASL are set by --kafka-property, \
+                          for example security.protocol=SASL_SSL";
+
+fn kind(code: RDKafkaErrorCode) -> Kind {
+    match code {
+        RDKafkaErrorCode::Fenced
+        | RDKafkaErrorCode::ProducerFenced
+        | RDKafkaErrorCode::InvalidProducerEpoch => Kind::Fenced,
+        RDKafkaErrorCode::Authentication
+        | RDKafkaErrorCode::SaslAuthenticationFailed
+        | RDKafkaErrorCode::TopicAuthorizationFailed
+        | RDKafkaErrorCode::GroupAuthorizationFailed
+        | RDKafkaErrorCode::ClusterAuthorizationFailed
+        | RDKafkaErrorCode::TransactionalIdAuthorizationFailed => Kind::Permission,
+        RDKafkaErrorCode::MessageSizeTooLarge
+        | RDKafkaErrorCode::InvalidRecord
+        | RDKafkaErrorCode::InvalidTopic => Kind::Rejected,
+        RDKafkaErrorCode::PolicyViolation
+        | RDKafkaErrorCode::InvalidReplicationFactor
+        | RDKafkaErrorCode::InvalidConfig
+        | RDKafkaErrorCode::UnsupportedFeature
+        | RDKafkaErrorCode::UnsupportedVersion => Kind::Server,
+        _ => Kind::Unavailable,
+    }
+}
+
+/// Takes librdkafka's callbacks: logs go to `tracing`, a refused record is remembered.
+#[derive(Debug, Default)]
+pub(super) struct Context {
+    refused: Mutex<Option<Refused>>,
+}
+
+/// A record that Kafka refused for good.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    pub(super) topic: String,
+    pub(super) code: RDKafkaErrorCode,
+}
+
+impl Context {
+    /// The first record of this producer's life that was refused.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        self.refused.lock().expect("no panic while it is held").clone()
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => tracing::debug!(facility, "librdkafka: {text}"),
+            _ => tracing::trace!(facility, "librdkafka: {text}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // What matters of it comes back from the call that it hinders.
+        tracing::debug!(%error, "librdkafka: {reason}");
+    }
+}
+
+impl ConsumerContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let Err((error, record)) = result else { return };
+        let Some(code) = error.rdkafka_error_code() else { return };
+        // What was purged or timed out says nothing about the record itself.
+        if kind(code) == Kind::Unavailable || kind(code) == Kind::Fenced {
+            return;
+        }
+        let mut refused = self.refused.lock().expect("no panic while it is held");
+        refused.get_or_insert_with(|| Refused { topic: record.topic().to_owned(), code });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cluster;
+
+    #[test]
+    fn settings_that_guarantees_rest_on_are_refused_by_name() {
+        let property = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let fine = [property("compression.codec", "zstd"), property("security.protocol", "ssl")];
+        assert_eq!(Cluster::new("localhost:9092", &fine).faults(), Vec::<String>::new());
+
+        let wrong = [property("acks", "1"), property("linger.msec", "1")];
+        let faults = Cluster::new(" ", &wrong).faults();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[1].contains("acks") && faults[2].contains("linger.msec"), "{faults:?}");
+    }
+}
