@@ -1,7 +1,7 @@
 //! Write a message in your Postgres transaction; the transaction log carries it to Kafka.
 //!
 //! A service that changes a row and announces the change must do both or neither. Here the
-//! announcement is part of the transaction itself: [`write`] puts the [`Message`] into the
+//! announcement is part of the transaction itself: [`write()`] puts the [`Message`] into the
 //! write-ahead log by `pg_logical_emit_message`, and the relay publishes it once the
 //! transaction has committed. No table, no vacuum, no grant, no connection to Kafka.
 //!
@@ -10,6 +10,7 @@
 //! use tailrace_outbox::{DEFAULT_SLOT, Message};
 //!
 //! # #[derive(Serialize)] struct OrderPlaced { total_cents: i64 }
+//! # #[cfg(feature = "sqlx")]
 //! # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
 //! // Once, when the service starts: a message nobody tails would vanish.
 //! tailrace_outbox::check(&pool, DEFAULT_SLOT).await?;
@@ -33,7 +34,7 @@
 //!
 //! # Contract
 //!
-//! - **The transaction is yours.** [`write`] takes it as a parameter and opens none. Commit, and
+//! - **The transaction is yours.** [`write()`] takes it as a parameter and opens none. Commit, and
 //!   the message will be published; roll back, also to a savepoint, and it never existed. A crash
 //!   before the commit leaves nothing.
 //! - **Order.** Messages of one key are published in the order in which their transactions
@@ -47,8 +48,13 @@
 //!
 //! # Features
 //!
-//! `sqlx` (default) brings [`write`] and [`check`]. Without it the crate is the message and its
+//! `sqlx` (default) brings [`write()`] and [`check`]. Without it the crate is the message and its
 //! bytes alone: no runtime, no database client. Nothing here links Kafka.
+
+#![cfg_attr(
+    not(feature = "sqlx"),
+    expect(rustdoc::broken_intra_doc_links, reason = "the page also speaks of what sqlx brings")
+)]
 
 pub mod frame;
 pub mod header;
@@ -62,6 +68,10 @@ mod rules;
 mod check;
 #[cfg(feature = "sqlx")]
 mod write;
+
+#[cfg(test)]
+#[cfg(feature = "sqlx")]
+mod database;
 
 #[cfg(feature = "sqlx")]
 pub use check::check;

@@ -248,12 +248,19 @@ impl Builder {
     ///
     /// The pairs are system attributes, and of those only [`header::OF_CAUSE`]: correlation and
     /// causation id, and the trace context. Any other name is an error of [`Builder::build`].
+    ///
+    /// A value that no attribute may have, because it is empty or has a control character, is
+    /// left out: it came with a record from elsewhere, and a trace that ends is a smaller loss
+    /// than a message that can never be written.
     pub fn caused_by<N, V>(self, cause: impl IntoIterator<Item = (N, V)>) -> Self
     where
         N: Into<String>,
         V: Into<String>,
     {
-        cause.into_iter().fold(self, |builder, (name, value)| builder.attribute(name, value))
+        cause.into_iter().fold(self, |builder, (name, value)| {
+            let value = value.into();
+            if rules::is_attribute_text(&value) { builder.attribute(name, value) } else { builder }
+        })
     }
 
     /// The id. Default: a new UUID v7, later than every other one minted by this process.

@@ -61,14 +61,20 @@ pub(crate) fn attribute(name: &str, value: &str) -> Result<(), Error> {
     attribute_text(name, value)
 }
 
-/// CloudEvents 1.0.2, "Type System": a string attribute is not empty where it is present and
-/// contains no control character.
+/// Whether a string attribute of a CloudEvent may have this value.
+///
+/// CloudEvents 1.0.2, "Type System" and "Context Attributes": it is not empty and contains no
+/// control character.
+pub(crate) fn is_attribute_text(value: &str) -> bool {
+    !value.is_empty() && !value.chars().any(char::is_control)
+}
+
 fn attribute_text(name: &str, value: &str) -> Result<(), Error> {
-    if value.is_empty() {
-        return Err(Error::invalid(format!("the {name} is empty")));
+    match value {
+        "" => Err(Error::invalid(format!("the {name} is empty"))),
+        _ if !is_attribute_text(value) => {
+            Err(Error::invalid(format!("the {name} contains a control character")))
+        }
+        _ => Ok(()),
     }
-    if value.chars().any(char::is_control) {
-        return Err(Error::invalid(format!("the {name} contains a control character")));
-    }
-    Ok(())
 }

@@ -25,3 +25,6 @@ pub async fn write(connection: &mut PgConnection, message: &Message) -> Result<(
         .map_err(|error| Error::database("the message could not be written", error))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -123,6 +123,15 @@ fn what_is_given_is_what_the_message_has() {
 }
 
 #[test]
+fn what_a_foreign_cause_can_not_pass_on_is_left_out() {
+    let cause = [("tracestate", ""), ("traceparent", "00-a\n"), ("ce_correlationid", "first")];
+
+    let message = good().caused_by(cause).build().unwrap();
+
+    assert_eq!(message.attributes().collect::<Vec<_>>(), [("ce_correlationid", "first")]);
+}
+
+#[test]
 fn only_a_tombstone_has_no_payload() {
     let tombstone = good().tombstone().build().unwrap();
     let empty = good().payload([]).build().unwrap();
