@@ -35,13 +35,12 @@ pub(crate) async fn lead<'a>(
     let mut client = Client::connect(&config.endpoint()?).await?;
     let server = identify(&mut client).await?;
     let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
-    // Kafka first: a relay that can not publish must not hold the slot.
-    let mut sink =
-        ExactlyOnce::connect(&config.cluster(), &relay_id, config.may_create_topics()).await?;
     match slot(&mut client, config.slot_name()).await? {
         Some(slot) => slot.check(&server)?,
-        None => create(config, observer, &server, &mut client, &mut sink).await?,
+        None => create(config, observer, &server, &relay_id, &mut client).await?,
     }
+    // Kafka first: a relay that can not publish must not hold the slot.
+    let mut sink = connect(config, &relay_id).await?;
     let stream = hold(config, client, settled).await?;
 
     // From here on the slot is ours, and with it the right to fence.
@@ -76,6 +75,10 @@ pub(crate) async fn lead<'a>(
         warned_of_rows: false,
     };
     Ok(Session { stream, publisher })
+}
+
+async fn connect(config: &Config, relay_id: &str) -> Result<ExactlyOnce, Error> {
+    ExactlyOnce::connect(&config.cluster(), relay_id, config.may_create_topics()).await
 }
 
 /// Starts replication, standing by while another relay holds the slot.
@@ -173,9 +176,11 @@ async fn create(
     config: &Config,
     observer: &Observer,
     server: &Server,
+    relay_id: &str,
     client: &mut Client,
-    sink: &mut ExactlyOnce,
 ) -> Result<(), Error> {
+    // Of several relays at their first start the last to come here fences the others.
+    let mut sink = connect(config, relay_id).await?;
     sink.take_over().await?;
     let stored = sink.stored().await?;
     let seconds = u32::try_from(unix_ms() / 1_000).unwrap_or(u32::MAX);
