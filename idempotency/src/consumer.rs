@@ -210,7 +210,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                     }
                     Err(error) => drop(served_sender.send(Err(error))),
                 }
-                drop(left_sender.send(()));
+                left_sender.send(()).unwrap_or_default();
             })
             .map_err(|error| {
                 Error::new(Kind::Internal, "the intake's thread cannot be started").caused_by(error)

@@ -108,6 +108,12 @@ impl Error {
         self
     }
 
+    /// The cause for a log line of ours, without the trait in scope.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source()
+    }
+
     /// The class of the error.
     pub fn kind(&self) -> Kind {
         self.0.kind

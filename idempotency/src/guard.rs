@@ -187,5 +187,5 @@ fn refusal(ids: &[MessageId], refused: Refused) -> Error {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "kafka"))]
 mod tests;

@@ -91,7 +91,8 @@ struct Running {
 /// A partition that turned out to have a newer owner although the group still gives it to us.
 struct Lost {
     backoff: Backoff,
-    again_at: Instant,
+    /// When to own it again; none while a lane of ours has not met the fence again.
+    again_at: Option<Instant>,
 }
 
 pub(crate) struct Intake {
@@ -169,7 +170,7 @@ impl Intake {
 
     fn work(&mut self) -> Result<(), Error> {
         while !self.stop.is_set() {
-            let busy = !self.lost.is_empty()
+            let busy = self.lost.values().any(|lost| lost.again_at.is_some())
                 || self.lanes.values().any(|lane| lane.flow == Flow::Paused);
             let wait = if busy { POLL_WAIT_BUSY } else { POLL_WAIT };
             let record = match self.client.poll(wait) {
@@ -261,10 +262,15 @@ impl Intake {
         tracing::info!(partitions = partitions.len(), lost, "revoked");
         // An assignment that is lost may have a new owner already: nothing more can be committed.
         let patience = if lost { Duration::ZERO } else { self.settings.drain_deadline };
-        let drained = self.end_lanes(&partitions, patience);
+        // The client keeps a pause over revocation and assignment: the partition would never be fetched again.
         for partition in &partitions {
-            self.lost.remove(partition);
+            let lost = self.lost.remove(partition).is_some_and(|lost| lost.again_at.is_some());
+            let paused = self.lanes.get(partition).is_some_and(|lane| lane.flow == Flow::Paused);
+            if lost || paused {
+                self.client.resume(&list_of(partition, None)?).map_err(refused)?;
+            }
         }
+        let drained = self.end_lanes(&partitions, patience);
         self.client.incremental_unassign(list).map_err(refused)?;
         drained
     }
@@ -337,7 +343,7 @@ impl Intake {
     /// A lane ended by itself.
     fn lane_ended(&mut self, partition: Partition) -> Result<(), Error> {
         let Some(lane) = self.lanes.remove(&partition) else { return Ok(()) };
-        let Running { epoch, task, .. } = lane;
+        let Running { epoch, task, gauge, .. } = lane;
         failure(self.runtime.block_on(task), &partition)?;
         tracing::warn!(
             topic = %partition.topic, partition = partition.number, epoch = epoch.0,
@@ -345,9 +351,22 @@ impl Intake {
         );
         self.shared.counters.count_fenced();
         self.client.pause(&list_of(&partition, None)?).map_err(refused)?;
-        let mut backoff = Backoff::new(OWN_AGAIN_FOR);
-        let wait = backoff.failed(Instant::now(), chance()).unwrap_or_default();
-        self.lost.insert(partition, Lost { backoff, again_at: Instant::now() + wait });
+        let committed = gauge.committed.load(Ordering::Acquire) >= 0;
+        if committed {
+            self.lost.remove(&partition);
+        }
+        let named = partition.clone();
+        let lost = self
+            .lost
+            .entry(partition)
+            .or_insert_with(|| Lost { backoff: Backoff::new(OWN_AGAIN_FOR), again_at: None });
+        let now = Instant::now();
+        let Some(wait) = lost.backoff.failed(now, chance()) else {
+            let text = format!("another process keeps owning {} {}", named.topic, named.number);
+            return Err(Error::new(Kind::Kafka, text)
+                .mended_by("find the second consumer with this name outside of the group"));
+        };
+        lost.again_at = Some(now + wait);
         Ok(())
     }
 
@@ -355,12 +374,12 @@ impl Intake {
     /// epoch against each other; the wait gives the rebalance time to arrive.
     fn own_again(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        let due: Vec<Partition> = self
-            .lost
-            .iter()
-            .filter(|(_, lost)| lost.again_at <= now)
-            .map(|(partition, _)| partition.clone())
-            .collect();
+        let mut due = Vec::new();
+        for (partition, lost) in &mut self.lost {
+            if lost.again_at.take_if(|again_at| *again_at <= now).is_some() {
+                due.push(partition.clone());
+            }
+        }
         for partition in due {
             for owned in self.own(std::slice::from_ref(&partition), OWN_FOR)? {
                 let from = kafka_offset(owned.next_offset);
@@ -370,7 +389,6 @@ impl Intake {
                 self.start_lane(owned);
                 self.client.resume(&list_of(&partition, None)?).map_err(refused)?;
             }
-            self.lost.remove(&partition);
         }
         Ok(())
     }

@@ -153,7 +153,7 @@ impl Lane {
                 return Err(LaneEnd::Failed(error));
             };
             tracing::warn!(
-                error = %error, cause = error.source().map(tracing::field::display),
+                error = %error, cause = error.cause().map(tracing::field::display),
                 topic = %self.owned.partition.topic, partition = self.owned.partition.number,
                 wait_ms = wait.as_millis(), "the batch is repeated"
             );

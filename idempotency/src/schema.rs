@@ -90,5 +90,5 @@ async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
         .map_err(failed)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "kafka"))]
 mod tests;
