@@ -65,9 +65,16 @@ pub(crate) const CHECKPOINT_KEY: &str = "checkpoint";
 /// Key of the intent in the compacted topic.
 pub(crate) const INTENT_KEY: &str = "intent";
 
+const TOPIC_PREFIX: &str = "tailrace.checkpoint.";
+
 /// The topic that holds a relay's checkpoint.
 pub(crate) fn topic(relay_id: &str) -> String {
-    format!("tailrace.checkpoint.{relay_id}")
+    format!("{TOPIC_PREFIX}{relay_id}")
+}
+
+/// Whether a topic is some relay's: a message there would be read as a checkpoint.
+pub(crate) fn is_topic(name: &str) -> bool {
+    name.starts_with(TOPIC_PREFIX)
 }
 
 #[derive(Serialize, Deserialize)]

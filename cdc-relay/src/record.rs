@@ -2,6 +2,7 @@
 
 use tailrace_outbox::frame::Frame;
 
+use crate::checkpoint;
 use crate::error::{Error, Kind};
 use crate::position::{Place, Position};
 
@@ -71,6 +72,10 @@ pub(crate) fn decode<'a>(content: &'a [u8], place: Place) -> Result<Frame<'a>, E
         let text = format!("the message at {place} can not be published: {error}");
         skippable(Kind::Rejected, text, place).caused_by(error)
     })?;
+    if checkpoint::is_topic(frame.topic()) {
+        let text = format!("the message at {place} is for a topic that holds a relay's checkpoint");
+        return Err(skippable(Kind::Rejected, text, place));
+    }
     Ok(frame)
 }
 
