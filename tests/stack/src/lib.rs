@@ -1,1 +1,47 @@
-//! Placeholder.
+//! A real Postgres and a real Kafka for tests and examples, with nothing to prepare.
+//!
+//! [`Stack::start`] answers with servers that are ours to break, or with one error that lists
+//! every way to provide them. It looks, for each server on its own, in this order:
+//!
+//! 1. `TAILRACE_STACK_DATABASE_URL` and `TAILRACE_STACK_KAFKA_BROKERS`: servers of your own.
+//!    `DATABASE_URL` is never read: tests create and drop databases and slots, and a shell may
+//!    export that one for something dear.
+//! 2. Local servers, fetched once through Maven by the coordinates in `pom.xml` and kept in
+//!    `TAILRACE_CACHE` (default: `tailrace` in the user's cache directory). `TAILRACE_PG_VERSION`
+//!    picks the Postgres, 15 to 18. Where Maven is missing, an installed Postgres serves.
+//!
+//! Local servers end with the process that started them, however it ends: see the tests named
+//! after that.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), tailrace_stack::Error> {
+//! use tailrace_stack::{Needs, Stack, unique};
+//!
+//! let stack = Stack::start(Needs::BOTH).await?;
+//! let database = stack.postgres().fresh_database("orders").await?;
+//! let topic = stack.kafka().fresh_topic("orders", 3).await?;
+//! let group = unique("orders");
+//! println!("{} {topic} {group}", database.url());
+//! # Ok(())
+//! # }
+//! ```
+
+mod stack;
+
+mod kafka;
+mod postgres;
+
+mod cache;
+mod error;
+mod home;
+mod maven;
+mod ports;
+mod process;
+mod settings;
+mod unique;
+
+pub use error::{Error, Kind};
+pub use kafka::Kafka;
+pub use postgres::{Database, Postgres};
+pub use stack::{Needs, Stack};
+pub use unique::unique;

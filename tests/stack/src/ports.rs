@@ -1,0 +1,26 @@
+//! Free ports on the loopback.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use crate::error::{Error, Kind};
+use crate::unique::random;
+
+/// Below the range from which Linux (32768) and macOS (49152) take the ports of outgoing
+/// connections. A port from there could be lost while its server is down: a client that dials it
+/// again and again is in the end given that very port as its own, and connects to itself.
+const FIRST: u16 = 15_000;
+const COUNT: u64 = 17_000;
+const ATTEMPTS_MAX: u32 = 1_000;
+
+/// A port that nobody listens on now. Another process may still take it before its server does,
+/// so that the one who starts the server must try again with another one.
+pub(crate) fn free() -> Result<u16, Error> {
+    for _ in 0..ATTEMPTS_MAX {
+        let offset = u16::try_from(random() % COUNT).expect("the count of ports fits 16 bits");
+        let port = FIRST + offset;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::new(Kind::Server, "no free port on 127.0.0.1 between 15000 and 32000"))
+}

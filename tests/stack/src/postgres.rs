@@ -1,0 +1,162 @@
+//! A Postgres server and its databases.
+
+mod binaries;
+mod cluster;
+mod database;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{ConnectOptions, Connection, Executor, Row};
+use tokio::time::timeout;
+
+pub(crate) use binaries::{Source, Way};
+pub use database::Database;
+
+use crate::error::{Error, Kind};
+use crate::settings::{DATABASE_URL, Settings};
+use crate::stack::{blocking, tell};
+use cluster::Cluster;
+
+/// How long a server may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// A Postgres server with `wal_level=logical` and a superuser.
+#[derive(Debug)]
+pub struct Postgres {
+    url: String,
+    version: u32,
+    port: u16,
+    /// `None` when the server is not ours.
+    cluster: Option<Arc<Cluster>>,
+}
+
+impl Postgres {
+    pub(crate) async fn start(way: Way, settings: &Settings) -> Result<Self, Error> {
+        match way {
+            Way::Environment(url) => Postgres::attach(url).await,
+            Way::Local(binaries) => {
+                let why = binaries.why().to_owned();
+                let settings = settings.clone();
+                let cluster = blocking(move || Cluster::create(binaries, &settings)).await?;
+                let cluster = Arc::new(cluster);
+                let (port, url) = cluster.start().await?;
+                let version = look(&url).await?;
+                tell(&format!("Postgres {} on port {port}: {why}", version / 10_000));
+                Ok(Postgres { url, version, port, cluster: Some(cluster) })
+            }
+        }
+    }
+
+    async fn attach(url: String) -> Result<Self, Error> {
+        let failed =
+            |text: String| Error::new(Kind::Environment, format!("{DATABASE_URL}: {text}"));
+        let options: sqlx::postgres::PgConnectOptions =
+            url.parse().map_err(|error: sqlx::Error| {
+                failed("not a URL of a Postgres".into()).caused_by(error)
+            })?;
+        let version = look(&url)
+            .await
+            .map_err(|error| failed("the server is of no use".into()).caused_by(error))?;
+        let port = options.get_port();
+        tell(&format!(
+            "Postgres {} at {}:{port}: {DATABASE_URL} is set",
+            version / 10_000,
+            options.get_host()
+        ));
+        Ok(Postgres { url, version, port, cluster: None })
+    }
+
+    /// The superuser's URL to the database `postgres`; with a password (SCRAM) when the server is
+    /// ours.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The TCP port; the same after a restart.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// 15 to 18.
+    pub fn major_version(&self) -> u32 {
+        self.version / 10_000
+    }
+
+    /// A new empty database with a unique name made from this one.
+    pub async fn fresh_database(&self, name: &str) -> Result<Database, Error> {
+        Database::create(&self.url, name, self.cluster.is_none()).await
+    }
+
+    /// Ends the server and all its children by SIGKILL, as a power cut of the process would: what
+    /// it had not written is lost. Answers when they are gone.
+    pub async fn kill(&self) -> Result<(), Error> {
+        let cluster = self.ours()?;
+        blocking(move || cluster.kill()).await
+    }
+
+    /// Shuts the server down in order, without waiting for its clients.
+    pub async fn stop(&self) -> Result<(), Error> {
+        let cluster = self.ours()?;
+        blocking(move || cluster.stop()).await
+    }
+
+    /// Starts it again, after [`kill`](Postgres::kill) or [`stop`](Postgres::stop), with the same
+    /// port and data; stops it first when it runs. Answers when it serves.
+    pub async fn restart(&self) -> Result<(), Error> {
+        let cluster = self.ours()?;
+        cluster.start().await?;
+        Ok(())
+    }
+
+    fn ours(&self) -> Result<Arc<Cluster>, Error> {
+        self.cluster.as_ref().map(Arc::clone).ok_or_else(|| {
+            Error::new(
+                Kind::Environment,
+                format!(
+                    "the server of {DATABASE_URL} is not ours to break; ask for Needs::breakable()"
+                ),
+            )
+        })
+    }
+}
+
+/// Asks a server whether it can serve us, and for its version number.
+async fn look(url: &str) -> Result<u32, Error> {
+    let ask = async {
+        let mut connection = connect(url).await?;
+        let row = connection
+            .fetch_one(
+                "select current_setting('server_version_num')::int, current_setting('wal_level'),
+                    current_setting('max_replication_slots')::bigint
+                        - (select count(*) from pg_replication_slots)",
+            )
+            .await?;
+        connection.close().await?;
+        Ok::<(i32, String, i64), sqlx::Error>((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+    };
+    let failed = || Error::new(Kind::Server, "Postgres does not answer");
+    let answer = timeout(ANSWER_MAX, ask).await.map_err(|error| failed().caused_by(error))?;
+    let (version, wal_level, free_slots) = answer.map_err(|error| failed().caused_by(error))?;
+    let refuse = |text: String| Err(Error::new(Kind::Environment, text));
+    match u32::try_from(version) {
+        Ok(version) if version >= 150_000 => {
+            if wal_level != "logical" {
+                return refuse(format!("wal_level is {wal_level}; it has to be logical"));
+            }
+            if free_slots < 1 {
+                return refuse("no replication slot is free; raise max_replication_slots".into());
+            }
+            Ok(version)
+        }
+        _ => refuse(format!(
+            "Postgres {} is too old; 15 is the oldest that serves",
+            version / 10_000
+        )),
+    }
+}
+
+async fn connect(url: &str) -> Result<PgConnection, sqlx::Error> {
+    url.parse::<sqlx::postgres::PgConnectOptions>()?.disable_statement_logging().connect().await
+}
