@@ -10,8 +10,8 @@
 //!    `TAILRACE_CACHE` (default: `tailrace` in the user's cache directory). `TAILRACE_PG_VERSION`
 //!    picks the Postgres, 15 to 18. Where Maven is missing, an installed Postgres serves.
 //!
-//! Local servers end with the process that started them, however it ends: see the tests named
-//! after that.
+//! Local servers end with the process that started them, however it ends (shown by the test
+//! `killing_the_owner_leaves_no_server_and_no_directory`).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), tailrace_stack::Error> {
@@ -39,6 +39,9 @@ mod ports;
 mod process;
 mod settings;
 mod unique;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::{Error, Kind};
 pub use kafka::Kafka;

@@ -119,7 +119,7 @@ fn follow(output: impl Read, bar: &ProgressBar) -> Vec<String> {
 }
 
 /// The size in `[INFO] Downloaded from central: https://… (3.9 kB at 23 kB/s)`.
-fn downloaded(line: &str) -> Option<u64> {
+pub(crate) fn downloaded(line: &str) -> Option<u64> {
     let (_, rest) = line.split_once("Downloaded from ")?;
     let (_, size) = rest.rsplit_once('(')?;
     let mut words = size.split(' ');
