@@ -14,7 +14,7 @@ use std::fmt;
 
 pub(crate) use decode::decode;
 pub(crate) use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
-pub(crate) use tuple::{Column, Columns, Tuple};
+pub(crate) use tuple::{Column, Tuple};
 
 use crate::lsn::Lsn;
 
@@ -90,3 +90,6 @@ pub(crate) enum OldRow<'a> {
     /// All columns: the table has REPLICA IDENTITY FULL.
     Full(Tuple<'a>),
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,3 +22,6 @@ pub(crate) use client::{Client, Row, quote_identifier, quote_literal};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use status::StatusHandle;
 pub(crate) use stream::{Event, Stream};
+
+#[cfg(test)]
+mod tests;

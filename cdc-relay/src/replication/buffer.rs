@@ -105,3 +105,84 @@ impl Buffer {
         self.bytes.get(self.start..self.end).expect("start and end lie within the buffer")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Buffer, KEEP_BYTES, MESSAGE_BYTES_MAX, READ_BYTES, REST_BYTES};
+    use crate::error::Kind;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&[tag][..], &length.to_be_bytes(), body].concat()
+    }
+
+    fn fill(buffer: &mut Buffer, mut bytes: &[u8], chunk: usize) {
+        while !bytes.is_empty() {
+            let spare = buffer.spare();
+            assert!(spare.len() >= READ_BYTES);
+            let count = chunk.min(bytes.len()).min(spare.len());
+            spare[..count].copy_from_slice(&bytes[..count]);
+            buffer.filled(count);
+            bytes = &bytes[count..];
+        }
+    }
+
+    #[test]
+    fn messages_come_out_whole_whatever_the_pieces_they_came_in() {
+        let bodies: Vec<Vec<u8>> =
+            (0..50_usize).map(|n| vec![n as u8; (n * n * n * 7) % 90_000]).collect();
+        let stream: Vec<u8> = bodies.iter().flat_map(|body| message(b'd', body)).collect();
+
+        for chunk in [1, 7, 4096, 65_536, usize::MAX] {
+            let mut buffer = Buffer::new();
+            let mut found = Vec::new();
+            for piece in stream.chunks(chunk.min(stream.len())) {
+                fill(&mut buffer, piece, piece.len());
+                while let Some(frame) = buffer.frame().unwrap() {
+                    assert_eq!(frame.tag, b'd');
+                    found.push(buffer.body(frame.body).to_vec());
+                }
+            }
+            assert!(found == bodies, "in pieces of {chunk}");
+        }
+    }
+
+    #[test]
+    fn a_huge_message_passes_and_its_memory_is_given_back() {
+        let body = vec![7; 3 * KEEP_BYTES];
+        let mut buffer = Buffer::new();
+
+        fill(&mut buffer, &message(b'd', &body), READ_BYTES);
+        let frame = buffer.frame().unwrap().unwrap();
+
+        assert!(buffer.body(frame.body) == body);
+        assert!(buffer.bytes.len() <= 8 * KEEP_BYTES);
+        buffer.spare();
+        assert_eq!(buffer.bytes.len(), REST_BYTES);
+    }
+
+    #[test]
+    fn a_length_alone_allocates_nothing() {
+        let mut buffer = Buffer::new();
+        let length = u32::try_from(MESSAGE_BYTES_MAX).unwrap();
+
+        fill(&mut buffer, &[&b"d"[..], &length.to_be_bytes()].concat(), 5);
+
+        assert!(buffer.frame().unwrap().is_none());
+        buffer.spare();
+        assert_eq!(buffer.bytes.len(), REST_BYTES);
+    }
+
+    #[test]
+    fn an_impossible_length_is_refused() {
+        for length in [0_u32, 3, 0x4000_0004, u32::MAX] {
+            let mut buffer = Buffer::new();
+            fill(&mut buffer, &[&b"H"[..], &length.to_be_bytes()].concat(), 5);
+
+            let error = buffer.frame().err().unwrap();
+
+            assert_eq!(error.kind(), Kind::Malformed);
+            assert!(error.to_string().contains(&length.to_string()), "{error}");
+        }
+    }
+}

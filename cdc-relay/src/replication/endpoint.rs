@@ -297,3 +297,6 @@ fn non_empty(text: String) -> Option<String> {
 fn fault(text: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(Kind::Config, text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,3 +166,86 @@ fn fields(body: &[u8]) -> Result<Fields, Fault> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{During, server_error};
+    use crate::error::{Error, Kind};
+    use crate::replication::Endpoint;
+
+    fn refusal(during: During<'_>, code: &str, routine: &str) -> Error {
+        let endpoint = Endpoint::parse("postgres://relay:secret@db:6000/shop").unwrap();
+        let body = format!("SFATAL\0VFATAL\0C{code}\0Mthe server's words\0R{routine}\0\0");
+        server_error(&endpoint, during, body.as_bytes())
+    }
+
+    #[test]
+    fn codes_become_kinds() {
+        let start = During::Start { slot: "s" };
+        let stream = During::Stream { slot: "s" };
+        for (during, code, expected) in [
+            (During::Connect, "28P01", Kind::Permission),
+            (During::Connect, "28000", Kind::Permission),
+            (During::Connect, "42501", Kind::Permission),
+            (During::Connect, "3D000", Kind::Config),
+            (During::Connect, "53300", Kind::Unavailable),
+            (During::Connect, "57P03", Kind::Unavailable),
+            (During::Query, "42601", Kind::Server),
+            (During::Query, "42704", Kind::Server),
+            (During::Query, "42710", Kind::Server),
+            (During::Query, "55006", Kind::Server),
+            (During::Query, "55P03", Kind::Unavailable),
+            (During::Query, "40001", Kind::Unavailable),
+            (During::Query, "53400", Kind::Server),
+            (During::Query, "57014", Kind::Unavailable),
+            (start, "42501", Kind::Permission),
+            (start, "42602", Kind::Config),
+            (start, "42704", Kind::Gap),
+            (start, "55000", Kind::Gap),
+            (start, "55006", Kind::SlotBusy),
+            (stream, "42704", Kind::Server),
+            (stream, "53200", Kind::Unavailable),
+            (stream, "55000", Kind::Gap),
+            (stream, "57P01", Kind::Unavailable),
+            (stream, "57P05", Kind::Unavailable),
+            (stream, "58P01", Kind::Gap),
+            (stream, "58030", Kind::Unavailable),
+            (stream, "XX000", Kind::Server),
+            (stream, "", Kind::Server),
+        ] {
+            let error = refusal(during, code, "SomeFunction");
+            assert_eq!(error.kind(), expected, "{during:?} {code}");
+            assert_eq!(error.sqlstate(), Some(code));
+            let text = error.to_string();
+            assert!(text.contains("the server's words") && text.contains(code), "{text}");
+            assert!(!text.contains("secret"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_wal_level_is_told_from_a_lost_slot() {
+        let error =
+            refusal(During::Start { slot: "s" }, "55000", "CheckLogicalDecodingRequirements");
+
+        assert_eq!(error.kind(), Kind::Server);
+        assert!(error.mend().unwrap().contains("wal_level = logical"));
+    }
+
+    #[test]
+    fn the_servers_hint_is_kept_where_we_know_no_better() {
+        let endpoint = Endpoint::parse("postgres://relay@db").unwrap();
+
+        let error = server_error(&endpoint, During::Query, b"C42883\0Mno function\0Hadd casts\0\0");
+
+        assert_eq!(error.mend(), Some("add casts"));
+    }
+
+    #[test]
+    fn a_broken_error_message_is_an_error_too() {
+        let endpoint = Endpoint::parse("postgres://relay@db").unwrap();
+        for body in [&b""[..], b"C", b"C42601", b"C42601\0", b"C42601\0\0x"] {
+            let error = server_error(&endpoint, During::Query, body);
+            assert_eq!(error.kind(), Kind::Malformed, "{body:?}");
+        }
+    }
+}

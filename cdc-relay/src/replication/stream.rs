@@ -134,7 +134,8 @@ impl Stream {
             match tag {
                 b'd' => return self.copy_data(body).map(Some),
                 b'E' => return Err(self.refusal(body)),
-                b'c' => {
+                // The end of the copy, or, when the server shuts down, of the command.
+                b'c' | b'C' => {
                     return Err(Error::new(
                         Kind::Unavailable,
                         format!("postgres at {} ended the stream", self.endpoint.address()),

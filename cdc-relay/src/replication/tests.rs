@@ -1,0 +1,11 @@
+//! Against a real server, and what a real server does too rarely to wait for.
+
+mod log_in;
+mod own_server;
+mod query;
+mod rows;
+mod server;
+mod slot;
+mod status;
+mod stream;
+mod wire;
