@@ -134,7 +134,8 @@ pub(crate) fn send(producer: &BaseProducer, topic: &str, records: &[Outgoing]) {
         let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
             headers.insert(Header { key, value: Some(value) })
         });
-        let message = BaseRecord::to(topic).key(&record.key).payload(&record.payload).headers(headers);
+        let message =
+            BaseRecord::to(topic).key(&record.key).payload(&record.payload).headers(headers);
         producer.send(message).map_err(|(error, _)| error).unwrap();
         producer.poll(Duration::ZERO);
     }
@@ -147,7 +148,9 @@ pub(crate) fn produce(brokers: &str, topic: &str, records: &[Outgoing]) {
 
 /// Looks again and again until the condition holds; fails the caller at the deadline.
 #[track_caller]
-pub(crate) fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) -> impl Future<Output = ()> {
+pub(crate) fn until<F: Future<Output = bool>>(
+    mut holds: impl FnMut() -> F,
+) -> impl Future<Output = ()> {
     let caller = std::panic::Location::caller();
     async move {
         let looking = async {

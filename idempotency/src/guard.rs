@@ -89,7 +89,10 @@ pub async fn claim_all(
             Answer::Missing(missing) => retention::make_partitions(conn, &missing).await?,
         };
     }
-    Err(Error::new(Kind::Internal, "a partition of tailrace.processed_message was made and is still missing"))
+    Err(Error::new(
+        Kind::Internal,
+        "a partition of tailrace.processed_message was made and is still missing",
+    ))
 }
 
 enum Answer {
@@ -187,5 +190,6 @@ fn refusal(ids: &[MessageId], refused: Refused) -> Error {
     }
 }
 
-#[cfg(all(test, feature = "kafka"))]
+#[cfg(test)]
+#[cfg(feature = "kafka")]
 mod tests;

@@ -136,10 +136,9 @@ impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
 impl<S: Send + Sync + 'static> Routes<S> {
     async fn run(&self, conn: &mut PgConnection, record: &Record) -> Result<Outcome, Error> {
         let meta = &record.meta;
-        let route = self
-            .by_type
-            .get(meta.message_type())
-            .ok_or_else(|| Error::new(Kind::Internal, "a record without a handler was dispatched"))?;
+        let route = self.by_type.get(meta.message_type()).ok_or_else(|| {
+            Error::new(Kind::Internal, "a record without a handler was dispatched")
+        })?;
         let cx = Cx { conn, meta, state: &self.state };
         let running =
             route.start(cx, record.payload.as_deref()).map_err(|error| undecodable(&error))?;
@@ -215,6 +214,3 @@ async fn caught<T>(running: impl Future<Output = T>) -> Result<T, Panicked> {
     })
     .await
 }
-
-#[cfg(test)]
-mod tests;

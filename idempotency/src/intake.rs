@@ -21,7 +21,7 @@ use crate::config::Start;
 use crate::error::{Error, Kind, Verdict};
 use crate::flow::Flow;
 use crate::lane::{Gauge, Lane, LaneEnd, Shared, in_time};
-use crate::position::Offset;
+use crate::position::{Offset, Position};
 use crate::progress::{self, Owned, Partition};
 use crate::record::Delivery;
 use crate::retry::{Backoff, chance};
@@ -79,6 +79,7 @@ pub(crate) struct Settings {
 /// A running lane, seen from the intake.
 struct Running {
     epoch: progress::Epoch,
+    began_at: Option<Offset>,
     queue: mpsc::Sender<Delivery>,
     held: VecDeque<Delivery>,
     flow: Flow,
@@ -158,7 +159,9 @@ impl Intake {
         // A rebalance that nobody answered would hold up the client's close.
         while let Some(rebalance) = self.client.context().next_rebalance() {
             let answered = match rebalance {
-                Rebalance::Assigned(_) => self.client.incremental_assign(&TopicPartitionList::new()),
+                Rebalance::Assigned(_) => {
+                    self.client.incremental_assign(&TopicPartitionList::new())
+                }
                 Rebalance::Revoked(list) => self.client.incremental_unassign(&list),
             };
             if let Err(error) = answered {
@@ -177,7 +180,8 @@ impl Intake {
                 None => None,
                 Some(Ok(message)) => Some(copy(&message, &self.settings.topics)?),
                 Some(Err(error)) => {
-                    complain(&error, self.client.context().complaint())?;
+                    complain(&error, self.client.context().complaint())
+                        .map_err(|error| self.located(error))?;
                     None
                 }
             };
@@ -280,7 +284,7 @@ impl Intake {
         let (stop, stopped) = watch::channel(false);
         let gauge = Arc::new(Gauge::new());
         let partition = owned.partition.clone();
-        let epoch = owned.epoch;
+        let Owned { epoch, next_offset: began_at, .. } = owned;
         let lane = Lane {
             shared: Arc::clone(&self.shared),
             owned,
@@ -290,6 +294,7 @@ impl Intake {
         };
         let running = Running {
             epoch,
+            began_at,
             queue,
             held: VecDeque::new(),
             flow: Flow::Open,
@@ -443,7 +448,8 @@ impl Intake {
             .client
             .fetch_watermarks(&partition.topic, partition.number, BROKER_WAIT_MAX)
             .map_err(|error| {
-                let text = format!("the end of {} {} is not known", partition.topic, partition.number);
+                let text =
+                    format!("the end of {} {} is not known", partition.topic, partition.number);
                 Error::new(Kind::Kafka, text).caused_by(error)
             })?;
         Ok(Offset::new(newest))
@@ -455,7 +461,9 @@ impl Intake {
         let mut list = TopicPartitionList::new();
         for (partition, lane) in &mut self.lanes {
             let committed = lane.gauge.committed.load(Ordering::Acquire);
-            if committed > lane.hinted && add(&mut list, partition, Some(Offset::new(committed))).is_ok() {
+            if committed > lane.hinted
+                && add(&mut list, partition, Some(Offset::new(committed))).is_ok()
+            {
                 lane.hinted = committed;
             }
         }
@@ -464,6 +472,34 @@ impl Intake {
         {
             tracing::debug!(%error, "kafka was not told about progress");
         }
+    }
+
+    /// The client does not say whose offset is gone, so the brokers are asked where each partition begins and
+    /// ends.
+    fn located(&self, error: Error) -> Error {
+        if error.kind() != Kind::OffsetGone {
+            return error;
+        }
+        let error = error.mended_by(
+            "it has expired, or the topic was truncated or made anew: see what is lost, then set next_offset in tailrace.consumer_progress",
+        );
+        let positions = self.client.position().unwrap_or_default();
+        for (partition, lane) in &self.lanes {
+            let read = positions.find_partition(&partition.topic, partition.number);
+            let goes_on = match read.map(|element| element.offset()) {
+                Some(KafkaOffset::Offset(offset)) => Some(Offset::new(offset)),
+                _ => lane.began_at,
+            };
+            let bounds =
+                self.client.fetch_watermarks(&partition.topic, partition.number, BROKER_WAIT_MAX);
+            if let (Some(offset), Ok((first, end))) = (goes_on, bounds)
+                && !(first..=end).contains(&offset.get())
+            {
+                let topic = Arc::clone(&partition.topic);
+                return error.at(&Position { topic, partition: partition.number, offset });
+            }
+        }
+        error
     }
 
     fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
@@ -516,21 +552,25 @@ impl Running {
 }
 
 fn exists(client: &BaseConsumer<Group>, topic: &str, settings: &Settings) -> Result<(), Error> {
-    let metadata = client.fetch_metadata(Some(topic), settings.start_deadline).map_err(|error| {
-        let seconds = settings.start_deadline.as_secs_f32();
-        let text = format!("no broker of {} answered within {seconds} s", settings.brokers);
-        Error::new(Kind::Kafka, text)
-            .caused_by(error)
-            .mended_by("check the brokers' addresses and that they are up")
-    })?;
+    let metadata =
+        client.fetch_metadata(Some(topic), settings.start_deadline).map_err(|error| {
+            let seconds = settings.start_deadline.as_secs_f32();
+            let text = format!("no broker of {} answered within {seconds} s", settings.brokers);
+            Error::new(Kind::Kafka, text)
+                .caused_by(error)
+                .mended_by("check the brokers' addresses and that they are up")
+        })?;
     let missing = metadata
         .topics()
         .iter()
         .find(|found| found.name() == topic)
         .is_none_or(|found| found.error().is_some() || found.partitions().is_empty());
     if missing {
-        return Err(Error::new(Kind::Kafka, format!("the topic {topic} does not exist or cannot be read"))
-            .mended_by("create it, or grant the right to read it, before the consumer starts"));
+        return Err(Error::new(
+            Kind::Kafka,
+            format!("the topic {topic} does not exist or cannot be read"),
+        )
+        .mended_by("create it, or grant the right to read it, before the consumer starts"));
     }
     Ok(())
 }
@@ -548,19 +588,14 @@ fn interned(name: &str, topics: &[Arc<str>]) -> Arc<str> {
 fn complain(error: &KafkaError, complaint: Option<String>) -> Result<(), Error> {
     let halt = |kind, text: &str| {
         let detail = complaint.clone().map(|complaint| format!(": {complaint}"));
-        Err(Error::new(kind, format!("{text}{}", detail.unwrap_or_default())).caused_by(error.clone()))
+        Err(Error::new(kind, format!("{text}{}", detail.unwrap_or_default()))
+            .caused_by(error.clone()))
     };
     match error {
         KafkaError::MessageConsumptionFatal(_) => halt(Kind::Kafka, "the kafka client gave up"),
         KafkaError::MessageConsumption(
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
-        ) => halt(Kind::OffsetGone, "the stored offset is not in the topic any more").map_err(
-            |error: Error| {
-                error.mended_by(
-                    "the topic was truncated, recreated or has expired; set next_offset in tailrace.consumer_progress",
-                )
-            },
-        ),
+        ) => halt(Kind::OffsetGone, "the offset to go on from is not in the topic any more"),
         KafkaError::MessageConsumption(
             RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic
@@ -577,7 +612,10 @@ fn complain(error: &KafkaError, complaint: Option<String>) -> Result<(), Error> 
 }
 
 /// What a lane's end means for the consumer.
-fn failure(ended: Result<LaneEnd, tokio::task::JoinError>, partition: &Partition) -> Result<(), Error> {
+fn failure(
+    ended: Result<LaneEnd, tokio::task::JoinError>,
+    partition: &Partition,
+) -> Result<(), Error> {
     match ended {
         Ok(LaneEnd::Stopped | LaneEnd::NotOurs) => Ok(()),
         Ok(LaneEnd::Failed(error)) => Err(error),
@@ -598,8 +636,13 @@ fn list_of(partition: &Partition, offset: Option<Offset>) -> Result<TopicPartiti
     Ok(list)
 }
 
-fn add(list: &mut TopicPartitionList, partition: &Partition, offset: Option<Offset>) -> Result<(), Error> {
-    list.add_partition_offset(&partition.topic, partition.number, kafka_offset(offset)).map_err(refused)
+fn add(
+    list: &mut TopicPartitionList,
+    partition: &Partition,
+    offset: Option<Offset>,
+) -> Result<(), Error> {
+    list.add_partition_offset(&partition.topic, partition.number, kafka_offset(offset))
+        .map_err(refused)
 }
 
 fn kafka_offset(offset: Option<Offset>) -> KafkaOffset {

@@ -91,7 +91,9 @@ impl Lane {
             let Some(batch) = self.gather().await else { return LaneEnd::Stopped };
             let (deliveries, behind, next_offset) = batch.into_parts();
             let Some(next_offset) = next_offset.filter(|_| !deliveries.is_empty()) else {
-                self.shared.counters.count_committed(Tally { duplicates: behind, ..Tally::default() });
+                self.shared
+                    .counters
+                    .count_committed(Tally { duplicates: behind, ..Tally::default() });
                 continue;
             };
             let work = match read(&self.shared, deliveries, behind, next_offset) {
@@ -225,7 +227,8 @@ impl Lane {
             let acquired = self.shared.pool.acquire().await;
             let mut conn =
                 acquired.map_err(|error| Error::database("progress cannot be read", error))?;
-            progress::settle(&mut conn, &self.shared.consumer, partition, *epoch, work.next_offset).await
+            progress::settle(&mut conn, &self.shared.consumer, partition, *epoch, work.next_offset)
+                .await
         })
         .await
     }
@@ -250,7 +253,9 @@ fn read(
                 return Err(Error::new(Kind::Unhandled, text)
                     .at(record.meta.position())
                     .about(record.meta.message_id())
-                    .mended_by("register a handler, or pass such records over with Unhandled::Skip"));
+                    .mended_by(
+                        "register a handler, or pass such records over with Unhandled::Skip",
+                    ));
             }
         }
     }
@@ -286,7 +291,9 @@ async fn commit(tx: Transaction<'static, Postgres>, tally: Tally) -> Result<Atte
 /// rolls back what loses its connection.
 async fn roll_back(tx: Transaction<'static, Postgres>) {
     let rolled_back = in_time("the batch cannot be rolled back", async {
-        tx.rollback().await.map_err(|error| Error::database("the batch cannot be rolled back", error))
+        tx.rollback()
+            .await
+            .map_err(|error| Error::database("the batch cannot be rolled back", error))
     });
     if let Err(error) = rolled_back.await {
         tracing::debug!(error = %error, "the roll-back is left to the server");

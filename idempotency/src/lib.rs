@@ -70,7 +70,8 @@ mod config;
 #[cfg(feature = "kafka")]
 mod consumer;
 mod error;
-#[cfg(all(test, feature = "kafka"))]
+#[cfg(test)]
+#[cfg(feature = "kafka")]
 mod fixture;
 #[cfg(feature = "kafka")]
 mod flow;

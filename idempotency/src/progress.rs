@@ -71,7 +71,8 @@ pub(crate) async fn take(
     partitions: &[Partition],
     starts: &[Option<Offset>],
 ) -> Result<Vec<Owned>, Error> {
-    let failed = |error| Error::database("the epoch of assigned partitions cannot be raised", error);
+    let failed =
+        |error| Error::database("the epoch of assigned partitions cannot be raised", error);
     let (topics, numbers) = columns(partitions);
     let starts: Vec<Option<i64>> = starts.iter().map(|start| start.map(Offset::get)).collect();
     let mut tx = conn.begin().await.map_err(failed)?;

@@ -32,9 +32,8 @@ impl Delivery {
             offset: Offset::new(message.offset()),
         };
         // The client library panics at a header name that is not UTF-8, which any foreign producer may send.
-        let headers = catch_unwind(AssertUnwindSafe(|| Headers::copy(message))).map_err(|_| {
-            Error::new(Kind::Record, "a header's name is not UTF-8").at(&position)
-        })?;
+        let headers = catch_unwind(AssertUnwindSafe(|| Headers::copy(message)))
+            .map_err(|_| Error::new(Kind::Record, "a header's name is not UTF-8").at(&position))?;
         Ok(Self {
             timestamp: message.timestamp().to_millis().and_then(system_time),
             key: message.key().map(<[u8]>::to_vec),

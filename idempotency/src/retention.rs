@@ -49,6 +49,7 @@ fn cannot_make(error: sqlx::Error) -> Error {
 }
 
 fn counted(made: i32) -> Result<u32, Error> {
-    u32::try_from(made)
-        .map_err(|error| Error::new(Kind::Internal, "a negative number of partitions").caused_by(error))
+    u32::try_from(made).map_err(|error| {
+        Error::new(Kind::Internal, "a negative number of partitions").caused_by(error)
+    })
 }

@@ -27,7 +27,8 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
     sql: include_str!("../migrations/0001_processed_message_and_progress.sql"),
 }];
 
-const MEND: &str = "run tailrace_idempotency::schema::install or the files of its folder migrations";
+const MEND: &str =
+    "run tailrace_idempotency::schema::install or the files of its folder migrations";
 
 /// Applies the missing migrations and makes the partitions of the next days.
 ///
@@ -39,10 +40,12 @@ const MEND: &str = "run tailrace_idempotency::schema::install or the files of it
 pub async fn install(conn: &mut PgConnection) -> Result<(), Error> {
     let failed = |error| Error::database("the schema cannot be installed", error);
     let mut tx = conn.begin().await.map_err(failed)?;
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('tailrace.idempotency_version', 0))")
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
+    sqlx::query(
+        "SELECT pg_advisory_xact_lock(hashtextextended('tailrace.idempotency_version', 0))",
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(failed)?;
     let installed = installed(&mut tx).await?.unwrap_or(0);
     for migration in MIGRATIONS.iter().filter(|migration| migration.version > installed) {
         sqlx::raw_sql(migration.sql).execute(&mut *tx).await.map_err(failed)?;
@@ -67,7 +70,9 @@ pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
         .mended_by(MEND)),
         Some(version) if version < needed => Err(Error::new(
             Kind::Schema,
-            format!("the tables of tailrace-idempotency have version {version}, {needed} is needed"),
+            format!(
+                "the tables of tailrace-idempotency have version {version}, {needed} is needed"
+            ),
         )
         .mended_by(MEND)),
         Some(_) => Ok(()),
@@ -90,5 +95,6 @@ async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
         .map_err(failed)
 }
 
-#[cfg(all(test, feature = "kafka"))]
+#[cfg(test)]
+#[cfg(feature = "kafka")]
 mod tests;

@@ -9,7 +9,7 @@ async fn eight_installers_at_once_install_once() {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let pool = bed.pool.clone();
-        tasks.spawn(async move { install(&mut *pool.acquire().await.unwrap()).await });
+        tasks.spawn(async move { install(&mut pool.acquire().await.unwrap()).await });
     }
     let results = tasks.join_all().await;
 
@@ -72,11 +72,10 @@ async fn a_role_with_the_documented_grants_alone_can_claim_days_without_partitio
 async fn the_function_makes_no_partition_outside_its_range() {
     let bed = installed("schema_range").await;
 
-    let far = sqlx::query(
-        "SELECT tailrace.make_processed_message_partitions(ARRAY[current_date + 30])",
-    )
-    .execute(&bed.pool)
-    .await;
+    let far =
+        sqlx::query("SELECT tailrace.make_processed_message_partitions(ARRAY[current_date + 30])")
+            .execute(&bed.pool)
+            .await;
 
     assert!(far.is_err());
 }
