@@ -40,6 +40,7 @@ pub struct Config {
     init: bool,
     create_topics: bool,
     linger: Duration,
+    split_bytes: usize,
     kafka_properties: Vec<(String, String)>,
     skip: BTreeSet<Place>,
 }
@@ -57,6 +58,7 @@ impl Config {
             init: true,
             create_topics: true,
             linger: Duration::from_millis(5),
+            split_bytes: 64 * 1024 * 1024,
             kafka_properties: Vec::new(),
             skip: BTreeSet::new(),
         }
@@ -112,6 +114,15 @@ impl Config {
         self
     }
 
+    /// A source transaction with more bytes than this is split over several Kafka transactions;
+    /// readers then see its first part before its last. A crash between them repeats nothing.
+    /// Default 64 MiB.
+    #[must_use]
+    pub fn split_bytes(mut self, bytes: usize) -> Self {
+        self.split_bytes = bytes;
+        self
+    }
+
     /// A librdkafka setting, for TLS, SASL and tuning. Those that the guarantees rest on are
     /// refused by name.
     #[must_use]
@@ -130,7 +141,13 @@ impl Config {
     /// Checks everything that can be checked without a server, and names every fault.
     pub fn validate(&self) -> Result<(), Error> {
         let mut faults = Vec::new();
-        if let Err(error) = Endpoint::parse(&self.database_url) {
+        if self.database_url.trim().is_empty() {
+            faults.push(
+                "no database url given: set DATABASE_URL, for example \
+                 postgres://user:password@localhost:5432/shop?sslmode=disable"
+                    .to_owned(),
+            );
+        } else if let Err(error) = Endpoint::parse(&self.database_url) {
             faults.push(match error.mend() {
                 Some(hint) => format!("{error} ({hint})"),
                 None => error.to_string(),
@@ -155,7 +172,8 @@ impl Config {
         if faults.is_empty() {
             return Ok(());
         }
-        Err(Error::new(Kind::Config, faults.join("; ")))
+        Err(Error::new(Kind::Config, faults.join("; "))
+            .hint("correct what is named; cdc-relay run --help explains every setting"))
     }
 
     pub(crate) fn endpoint(&self) -> Result<Endpoint, Error> {
@@ -209,7 +227,7 @@ impl Config {
             batch_records: 10_000,
             batch_bytes: 8 * 1024 * 1024,
             linger: self.linger,
-            split_bytes: 64 * 1024 * 1024,
+            split_bytes: self.split_bytes,
             // A third of the transaction time-out that the broker is given.
             split_age: Duration::from_secs(5),
             // One segment of the log.

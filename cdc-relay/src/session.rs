@@ -183,6 +183,10 @@ async fn create(
     let mut sink = connect(config, relay_id).await?;
     sink.take_over().await?;
     let stored = sink.stored().await?;
+    // Another relay may have created it since this one looked: then it leads, or this one will.
+    if slot(client, config.slot_name()).await?.is_some() {
+        return Ok(());
+    }
     let seconds = u32::try_from(unix_ms() / 1_000).unwrap_or(u32::MAX);
     let intent: Intent = resume::create(server, config.slot_name(), &stored, Incarnation(seconds))?;
     if !config.may_init() {

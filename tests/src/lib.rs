@@ -1,1 +1,20 @@
-//! Placeholder.
+//! End-to-end proofs, on a real Postgres and a real Kafka.
+//!
+//! A [`Proof`] has one body and a [`Scale`]: `cargo test -p tests` runs it small, `cargo run
+//! --release -p tests --bin prove -- NAME` in full. What is true is decided by Postgres
+//! ([`writers`]), what happened is told by a Kafka client that shares no code with the product
+//! ([`reader`]), and [`verdict`] compares the two. The relay runs as a process of its own
+//! ([`process`], the `node` program), so that a crash is a SIGKILL.
+
+pub mod proof;
+pub mod relay_crash;
+
+pub mod crash_point;
+pub mod process;
+pub mod reader;
+pub mod site;
+pub mod verdict;
+pub mod writers;
+
+pub use proof::{PROOFS, Proof, Report, Scale};
+pub use site::{Site, Variant};

@@ -1,0 +1,24 @@
+//! Every proof, small.
+
+use indicatif::ProgressBar;
+use tailrace_stack::Stack;
+use tests::proof::Bench;
+use tests::{PROOFS, Scale};
+
+use crate::node;
+
+#[tokio::test]
+async fn a_relay_that_is_killed_at_any_point_loses_and_doubles_nothing() {
+    check("relay-crash").await;
+}
+
+async fn check(name: &str) {
+    let proof = PROOFS.iter().find(|proof| proof.name == name).expect("the proof is there");
+    let stack = Stack::shared().await;
+    let bench = Bench { stack, node: node(), scale: Scale::Small, bar: ProgressBar::hidden() };
+
+    let report = (proof.body)(bench).await;
+
+    println!("{:#?}", report.figures);
+    assert!(report.passes(), "{:#?}", report.faults);
+}

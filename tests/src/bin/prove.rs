@@ -1,0 +1,86 @@
+//! Runs proofs in full: `cargo run --release -p tests --bin prove -- NAME`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use tailrace_stack::{Needs, Stack};
+use tests::process::node_beside_us;
+use tests::proof::Bench;
+use tests::{PROOFS, Proof, Scale};
+
+/// Shows on real servers that what the product promises holds.
+#[derive(Parser)]
+struct Cli {
+    /// The proof to run, or `all`
+    #[arg(required_unless_present = "list")]
+    name: Option<String>,
+    /// Show every proof and what it claims
+    #[arg(long)]
+    list: bool,
+    /// As small as in the tests
+    #[arg(long)]
+    small: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.list {
+        for proof in PROOFS {
+            say(&format!("{:<14} {}", proof.name, proof.claim));
+        }
+        return ExitCode::SUCCESS;
+    }
+    let name = cli.name.unwrap_or_default();
+    let chosen: Vec<&Proof> =
+        PROOFS.iter().filter(|proof| name == "all" || name == proof.name).collect();
+    if chosen.is_empty() {
+        say(&format!("error: there is no proof {name:?}\n  mend: --list shows them all"));
+        return ExitCode::from(2);
+    }
+    let node = node_beside_us();
+    if !node.exists() {
+        say("error: the program `node` is not built\n  mend: cargo build --release -p tests");
+        return ExitCode::from(2);
+    }
+    let stack = match Stack::start(Needs::BOTH).await {
+        Ok(stack) => stack,
+        Err(error) => {
+            say(&format!("error: {error:?}"));
+            return ExitCode::from(2);
+        }
+    };
+    let scale = if cli.small { Scale::Small } else { Scale::Full };
+    let mut holds = true;
+    for proof in chosen {
+        let bench = Bench { stack: &stack, node: node.clone(), scale, bar: bar(proof.name) };
+        let bar = bench.bar.clone();
+        let report = (proof.body)(bench).await;
+        bar.finish_and_clear();
+        say(&format!("{}: {}", proof.name, proof.claim));
+        for (name, value) in &report.figures {
+            say(&format!("  {name:<30} {value:>12}"));
+        }
+        for fault in &report.faults {
+            say(&format!("  fault: {fault}"));
+        }
+        say(if report.passes() { "PASS" } else { "FAIL" });
+        holds &= report.passes();
+    }
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn bar(name: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {elapsed}")
+        .expect("the template is valid");
+    let bar = ProgressBar::new(0).with_style(style).with_prefix(name);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+#[expect(clippy::print_stdout, reason = "what it finds is for the person who asked")]
+fn say(line: &str) {
+    println!("{line}");
+}

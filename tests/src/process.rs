@@ -1,0 +1,132 @@
+//! A process under test, with everything it has written to standard error.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// A process of the `node` program. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: watch::Receiver<String>,
+}
+
+impl Process {
+    /// Starts the program at this path, with nothing of our environment but where to find things.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start.
+    pub fn start<A: AsRef<std::ffi::OsStr>>(
+        program: &Path,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear();
+        if let Some(level) = std::env::var_os("RUST_LOG") {
+            command.env("RUST_LOG", level);
+        }
+        // The process ends when its standard input does.
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.kill_on_drop(true).spawn().expect("the node program starts");
+        let stderr = child.stderr.take().expect("standard error is piped");
+        let (append, log) = watch::channel(String::new());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                append.send_modify(|log| {
+                    log.push_str(&line);
+                    log.push('\n');
+                });
+            }
+        });
+        Process { child, log }
+    }
+
+    /// Everything it has written so far.
+    pub fn log(&self) -> String {
+        self.log.borrow().clone()
+    }
+
+    /// Waits until it has written this text, or has written it before.
+    ///
+    /// # Panics
+    ///
+    /// When it does not within `limit`, with all that it has written.
+    #[track_caller]
+    pub fn says(&mut self, text: &str, limit: Duration) -> impl Future<Output = ()> {
+        self.says_times(text, 1, limit)
+    }
+
+    /// Waits until it has written this text so many times.
+    ///
+    /// # Panics
+    ///
+    /// When it does not within `limit`, with all that it has written.
+    #[track_caller]
+    pub fn says_times(
+        &mut self,
+        text: &str,
+        times: usize,
+        limit: Duration,
+    ) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let said = self.log.wait_for(|log| log.matches(text).count() >= times);
+            if !matches!(timeout(limit, said).await, Ok(Ok(_))) {
+                let log = self.log();
+                panic!("{caller}: {text:?} was not said {times} times in {limit:?}:\n{log}");
+            }
+        }
+    }
+
+    /// Waits for its end, and for the last of what it wrote.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end within `limit`, with all that it has written.
+    #[track_caller]
+    pub fn ends(&mut self, limit: Duration) -> impl Future<Output = ExitStatus> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let end = async {
+                // Tokio's wait closes standard input first, which would end the process.
+                let input = self.child.stdin.take();
+                let status = self.child.wait().await.expect("a child can be waited for");
+                drop(input);
+                while self.log.changed().await.is_ok() {}
+                status
+            };
+            match timeout(limit, end).await {
+                Ok(status) => status,
+                Err(_) => panic!("{caller}: no end within {limit:?}:\n{}", self.log()),
+            }
+        }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// When it has ended and was waited for.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        kill_process(pid.expect("the process was not waited for"), signal)
+            .expect("a child can be signalled");
+    }
+}
+
+/// The `node` program beside the program that runs now.
+///
+/// # Panics
+///
+/// When this program has no path.
+pub fn node_beside_us() -> PathBuf {
+    std::env::current_exe().expect("a running program has a path").with_file_name("node")
+}

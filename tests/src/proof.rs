@@ -1,0 +1,73 @@
+//! What a proof is: a name, a claim, and a body that both tests and people run.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use indicatif::ProgressBar;
+use tailrace_stack::Stack;
+
+use crate::relay_crash;
+
+/// How much of the same work a proof does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// Seconds: what `cargo test` runs.
+    Small,
+    /// Minutes: what `prove` runs.
+    Full,
+}
+
+/// What a body is given.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    /// The servers.
+    pub stack: &'a Stack,
+    /// The `node` program.
+    pub node: PathBuf,
+    /// How much to do.
+    pub scale: Scale,
+    /// Counts what is done; a test passes a hidden one.
+    pub bar: ProgressBar,
+}
+
+/// What a body found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// What was done and counted, in the order to show.
+    pub figures: Vec<(&'static str, String)>,
+    /// Why the claim does not hold; empty when it does.
+    pub faults: Vec<String>,
+}
+
+impl Report {
+    /// Adds a figure.
+    pub fn figure(&mut self, name: &'static str, value: impl ToString) {
+        self.figures.push((name, value.to_string()));
+    }
+
+    /// Whether the claim holds.
+    pub fn passes(&self) -> bool {
+        self.faults.is_empty()
+    }
+}
+
+/// The body of a proof. It panics where it can not go on.
+pub type Body = for<'a> fn(Bench<'a>) -> Pin<Box<dyn Future<Output = Report> + 'a>>;
+
+/// A claim of the product, and what shows it.
+#[derive(Debug)]
+pub struct Proof {
+    /// By which it is asked for.
+    pub name: &'static str,
+    /// What is claimed.
+    pub claim: &'static str,
+    /// What shows it.
+    pub body: Body,
+}
+
+/// Every proof.
+pub const PROOFS: &[Proof] = &[Proof {
+    name: "relay-crash",
+    claim: "a relay that is killed at any point loses nothing, doubles nothing and keeps the order",
+    body: |bench| Box::pin(relay_crash::prove(bench)),
+}];

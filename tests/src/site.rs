@@ -1,0 +1,153 @@
+//! What one test has for itself on the servers: database, slot, relay id, topics.
+
+use std::path::{Path, PathBuf};
+
+use rdkafka::config::ClientConfig;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{Connection, Row};
+use tailrace_stack::{Database, Stack, unique};
+
+use crate::crash_point::CrashPoint;
+use crate::process::Process;
+
+/// More than the writers of a proof use at once.
+const CONNECTIONS_MAX: u32 = 16;
+
+/// A database, slot, relay id and topics that no other test has, and the program to run on them.
+#[derive(Debug)]
+pub struct Site {
+    /// The test's database.
+    pub database: Database,
+    /// Connections to it.
+    pub pool: PgPool,
+    /// The brokers' addresses.
+    pub brokers: String,
+    /// A slot that does not exist yet.
+    pub slot: String,
+    /// A relay id that nobody has used.
+    pub relay_id: String,
+    /// Topics that exist and are empty.
+    pub topics: Vec<String>,
+    node: PathBuf,
+}
+
+/// How a relay of the `node` program differs from the usual one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Variant {
+    /// Where it ends itself.
+    pub die_at: Option<CrashPoint>,
+    /// How long a Kafka transaction waits for more, in milliseconds.
+    pub linger_ms: Option<u64>,
+    /// Bytes above which a source transaction is split.
+    pub split_bytes: Option<usize>,
+}
+
+impl Site {
+    /// Makes all of it on the servers of this stack.
+    ///
+    /// # Panics
+    ///
+    /// When a server refuses.
+    pub async fn new(stack: &Stack, name: &str, topics: usize, node: &Path) -> Self {
+        let database = stack.postgres().fresh_database(name).await.expect("a database is made");
+        let mut made = Vec::new();
+        for _ in 0..topics {
+            made.push(stack.kafka().fresh_topic(name, 3).await.expect("a topic is made"));
+        }
+        let options: PgConnectOptions = database.url().parse().expect("the stack's url is one");
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).connect_lazy_with(options);
+        Site {
+            pool,
+            brokers: stack.kafka().brokers().to_owned(),
+            slot: unique(name),
+            relay_id: unique(name),
+            topics: made,
+            node: node.to_owned(),
+            database,
+        }
+    }
+
+    /// Starts a relay that says what it does.
+    pub fn relay(&self, variant: Variant) -> Process {
+        let mut arguments = vec!["relay".to_owned()];
+        let mut give = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        give("--database-url", self.database.url().to_owned());
+        give("--kafka-brokers", self.brokers.clone());
+        give("--slot", self.slot.clone());
+        give("--relay-id", self.relay_id.clone());
+        if let Some(point) = variant.die_at {
+            give("--die-at", point.to_string());
+        }
+        if let Some(linger) = variant.linger_ms {
+            give("--linger-ms", linger.to_string());
+        }
+        if let Some(bytes) = variant.split_bytes {
+            give("--split-bytes", bytes.to_string());
+        }
+        Process::start(&self.node, arguments)
+    }
+
+    /// The arguments that `cdc-relay run` needs here.
+    pub fn run_arguments(&self) -> Vec<String> {
+        let give = |name: &str, value: &str| format!("--{name}={value}");
+        vec![
+            "run".to_owned(),
+            give("database-url", self.database.url()),
+            give("kafka-brokers", &self.brokers),
+            give("slot", &self.slot),
+            give("relay-id", &self.relay_id),
+        ]
+    }
+
+    /// Starts the sidecar as it is shipped.
+    pub fn cdc_relay(&self, arguments: &[String]) -> Process {
+        Process::start(&self.node, [&["cdc-relay".to_owned()], arguments].concat())
+    }
+
+    /// Where the slot is confirmed flushed, in bytes of the log; `None` while there is no slot.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not answer.
+    pub async fn confirmed_flush(&self) -> Option<u64> {
+        let row = sqlx::query(
+            "select (confirmed_flush_lsn - '0/0')::bigint from pg_replication_slots \
+             where slot_name = $1",
+        )
+        .bind(&self.slot)
+        .fetch_optional(&self.pool)
+        .await
+        .expect("the server answers");
+        let bytes: Option<i64> = row?.try_get(0).expect("the column is a number");
+        bytes.and_then(|bytes| u64::try_from(bytes).ok())
+    }
+
+    /// Drops the slot, as a person might.
+    ///
+    /// # Panics
+    ///
+    /// When it is in use or not there.
+    pub async fn drop_slot(&self) {
+        sqlx::query("select pg_drop_replication_slot($1)")
+            .bind(&self.slot)
+            .execute(&self.pool)
+            .await
+            .expect("the slot is there and free");
+    }
+
+    /// A connection of its own.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(self.database.url()).await.expect("the server takes a connection")
+    }
+
+    /// Settings of an independent Kafka client.
+    pub(crate) fn kafka(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+}
