@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+#[cfg(feature = "kafka")]
 use std::time::Duration;
 
 use crate::message_id::MessageId;
@@ -80,6 +81,7 @@ impl Error {
     }
 
     /// A wait for Postgres that reached its deadline: the same to the loop as a lost connection.
+    #[cfg(feature = "kafka")]
     pub(crate) fn database_silent(doing: &'static str, waited: Duration) -> Self {
         let silence = std::io::Error::new(
             std::io::ErrorKind::TimedOut,
@@ -98,6 +100,7 @@ impl Error {
         self
     }
 
+    #[cfg(feature = "kafka")]
     pub(crate) fn at(mut self, position: &Position) -> Self {
         self.0.position = Some(position.clone());
         self

@@ -149,7 +149,7 @@ impl<S: Send + Sync + 'static> Routes<S> {
     }
 }
 
-type Running<'a> = BoxFuture<'a, Result<Outcome, BoxError>>;
+type Handling<'a> = BoxFuture<'a, Result<Outcome, BoxError>>;
 
 /// One registered handler.
 pub(crate) trait Route<S>: Send + Sync {
@@ -157,7 +157,7 @@ pub(crate) trait Route<S>: Send + Sync {
         &'a self,
         cx: Cx<'a, S>,
         payload: Option<&[u8]>,
-    ) -> Result<Running<'a>, serde_json::Error>;
+    ) -> Result<Handling<'a>, serde_json::Error>;
 }
 
 /// A handler whose payload is JSON.
@@ -182,7 +182,7 @@ where
         &'a self,
         cx: Cx<'a, S>,
         payload: Option<&[u8]>,
-    ) -> Result<Running<'a>, serde_json::Error> {
+    ) -> Result<Handling<'a>, serde_json::Error> {
         // A tombstone is JSON's null: a handler of `Option<E>` sees it as `None`.
         let message = serde_json::from_slice(payload.unwrap_or(b"null"))?;
         let running = self.handler.call(cx, message);

@@ -9,14 +9,12 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
 use crate::assignment::{Group, Rebalance};
+use crate::client::{self, add, complain, copy, interned, kafka_offset, list_of, refused};
 use crate::config::Start;
 use crate::error::{Error, Kind, Verdict};
 use crate::flow::Flow;
@@ -25,6 +23,7 @@ use crate::position::{Offset, Position};
 use crate::progress::{self, Owned, Partition};
 use crate::record::Delivery;
 use crate::retry::{Backoff, chance};
+use crate::running::Running;
 
 /// The longest that a poll waits while nothing needs attention.
 const POLL_WAIT: Duration = Duration::from_millis(50);
@@ -76,19 +75,6 @@ pub(crate) struct Settings {
     pub(crate) drain_deadline: Duration,
 }
 
-/// A running lane, seen from the intake.
-struct Running {
-    epoch: progress::Epoch,
-    began_at: Option<Offset>,
-    queue: mpsc::Sender<Delivery>,
-    held: VecDeque<Delivery>,
-    flow: Flow,
-    stop: watch::Sender<bool>,
-    gauge: Arc<Gauge>,
-    hinted: i64,
-    task: JoinHandle<LaneEnd>,
-}
-
 /// A partition that turned out to have a newer owner although the group still gives it to us.
 struct Lost {
     backoff: Backoff,
@@ -121,7 +107,7 @@ impl Intake {
                 Error::new(Kind::Config, "the kafka client refuses its properties").caused_by(error)
             })?;
         for topic in &settings.topics {
-            exists(&client, topic, &settings)?;
+            client::exists(&client, topic, &settings.brokers, settings.start_deadline)?;
         }
         let topics: Vec<&str> = settings.topics.iter().map(|topic| &**topic).collect();
         client.subscribe(&topics).map_err(|error| {
@@ -513,104 +499,6 @@ impl Intake {
     }
 }
 
-impl Running {
-    /// Gives a record to the lane, or holds it behind those that are held already.
-    fn offer(&mut self, delivery: Delivery) {
-        self.held.push_back(delivery);
-        self.offer_held();
-    }
-
-    fn offer_held(&mut self) {
-        while let Some(delivery) = self.held.pop_front() {
-            let bytes = delivery.bytes();
-            if self.queued_bytes() >= crate::flow::QUEUE_BYTES_MAX {
-                self.held.push_front(delivery);
-                return;
-            }
-            self.gauge.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-            match self.queue.try_send(delivery) {
-                Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(delivery)) => {
-                    self.gauge.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                    self.held.push_front(delivery);
-                    return;
-                }
-                // The lane has ended; the intake finds out why when it looks after it.
-                Err(mpsc::error::TrySendError::Closed(_)) => self.held.clear(),
-            }
-        }
-    }
-
-    fn flow_now(&self) -> Flow {
-        let queued = self.queue.max_capacity() - self.queue.capacity();
-        self.flow.after(self.held.len(), queued, self.queued_bytes())
-    }
-
-    fn queued_bytes(&self) -> usize {
-        self.gauge.queued_bytes.load(Ordering::Relaxed)
-    }
-}
-
-fn exists(client: &BaseConsumer<Group>, topic: &str, settings: &Settings) -> Result<(), Error> {
-    let metadata =
-        client.fetch_metadata(Some(topic), settings.start_deadline).map_err(|error| {
-            let seconds = settings.start_deadline.as_secs_f32();
-            let text = format!("no broker of {} answered within {seconds} s", settings.brokers);
-            Error::new(Kind::Kafka, text)
-                .caused_by(error)
-                .mended_by("check the brokers' addresses and that they are up")
-        })?;
-    let missing = metadata
-        .topics()
-        .iter()
-        .find(|found| found.name() == topic)
-        .is_none_or(|found| found.error().is_some() || found.partitions().is_empty());
-    if missing {
-        return Err(Error::new(
-            Kind::Kafka,
-            format!("the topic {topic} does not exist or cannot be read"),
-        )
-        .mended_by("create it, or grant the right to read it, before the consumer starts"));
-    }
-    Ok(())
-}
-
-fn copy(message: &BorrowedMessage<'_>, topics: &[Arc<str>]) -> Result<Delivery, Error> {
-    Delivery::copy(message, interned(message.topic(), topics))
-}
-
-/// The shared name of a topic, so that a record does not carry its own copy.
-fn interned(name: &str, topics: &[Arc<str>]) -> Arc<str> {
-    topics.iter().find(|topic| ***topic == *name).map_or_else(|| name.into(), Arc::clone)
-}
-
-/// Which errors of the client the consumer survives.
-fn complain(error: &KafkaError, complaint: Option<String>) -> Result<(), Error> {
-    let halt = |kind, text: &str| {
-        let detail = complaint.clone().map(|complaint| format!(": {complaint}"));
-        Err(Error::new(kind, format!("{text}{}", detail.unwrap_or_default()))
-            .caused_by(error.clone()))
-    };
-    match error {
-        KafkaError::MessageConsumptionFatal(_) => halt(Kind::Kafka, "the kafka client gave up"),
-        KafkaError::MessageConsumption(
-            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
-        ) => halt(Kind::OffsetGone, "the offset to go on from is not in the topic any more"),
-        KafkaError::MessageConsumption(
-            RDKafkaErrorCode::UnknownTopicOrPartition
-            | RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownPartition
-            | RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::GroupAuthorizationFailed,
-        ) => halt(Kind::Kafka, "kafka refuses the topic or the group"),
-        // The client connects again by itself.
-        other => {
-            tracing::warn!(error = %other, "kafka");
-            Ok(())
-        }
-    }
-}
-
 /// What a lane's end means for the consumer.
 fn failure(
     ended: Result<LaneEnd, tokio::task::JoinError>,
@@ -624,27 +512,4 @@ fn failure(
             Err(Error::new(Kind::Internal, text).caused_by(error))
         }
     }
-}
-
-fn refused(error: KafkaError) -> Error {
-    Error::new(Kind::Kafka, "the kafka client refuses a change of the assignment").caused_by(error)
-}
-
-fn list_of(partition: &Partition, offset: Option<Offset>) -> Result<TopicPartitionList, Error> {
-    let mut list = TopicPartitionList::new();
-    add(&mut list, partition, offset)?;
-    Ok(list)
-}
-
-fn add(
-    list: &mut TopicPartitionList,
-    partition: &Partition,
-    offset: Option<Offset>,
-) -> Result<(), Error> {
-    list.add_partition_offset(&partition.topic, partition.number, kafka_offset(offset))
-        .map_err(refused)
-}
-
-fn kafka_offset(offset: Option<Offset>) -> KafkaOffset {
-    offset.map_or(KafkaOffset::Beginning, |offset| KafkaOffset::Offset(offset.get()))
 }

@@ -66,6 +66,8 @@ mod assignment;
 #[cfg(feature = "kafka")]
 mod batch;
 #[cfg(feature = "kafka")]
+mod client;
+#[cfg(feature = "kafka")]
 mod config;
 #[cfg(feature = "kafka")]
 mod consumer;
@@ -93,6 +95,8 @@ mod record;
 pub mod retention;
 #[cfg(feature = "kafka")]
 mod retry;
+#[cfg(feature = "kafka")]
+mod running;
 pub mod schema;
 
 #[cfg(feature = "kafka")]

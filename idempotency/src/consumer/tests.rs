@@ -276,3 +276,27 @@ async fn a_lane_slower_than_kafka_pauses_its_partition_and_loses_nothing() {
     assert_eq!(bed.count(DOUBLE_EFFECTS).await, 0);
     assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_consumer_rolls_back_and_leaves_its_partitions_to_the_next() {
+    async fn hangs(cx: Cx<'_, Arc<Semaphore>>, message: Numbered) -> Result<Outcome, BoxError> {
+        let entered = cx.state;
+        effect(Cx { conn: cx.conn, meta: cx.meta, state: &() }, message).await?;
+        entered.add_permits(1);
+        std::future::pending().await
+    }
+    let bed = bed("consumer_dropped").await;
+    let topic = bed.topic("consumer_dropped", 1).await;
+    produce(bed.brokers(), &topic, &records(10, 2));
+    let entered = Arc::new(Semaphore::new(0));
+    let config = Config::new(&topic, bed.brokers(), bed.pool.clone()).state(Arc::clone(&entered));
+
+    let hanging = start(Consumer::new(config).topic(&topic).on("numbered.v1", hangs));
+    entered.acquire().await.unwrap().forget();
+    hanging.task.abort();
+    let running = start(consumer(&bed, &topic, &topic));
+    running.applied(10).await;
+    running.stop().await.unwrap();
+
+    assert_eq!(bed.count("SELECT count(*) FROM effect").await, 10);
+}

@@ -14,7 +14,7 @@ use crate::stack::{Needs, tell};
 
 /// The oldest Java that a Kafka 4 broker runs on.
 const JAVA_MIN: u32 = 17;
-const FETCH_BYTES: u64 = 50_000_000;
+const FETCH_BYTES: u64 = 46_000_000;
 const ARCHIVE: &str = "classes.jsa";
 
 /// What could provide a Kafka; nothing has been fetched for it yet.

@@ -32,7 +32,7 @@ async fn with_an_empty_path_one_error_lists_every_way() {
 
     assert_eq!(error.kind(), Kind::Missing);
     let text = format!("{error:?}");
-    for way in [DATABASE_URL, KAFKA_BROKERS, PG_VERSION, "Java 17", "mvn", "installed Postgres"] {
+    for way in [DATABASE_URL, KAFKA_BROKERS, PG_VERSION, "Java 17", "mvn", "install postgresql"] {
         assert!(text.contains(way), "{way} is not in: {text}");
     }
     assert!(!cache.exists(), "nothing was begun");
