@@ -109,13 +109,15 @@ impl ExactlyOnce {
         if !self.known_topics.contains(record.topic()) {
             return Ok(Produced::UnknownTopic);
         }
-        let mut headers = OwnedHeaders::new_with_capacity(8);
+        let mut headers = Some(OwnedHeaders::new_with_capacity(8));
         record.each_header(|key, value| {
-            let taken = std::mem::replace(&mut headers, OwnedHeaders::new_with_capacity(0));
-            headers = taken.insert(Header { key, value: Some(value) });
+            headers = headers.take().map(|list| list.insert(Header { key, value: Some(value) }));
         });
         let mut out: BaseRecord<'_, [u8], [u8]> =
-            BaseRecord::to(record.topic()).timestamp(record.timestamp_ms()).headers(headers);
+            BaseRecord::to(record.topic()).timestamp(record.timestamp_ms());
+        if let Some(headers) = headers {
+            out = out.headers(headers);
+        }
         if let Some(key) = record.key() {
             out = out.key(key);
         }
