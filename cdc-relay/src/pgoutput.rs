@@ -1,6 +1,6 @@
 //! Decoding of pgoutput, the output plugin that comes with Postgres.
 //!
-//! [`decode`] turns one message of the stream, protocol version 2 without streaming, into a
+//! [`decode()`] turns one message of the stream, protocol version 2 without streaming, into a
 //! [`Change`] that borrows from it. Nothing is allocated but the columns of a relation, and no
 //! input makes it panic: what breaks the format is an error with the LSN and the byte.
 //!

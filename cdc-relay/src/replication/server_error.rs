@@ -139,8 +139,9 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
 fn by_class(code: &str) -> Kind {
     match code.get(..2) {
         // Connection exception, serialization failure or deadlock, insufficient resources,
-        // lock not available and the like, operator intervention, input or output error.
+        // operator intervention, input or output error.
         Some("08" | "40" | "53" | "57" | "58") => Kind::Unavailable,
+        // A lock was not to be had in time.
         _ if code == "55P03" => Kind::Unavailable,
         _ => Kind::Server,
     }

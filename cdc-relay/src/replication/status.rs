@@ -10,12 +10,12 @@ use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend::{self, CopyData};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::connection::{WriteHalf, late, lost};
 use super::endpoint::Endpoint;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
 
 /// How often the server hears from us. A standby takes the leader for dead when
@@ -103,7 +103,17 @@ impl StatusTask {
     }
 
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Result<WriteHalf, Error>> {
-        let outcome = ready!(Pin::new(&mut self.task).poll(context)).unwrap_or_else(raise);
+        let outcome = match ready!(Pin::new(&mut self.task).poll(context)) {
+            Ok(outcome) => outcome,
+            // Only its owner aborts it, and then no longer waits: what is left is the end of the
+            // whole runtime.
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => {
+                    Err(Error::new(Kind::Unavailable, "the runtime has ended").caused_by(error))
+                }
+            },
+        };
         self.state = if outcome.is_ok() { State::Closed } else { State::Failed };
         Poll::Ready(outcome)
     }
@@ -123,11 +133,6 @@ impl Drop for StatusTask {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// The task panicked: so must we, for only its owner cancels it, and then no longer waits.
-fn raise(error: JoinError) -> Result<WriteHalf, Error> {
-    std::panic::resume_unwind(error.into_panic())
 }
 
 /// What runs in the task.

@@ -39,16 +39,16 @@ pub(crate) struct Stream {
 pub(crate) enum Event<'a> {
     /// A pgoutput message.
     Data {
-        /// Where the change begins; zero where it has no place of its own.
+        /// The change's place; zero where it has none of its own.
         wal_start: Lsn,
-        /// How far the server has sent.
+        /// The same as `wal_start` in a logical stream.
         wal_end: Lsn,
         /// The message, for [`crate::pgoutput::decode`].
         body: &'a [u8],
     },
-    /// The server is alive; all it had to send before `wal_end` has been sent.
+    /// The server is alive.
     Keepalive {
-        /// How far the server has sent.
+        /// How far the server has read: whatever was committed before has been sent.
         wal_end: Lsn,
         /// Whether the server wants a status update at once.
         reply_requested: bool,

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use proptest::prelude::{prop_assert, proptest};
+
 use super::Endpoint;
 use crate::error::{Error, Kind};
 
@@ -113,4 +115,24 @@ fn the_password_is_never_shown() {
 
     assert_eq!(endpoint.describe(), "u@[::1]:6000/shop");
     assert!(!format!("{endpoint:?}").contains("secret"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(rest in "[u@:/?%&=\\[\\]0-9a-f\\PC]{0,60}") {
+        if let Ok(endpoint) = Endpoint::parse(&format!("postgres://{rest}")) {
+            prop_assert!(!endpoint.user().is_empty() && !endpoint.database().is_empty());
+        }
+    }
+
+    #[test]
+    fn any_password_survives_percent_encoding_and_is_never_shown(password in "\\PC{20,40}") {
+        let encoded: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
+
+        let endpoint = Endpoint::parse(&format!("postgres://u:{encoded}@db")).unwrap();
+
+        prop_assert!(endpoint.password() == Some(password.as_str()));
+        let shown = format!("{endpoint:?} {}", endpoint.describe());
+        prop_assert!(!shown.contains(&password));
+    }
 }
