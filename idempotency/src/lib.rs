@@ -1,1 +1,114 @@
-//! Placeholder.
+//! An effect in Postgres once per message, in order per key, whatever Kafka does.
+//!
+//! Kafka delivers again after a crash, a rebalance or a producer's retry. This crate makes the second
+//! delivery harmless: the message's id is claimed in the same transaction as its effect, so either both
+//! are there or neither is.
+//!
+//! There are two ways in.
+//!
+//! - [`guard`]: claim a message id in a transaction of your own. It needs no Kafka (switch the default
+//!   feature `kafka` off) and fits any transport.
+//! - [`Consumer`]: subscribe to topics and run a handler per message type. It owns the transaction: a batch
+//!   of records, their claims, their effects and the consumer's progress commit together.
+//!
+//! ```no_run
+//! # #[cfg(feature = "kafka")]
+//! # mod example {
+//! use serde::Deserialize;
+//! use tailrace_idempotency::{BoxError, Config, Consumer, Cx, Outcome, schema};
+//!
+//! #[derive(Deserialize)]
+//! struct OrderPlaced {
+//!     order: i64,
+//! }
+//!
+//! struct App {
+//!     warehouse: String,
+//! }
+//!
+//! async fn reserve(cx: Cx<'_, App>, order: OrderPlaced) -> Result<Outcome, BoxError> {
+//!     sqlx::query("insert into reservation (order_id, warehouse) values ($1, $2)")
+//!         .bind(order.order)
+//!         .bind(&cx.state.warehouse)
+//!         .execute(cx.conn)
+//!         .await?;
+//!     Ok(Outcome::Done)
+//! }
+//!
+//! async fn run(pool: sqlx::PgPool, stop: impl Future<Output = ()>) -> Result<(), BoxError> {
+//!     schema::install(&mut *pool.acquire().await?).await?;
+//!     let app = App { warehouse: "north".into() };
+//!     let report = Consumer::new(Config::new("billing", "localhost:9092", pool).state(app))
+//!         .topic("orders")
+//!         .on("order.placed.v1", reserve)
+//!         .run(stop)
+//!         .await?;
+//!     println!("{} applied, {} duplicates", report.applied, report.duplicates);
+//!     Ok(())
+//! }
+//! # }
+//! ```
+//!
+//! # What holds
+//! - Postgres is the commit point. Progress lives in `tailrace.consumer_progress`; the offset committed to
+//!   Kafka follows it as a hint for lag tools and is never read.
+//! - A process that lost its partition cannot commit: each transaction begins by checking its epoch.
+//! - Nothing is skipped silently. What cannot be applied halts the consumer with one error that names the
+//!   record, and nothing of that batch is committed.
+//! - A handler may run more than once for a message; its effect on Postgres happens once. It must touch
+//!   nothing but the transaction it is given.
+//!
+//! The records' form is that of CloudEvents 1.0.2 in Kafka's binary content mode: id in `ce_id` (UUID v7),
+//! type in `ce_type`, payload as JSON in the value.
+
+#[cfg(feature = "kafka")]
+mod assignment;
+#[cfg(feature = "kafka")]
+mod batch;
+#[cfg(feature = "kafka")]
+mod client;
+#[cfg(feature = "kafka")]
+mod config;
+#[cfg(feature = "kafka")]
+mod consumer;
+mod error;
+#[cfg(test)]
+#[cfg(feature = "kafka")]
+mod fixture;
+#[cfg(feature = "kafka")]
+mod flow;
+pub mod guard;
+#[cfg(feature = "kafka")]
+mod handler;
+#[cfg(feature = "kafka")]
+mod intake;
+#[cfg(feature = "kafka")]
+mod lane;
+mod message_id;
+#[cfg(feature = "kafka")]
+mod metrics;
+mod position;
+#[cfg(feature = "kafka")]
+mod progress;
+#[cfg(feature = "kafka")]
+mod record;
+pub mod retention;
+#[cfg(feature = "kafka")]
+mod retry;
+#[cfg(feature = "kafka")]
+mod running;
+pub mod schema;
+
+#[cfg(feature = "kafka")]
+pub use config::{Config, Start};
+#[cfg(feature = "kafka")]
+pub use consumer::{Consumer, Unhandled};
+pub use error::{BoxError, Error, Kind};
+#[cfg(feature = "kafka")]
+pub use handler::{Cx, Handler, Outcome};
+pub use message_id::MessageId;
+#[cfg(feature = "kafka")]
+pub use metrics::{Counters, Report};
+pub use position::{Offset, Position};
+#[cfg(feature = "kafka")]
+pub use record::Meta;

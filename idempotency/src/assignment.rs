@@ -1,0 +1,101 @@
+//! The client's side of group membership: rebalances are queued here and answered by the intake's loop.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
+
+/// What the group's coordinator wants; the client waits for the answer.
+#[derive(Debug)]
+pub(crate) enum Rebalance {
+    Assigned(TopicPartitionList),
+    Revoked(TopicPartitionList),
+}
+
+/// The callbacks of the Kafka client.
+///
+/// They run on the intake's thread inside `poll`. A rebalance is only noted there, so that the one loop acts
+/// on it with everything it owns; the default of the client library would ignore errors of the assignment.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    rebalances: Mutex<VecDeque<Rebalance>>,
+    complaint: Mutex<Option<String>>,
+    closing: AtomicBool,
+}
+
+impl Group {
+    pub(crate) fn next_rebalance(&self) -> Option<Rebalance> {
+        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// The client's last error in its own words, which names the partition where its code does not.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        self.complaint.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// From now on nobody looks at the queue: rebalances are answered on the spot.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+}
+
+impl ClientContext for Group {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => tracing::error!(target: "librdkafka", facility, "{text}"),
+            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{text}"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(target: "librdkafka", facility, "{text}");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{text}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(target: "librdkafka", %error, "{reason}");
+        *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    }
+}
+
+impl ConsumerContext for Group {
+    fn rebalance(
+        &self,
+        client: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let assigned = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if self.closing.load(Ordering::Relaxed) {
+            let answered = if assigned {
+                client.incremental_assign(&TopicPartitionList::new())
+            } else {
+                client.incremental_unassign(partitions)
+            };
+            if let Err(error) = answered {
+                tracing::debug!(%error, "a rebalance during the shutdown was not answered");
+            }
+            return;
+        }
+        let rebalance = if assigned {
+            Rebalance::Assigned(partitions.clone())
+        } else {
+            Rebalance::Revoked(partitions.clone())
+        };
+        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).push_back(rebalance);
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::debug!(%error, "kafka did not take the committed offsets; they are only a hint");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What a consumer needs to know before it starts.
+
+use std::fmt;
+use std::time::Duration;
+
+use sqlx::PgPool;
+
+use crate::error::{Error, Kind};
+
+/// Properties of librdkafka that the guarantees rest on.
+const RESERVED: &[&str] = &[
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "group.id",
+    "group.protocol",
+    "isolation.level",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+];
+
+/// The most records that one transaction may hold.
+const BATCH_RECORDS_LIMIT: usize = 10_000;
+
+/// Kafka's bound on the length of a group id is that of its protocol's strings; this one keeps keys short.
+const CONSUMER_NAME_LENGTH_MAX: usize = 200;
+
+/// Where a consumer without progress in a partition begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Start {
+    /// At the oldest record that the topic still holds.
+    #[default]
+    Earliest,
+    /// After the newest committed record. The place is stored at the first assignment, so a restart before
+    /// the first record skips nothing.
+    Latest,
+}
+
+/// The configuration of a [`Consumer`](crate::Consumer).
+///
+/// The pool needs one connection per assigned partition for full speed, and works with one.
+#[derive(Clone)]
+pub struct Config<S = ()> {
+    pub(crate) consumer: String,
+    pub(crate) brokers: String,
+    pub(crate) pool: PgPool,
+    pub(crate) state: S,
+    pub(crate) start: Start,
+    pub(crate) batch_records_max: usize,
+    pub(crate) batch_wait: Duration,
+    pub(crate) retry_for: Duration,
+    pub(crate) start_deadline: Duration,
+    pub(crate) shutdown_deadline: Duration,
+    pub(crate) kafka_properties: Vec<(String, String)>,
+}
+
+impl Config {
+    /// A configuration with the consumer's name, the brokers (`host:port`, comma-separated) and the database
+    /// that holds both the service's tables and those of this crate.
+    ///
+    /// The name is the Kafka group id and the owner of claims and progress: two services that must both see
+    /// every message need two names, and a renamed consumer begins anew.
+    pub fn new(consumer: impl Into<String>, brokers: impl Into<String>, pool: PgPool) -> Self {
+        Self {
+            consumer: consumer.into(),
+            brokers: brokers.into(),
+            pool,
+            state: (),
+            start: Start::default(),
+            batch_records_max: 500,
+            batch_wait: Duration::from_millis(5),
+            retry_for: Duration::from_secs(60),
+            start_deadline: Duration::from_secs(10),
+            shutdown_deadline: Duration::from_secs(20),
+            kafka_properties: Vec::new(),
+        }
+    }
+
+    /// The state that handlers share. Default: `()`.
+    pub fn state<S>(self, state: S) -> Config<S> {
+        let Self {
+            consumer,
+            brokers,
+            pool,
+            state: (),
+            start,
+            batch_records_max,
+            batch_wait,
+            retry_for,
+            start_deadline,
+            shutdown_deadline,
+            kafka_properties,
+        } = self;
+        Config {
+            consumer,
+            brokers,
+            pool,
+            state,
+            start,
+            batch_records_max,
+            batch_wait,
+            retry_for,
+            start_deadline,
+            shutdown_deadline,
+            kafka_properties,
+        }
+    }
+}
+
+impl<S> Config<S> {
+    /// Where to begin in a partition without progress. Default: [`Start::Earliest`].
+    #[must_use]
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// The most records that share a transaction, 1 to 10,000. Default: 500.
+    #[must_use]
+    pub fn batch_records_max(mut self, records: usize) -> Self {
+        self.batch_records_max = records;
+        self
+    }
+
+    /// How long a batch waits for more records, at most one second. Default: 5 ms.
+    #[must_use]
+    pub fn batch_wait(mut self, wait: Duration) -> Self {
+        self.batch_wait = wait;
+        self
+    }
+
+    /// How long a batch is repeated at transient faults of the database before the consumer halts.
+    /// Default: 60 s.
+    #[must_use]
+    pub fn retry_for(mut self, time: Duration) -> Self {
+        self.retry_for = time;
+        self
+    }
+
+    /// How long the start waits for Postgres and for the brokers, each. Default: 10 s.
+    #[must_use]
+    pub fn start_deadline(mut self, deadline: Duration) -> Self {
+        self.start_deadline = deadline;
+        self
+    }
+
+    /// How long a shutdown, or a partition's move, waits for running batches; what takes longer is rolled
+    /// back. Default: 20 s.
+    #[must_use]
+    pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
+        self.shutdown_deadline = deadline;
+        self
+    }
+
+    /// A property of librdkafka, for example for TLS or SASL. Those that the guarantees rest on are refused
+    /// by [`validate`](Self::validate).
+    #[must_use]
+    pub fn kafka_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.kafka_properties.push((name.into(), value.into()));
+        self
+    }
+
+    /// Checks every option and lists all faults in one error. A consumer does so before it starts.
+    ///
+    /// # Errors
+    /// [`Kind::Config`].
+    pub fn validate(&self) -> Result<(), Error> {
+        faults(self.faults())
+    }
+
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut check = |good: bool, fault: String| {
+            if !good {
+                faults.push(fault);
+            }
+        };
+        check(
+            (1..=CONSUMER_NAME_LENGTH_MAX).contains(&self.consumer.len()),
+            format!("the consumer's name must have 1 to {CONSUMER_NAME_LENGTH_MAX} bytes"),
+        );
+        check(!self.brokers.trim().is_empty(), "the brokers are empty".to_owned());
+        check(
+            (1..=BATCH_RECORDS_LIMIT).contains(&self.batch_records_max),
+            format!("batch_records_max must be 1 to {BATCH_RECORDS_LIMIT}"),
+        );
+        check(
+            self.batch_wait <= Duration::from_secs(1),
+            "batch_wait must be one second at most".to_owned(),
+        );
+        check(!self.start_deadline.is_zero(), "start_deadline must not be zero".to_owned());
+        check(!self.shutdown_deadline.is_zero(), "shutdown_deadline must not be zero".to_owned());
+        for (name, _) in &self.kafka_properties {
+            check(
+                !RESERVED.contains(&name.trim()),
+                format!("the kafka property {name} is set by the consumer and cannot be changed"),
+            );
+        }
+        faults
+    }
+}
+
+pub(crate) fn faults(faults: Vec<String>) -> Result<(), Error> {
+    if faults.is_empty() { Ok(()) } else { Err(Error::new(Kind::Config, faults.join("; "))) }
+}
+
+impl<S> fmt::Debug for Config<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values of properties may be passwords.
+        let properties: Vec<_> = self.kafka_properties.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Config")
+            .field("consumer", &self.consumer)
+            .field("brokers", &self.brokers)
+            .field("start", &self.start)
+            .field("batch_records_max", &self.batch_records_max)
+            .field("batch_wait", &self.batch_wait)
+            .field("retry_for", &self.retry_for)
+            .field("start_deadline", &self.start_deadline)
+            .field("shutdown_deadline", &self.shutdown_deadline)
+            .field("kafka_properties", &properties)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_faults_are_listed_at_once() {
+        let pool = PgPool::connect_lazy("postgres://localhost/none").unwrap();
+        let config = Config::new("", " ", pool)
+            .batch_records_max(0)
+            .kafka_property("enable.auto.commit", "true")
+            .kafka_property("sasl.password", "secret");
+
+        let error = config.validate().unwrap_err();
+
+        let text = error.to_string();
+        assert_eq!(error.kind(), Kind::Config);
+        for part in ["name", "brokers", "batch_records_max", "enable.auto.commit"] {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+        assert!(!format!("{config:?} {text}").contains("secret"));
+    }
+}

@@ -1,0 +1,293 @@
+//! The consumer: which topics, which types, which handlers; and running it.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use serde::de::DeserializeOwned;
+use sqlx::PgPool;
+use tokio::sync::oneshot;
+
+use crate::config::{self, Config};
+use crate::error::{Error, Kind};
+use crate::handler::{Handler, JsonRoute, Route, Routes};
+use crate::intake::{Intake, Settings, Stop};
+use crate::lane::Shared;
+use crate::metrics::{Counters, Report};
+use crate::{retention, schema};
+
+/// How often the partitions of the next days are made while the consumer runs.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// How long a consumer whose lanes have finished waits for the group to see it off.
+const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// What happens to a record whose type has no handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Unhandled {
+    /// It is passed over and counted.
+    #[default]
+    Skip,
+    /// The consumer halts with an error that names it.
+    Halt,
+}
+
+/// Applies the records of Kafka topics, each once, in order per key.
+///
+/// Records of a partition are applied in the order of their offsets, up to
+/// [`batch_records_max`](Config::batch_records_max) in one transaction: ownership check and progress, claims,
+/// handlers, commit. Several processes with the same name share the partitions.
+///
+/// A transient fault of the database repeats the batch. Anything else that stands in the way (a record
+/// without id, a payload that does not decode, a handler's error) ends [`run`](Self::run) with an error that
+/// names the record; its batch is rolled back, nothing is lost, and a restart goes on at the same place.
+///
+/// ```no_run
+/// # use tailrace_idempotency::{BoxError, Config, Consumer, Cx, Outcome};
+/// async fn count(cx: Cx<'_>, order: serde_json::Value) -> Result<Outcome, BoxError> {
+///     sqlx::query("update statistics set orders = orders + 1").execute(cx.conn).await?;
+///     Ok(Outcome::Done)
+/// }
+///
+/// # async fn run(pool: sqlx::PgPool, stop: impl Future<Output = ()>) -> Result<(), BoxError> {
+/// Consumer::new(Config::new("statistics", "localhost:9092", pool))
+///     .topic("orders")
+///     .on("order.placed.v1", count)
+///     .run(stop)
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a consumer does nothing until it runs"]
+pub struct Consumer<S = ()> {
+    config: Config<S>,
+    topics: Vec<Arc<str>>,
+    routes: HashMap<String, Box<dyn Route<S>>>,
+    registered_twice: Vec<String>,
+    unhandled: Unhandled,
+    counters: Counters,
+}
+
+impl<S: Send + Sync + 'static> Consumer<S> {
+    /// A consumer without topics and handlers.
+    pub fn new(config: Config<S>) -> Self {
+        Self {
+            config,
+            topics: Vec::new(),
+            routes: HashMap::new(),
+            registered_twice: Vec::new(),
+            unhandled: Unhandled::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Subscribes to a topic, by its exact name. It must exist when the consumer starts.
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.topics.push(topic.into().into());
+        self
+    }
+
+    /// Registers the handler of a message type (`ce_type`). The payload's type is that of the handler's
+    /// second argument and is read as JSON; a tombstone reads as JSON's `null`.
+    pub fn on<E>(
+        mut self,
+        message_type: impl Into<String>,
+        handler: impl for<'a> Handler<'a, S, E> + 'static,
+    ) -> Self
+    where
+        E: DeserializeOwned + Send + 'static,
+    {
+        let message_type = message_type.into();
+        let route = Box::new(JsonRoute::new(handler));
+        if self.routes.insert(message_type.clone(), route).is_some() {
+            self.registered_twice.push(message_type);
+        }
+        self
+    }
+
+    /// What happens to records of other types. Default: [`Unhandled::Skip`].
+    pub fn unhandled(mut self, unhandled: Unhandled) -> Self {
+        self.unhandled = unhandled;
+        self
+    }
+
+    /// A handle to the live counters; it stays valid after the consumer has ended.
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// Runs until `shutdown` resolves; then running batches are finished and committed, the group is left,
+    /// and the counts are returned.
+    ///
+    /// The Kafka client works on a thread of its own; handlers run on the runtime that runs this future.
+    /// Dropping the future stops the consumer without finishing its batches, which are rolled back.
+    ///
+    /// # Errors
+    /// At start: faults of the configuration, tables that are missing or old, a database or brokers that do
+    /// not answer, a topic that does not exist. Later: the first thing that stands in the way.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
+        self.validate()?;
+        let counters = self.counters.clone();
+        let pool = self.config.pool.clone();
+        prepare(&pool, self.config.start_deadline).await?;
+
+        let stop = Arc::new(Stop::default());
+        let _abandoned_when_dropped = Abandon(Arc::clone(&stop));
+        let Thread { mut served, left } = self.spawn(Arc::clone(&stop))?;
+        let mut shutdown = pin!(shutdown);
+        let mut stopping = false;
+        let result = loop {
+            tokio::select! {
+                served = &mut served => break served,
+                () = &mut shutdown, if !stopping => {
+                    stopping = true;
+                    stop.finish();
+                }
+                () = tokio::time::sleep(PARTITIONS_EVERY) => make_partitions(&pool).await,
+            }
+        };
+        if tokio::time::timeout(LEAVE_WAIT_MAX, left).await.is_err() {
+            tracing::warn!("the group was not left in time; its coordinator will notice by itself");
+        }
+        match result {
+            Ok(served) => served.map(|()| counters.report()),
+            Err(_) => Err(Error::new(Kind::Internal, "the intake's thread broke off")),
+        }
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let mut faults = self.config.faults();
+        if self.topics.is_empty() {
+            faults.push("no topic is subscribed".to_owned());
+        }
+        if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
+            faults.push("topics are subscribed by their exact names".to_owned());
+        }
+        if self.routes.is_empty() {
+            faults.push("no handler is registered".to_owned());
+        }
+        for message_type in &self.registered_twice {
+            faults.push(format!("the type {message_type} has two handlers"));
+        }
+        config::faults(faults)
+    }
+
+    fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
+        let client = client_config(&self.config);
+        let Config { consumer, brokers, pool, state, .. } = self.config;
+        let shared = Arc::new(Shared {
+            consumer,
+            pool,
+            dispatch: Box::new(Routes { state, by_type: self.routes }),
+            unhandled: self.unhandled,
+            counters: self.counters,
+            batch_records_max: self.config.batch_records_max,
+            batch_wait: self.config.batch_wait,
+            retry_for: self.config.retry_for,
+        });
+        let settings = Settings {
+            client,
+            brokers,
+            topics: self.topics,
+            start: self.config.start,
+            start_deadline: self.config.start_deadline,
+            drain_deadline: self.config.shutdown_deadline,
+        };
+        let runtime = tokio::runtime::Handle::current();
+        let (served_sender, served) = oneshot::channel();
+        let (left_sender, left) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("tailrace-intake".to_owned())
+            .spawn(move || {
+                match Intake::open(settings, shared, runtime, stop) {
+                    Ok(mut intake) => {
+                        // Nobody may be waiting any more; then there is nobody to tell.
+                        drop(served_sender.send(intake.serve()));
+                        intake.leave();
+                    }
+                    Err(error) => drop(served_sender.send(Err(error))),
+                }
+                left_sender.send(()).unwrap_or_default();
+            })
+            .map_err(|error| {
+                Error::new(Kind::Internal, "the intake's thread cannot be started").caused_by(error)
+            })?;
+        Ok(Thread { served, left })
+    }
+}
+
+impl<S> std::fmt::Debug for Consumer<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer")
+            .field("config", &self.config)
+            .field("topics", &self.topics)
+            .field("types", &self.routes.keys())
+            .field("unhandled", &self.unhandled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The intake's thread: it tells how it ended once its lanes are done, and once the group is left.
+struct Thread {
+    served: oneshot::Receiver<Result<(), Error>>,
+    left: oneshot::Receiver<()>,
+}
+
+struct Abandon(Arc<Stop>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+/// Checks the tables and makes the partitions of the next days.
+async fn prepare(pool: &PgPool, deadline: Duration) -> Result<(), Error> {
+    let prepared = async {
+        let mut conn = pool
+            .acquire()
+            .await
+            .map_err(|error| Error::database("postgres cannot be reached", error))?;
+        schema::check(&mut conn).await?;
+        retention::make_partitions_ahead(&mut conn).await
+    };
+    match tokio::time::timeout(deadline, prepared).await {
+        Ok(prepared) => prepared.map(drop),
+        Err(_) => Err(Error::database_silent("postgres cannot be reached", deadline)),
+    }
+}
+
+async fn make_partitions(pool: &PgPool) {
+    let made = async {
+        let mut conn = pool
+            .acquire()
+            .await
+            .map_err(|error| Error::database("no connection to postgres", error))?;
+        retention::make_partitions_ahead(&mut conn).await
+    };
+    if let Err(error) = made.await {
+        tracing::warn!(error = %error, "partitions were not made ahead; claims make them on demand");
+    }
+}
+
+fn client_config<S>(config: &Config<S>) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    for (name, value) in &config.kafka_properties {
+        client.set(name, value);
+    }
+    client
+        .set("bootstrap.servers", &config.brokers)
+        .set("group.id", &config.consumer)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("isolation.level", "read_committed")
+        .set("auto.offset.reset", "error")
+        .set("partition.assignment.strategy", "cooperative-sticky");
+    client
+}
+
+#[cfg(test)]
+mod tests;

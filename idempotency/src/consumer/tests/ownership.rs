@@ -1,0 +1,167 @@
+//! Rebalances, zombies, and whose offset counts.
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::*;
+use crate::position::Offset;
+use crate::progress::{self, Partition};
+
+fn outsider(bed: &Bed, group: &str) -> BaseConsumer {
+    ClientConfig::new()
+        .set("bootstrap.servers", bed.brokers())
+        .set("group.id", group)
+        .create()
+        .unwrap()
+}
+
+fn partition_zero(topic: &str, offset: KafkaOffset) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, offset).unwrap();
+    list
+}
+
+/// The offset that the group has committed for partition 0, as lag tools see it.
+pub(super) fn committed_in_kafka(bed: &Bed, group: &str, topic: &str) -> Option<i64> {
+    let asked = partition_zero(topic, KafkaOffset::Invalid);
+    let answer = outsider(bed, group).committed_offsets(asked, DEADLINE).unwrap();
+    match answer.elements()[0].offset() {
+        KafkaOffset::Offset(offset) => Some(offset),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_in_the_middle_doubles_loses_and_reorders_nothing() {
+    let bed = bed("ownership_rebalance").await;
+    let topic = bed.topic("ownership_rebalance", 4).await;
+    let records = records(12_000, 50);
+    let small = || {
+        let config = Config::new(&topic, bed.brokers(), bed.pool.clone()).batch_records_max(50);
+        Consumer::new(config).topic(&topic).on("numbered.v1", effect)
+    };
+
+    produce(bed.brokers(), &topic, &records[..6000]);
+    let first = start(small());
+    first.applied(500).await;
+    let second = start(small());
+    until(async || bed.count(OWNED_TWICE).await > 0).await;
+    produce(bed.brokers(), &topic, &records[6000..]);
+    second.applied(200).await;
+    let third = start(small());
+    let first = first.stop().await.unwrap();
+    until(async || bed.count("SELECT count(DISTINCT message_id) FROM effect").await == 12_000)
+        .await;
+    let (second, third) = (second.stop().await.unwrap(), third.stop().await.unwrap());
+
+    assert_eq!(first.applied + second.applied + third.applied, 12_000);
+    assert_eq!(bed.count(DOUBLE_EFFECTS).await, 0);
+    assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
+}
+
+const OWNED_TWICE: &str = "SELECT count(*) FROM tailrace.consumer_progress WHERE epoch > 1";
+
+#[tokio::test]
+async fn the_fence_holds_back_a_former_owner() {
+    let bed = bed("ownership_fence").await;
+    let partition = Partition { topic: "orders".into(), number: 3 };
+    let partitions = std::slice::from_ref(&partition);
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let former = progress::take(&mut conn, "billing", partitions, &[None]).await.unwrap().remove(0);
+    let mut tx = bed.begin().await;
+    let advance = progress::advance(&mut tx, "billing", &partition, former.epoch, Offset::new(10));
+    assert!(advance.await.unwrap().is_some());
+    tx.commit().await.unwrap();
+
+    let owner = progress::take(&mut conn, "billing", partitions, &[None]).await.unwrap().remove(0);
+    let mut tx = bed.begin().await;
+    let late =
+        progress::advance(&mut tx, "billing", &partition, former.epoch, Offset::new(20)).await;
+
+    assert_eq!(late.unwrap(), None);
+    assert_eq!(owner.next_offset, Some(Offset::new(10)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_whose_epoch_was_raised_commits_nothing_with_the_old_one_and_owns_again() {
+    let bed = bed("ownership_zombie").await;
+    let topic = bed.topic("ownership_zombie", 1).await;
+    let records = records(100, 5);
+    produce(bed.brokers(), &topic, &records[..50]);
+    let running = start(consumer(&bed, &topic, &topic));
+    running.applied(50).await;
+
+    bed.execute("UPDATE tailrace.consumer_progress SET epoch = epoch + 1").await;
+    produce(bed.brokers(), &topic, &records[50..]);
+    running.applied(100).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.duplicates, report.fenced), (100, 0, 1));
+    assert_eq!(bed.count("SELECT epoch FROM tailrace.consumer_progress").await, 3);
+    assert_eq!(bed.count(DOUBLE_EFFECTS).await, 0);
+    assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_stopped_inside_its_transaction_holds_the_next_one_up_for_a_bounded_time() {
+    let bed = bed("ownership_stopped").await;
+    let topic = bed.topic("ownership_stopped", 1).await;
+    produce(bed.brokers(), &topic, &records(10, 1));
+    let partition = Partition { topic: topic.as_str().into(), number: 0 };
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let partitions = std::slice::from_ref(&partition);
+    let zombie = progress::take(&mut conn, &topic, partitions, &[None]).await.unwrap().remove(0);
+    let mut tx = bed.pool.begin_with(progress::BEGIN).await.unwrap();
+    let advance = progress::advance(&mut tx, &topic, &partition, zombie.epoch, Offset::new(10));
+    assert!(advance.await.unwrap().is_some());
+
+    let running = start(consumer(&bed, &topic, &topic));
+    running.applied(10).await;
+    running.stop().await.unwrap();
+
+    assert!(tx.commit().await.is_err());
+    assert_eq!(bed.count("SELECT count(*) FROM effect").await, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_goes_on_where_postgres_says_whatever_kafka_says() {
+    let bed = bed("ownership_restart").await;
+    let topic = bed.topic("ownership_restart", 1).await;
+    produce(bed.brokers(), &topic, &records(40, 4));
+    let running = start(consumer(&bed, &topic, &topic));
+    running.applied(40).await;
+    running.stop().await.unwrap();
+
+    for (round, hint) in [(1, 0), (2, 80)] {
+        outsider(&bed, &topic)
+            .commit(&partition_zero(&topic, KafkaOffset::Offset(hint)), CommitMode::Sync)
+            .unwrap();
+        produce(bed.brokers(), &topic, &records(20, 4));
+        let running = start(consumer(&bed, &topic, &topic));
+        running.applied(20).await;
+        let report = running.stop().await.unwrap();
+
+        assert_eq!((report.delivered, report.applied), (20, 20), "round {round}");
+    }
+    assert_eq!(bed.count("SELECT count(DISTINCT message_id) FROM effect").await, 80);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_that_is_gone_halts_and_names_the_partition() {
+    let bed = bed("ownership_gone").await;
+    let topic = bed.topic("ownership_gone", 1).await;
+    produce(bed.brokers(), &topic, &records(5, 1));
+    sqlx::query("INSERT INTO tailrace.consumer_progress VALUES ($1, $1, 0, 0, 1, 4711)")
+        .bind(&topic)
+        .execute(&bed.pool)
+        .await
+        .unwrap();
+
+    let error = start(consumer(&bed, &topic, &topic)).end().await;
+
+    assert_eq!(error.kind(), Kind::OffsetGone);
+    assert!(
+        error.to_string().contains(&format!("topic {topic} partition 0 offset 4711")),
+        "{error}"
+    );
+}

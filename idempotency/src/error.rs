@@ -1,0 +1,223 @@
+//! The error of this crate: a kind, the record it is about, and how to mend it.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+#[cfg(feature = "kafka")]
+use std::time::Duration;
+
+use crate::message_id::MessageId;
+use crate::position::Position;
+
+/// Any error of a handler.
+pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
+
+/// What went wrong, in one sentence, with the record it is about and a hint how to mend it.
+///
+/// The text never holds a payload, a header's value or a password. The cause is kept as
+/// [`source`](StdError::source) and is not repeated in the text.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    text: Cow<'static, str>,
+    mend: Option<&'static str>,
+    position: Option<Position>,
+    message_id: Option<MessageId>,
+    source: Option<BoxError>,
+}
+
+/// The class of an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The configuration has faults; the text lists all of them.
+    Config,
+    /// The tables are missing or older than this version needs.
+    Schema,
+    /// Postgres refused a statement or could not be reached.
+    Database,
+    /// Kafka refused a request or could not be reached.
+    Kafka,
+    /// The offset where the consumer would go on is gone from the topic.
+    OffsetGone,
+    /// A message id is missing, no UUID of version 7, or of a day outside the accepted range.
+    MessageId,
+    /// A record does not follow the wire contract: a header is missing or unreadable.
+    Record,
+    /// A payload does not decode into the handler's type.
+    Payload,
+    /// No handler is registered for a record's type, and the consumer was told to halt at that.
+    Unhandled,
+    /// A handler returned an error or panicked.
+    Handler,
+    /// An invariant of this crate does not hold.
+    Internal,
+}
+
+/// What a failed attempt means for the loop that made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Roll back, wait, and do the same again.
+    Retry,
+    /// Stop and tell the operator.
+    Stop,
+}
+
+impl Error {
+    pub(crate) fn new(kind: Kind, text: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            text: text.into(),
+            mend: None,
+            position: None,
+            message_id: None,
+            source: None,
+        }))
+    }
+
+    pub(crate) fn database(doing: &'static str, error: sqlx::Error) -> Self {
+        Self::new(Kind::Database, doing).caused_by(error)
+    }
+
+    /// A wait for Postgres that reached its deadline: the same to the loop as a lost connection.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn database_silent(doing: &'static str, waited: Duration) -> Self {
+        let silence = std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("no answer within {} s", waited.as_secs()),
+        );
+        Self::database(doing, sqlx::Error::Io(silence))
+    }
+
+    pub(crate) fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn mended_by(mut self, mend: &'static str) -> Self {
+        self.0.mend = Some(mend);
+        self
+    }
+
+    #[cfg(feature = "kafka")]
+    pub(crate) fn at(mut self, position: &Position) -> Self {
+        self.0.position = Some(position.clone());
+        self
+    }
+
+    pub(crate) fn about(mut self, message_id: MessageId) -> Self {
+        self.0.message_id = Some(message_id);
+        self
+    }
+
+    /// The cause for a log line of ours, without the trait in scope.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source()
+    }
+
+    /// The class of the error.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// Where the record stands that could not be applied.
+    pub fn position(&self) -> Option<&Position> {
+        self.0.position.as_ref()
+    }
+
+    /// The id of the message that could not be applied or claimed.
+    pub fn message_id(&self) -> Option<MessageId> {
+        self.0.message_id
+    }
+
+    /// How an operator mends it, where one way is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        self.0.mend
+    }
+
+    /// Whether the same attempt may succeed later: the database was away, busy, or rolled back a deadlock.
+    pub fn is_transient(&self) -> bool {
+        self.verdict() == Verdict::Retry
+    }
+
+    /// The one place that turns an error into what the loop does about it.
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self.0.kind {
+            Kind::Database | Kind::Handler => {
+                let mut cause = self.source();
+                while let Some(error) = cause {
+                    if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+                        return database_verdict(error);
+                    }
+                    cause = error.source();
+                }
+                Verdict::Stop
+            }
+            Kind::Config
+            | Kind::Schema
+            | Kind::Kafka
+            | Kind::OffsetGone
+            | Kind::MessageId
+            | Kind::Record
+            | Kind::Payload
+            | Kind::Unhandled
+            | Kind::Internal => Verdict::Stop,
+        }
+    }
+}
+
+/// Codes of the PostgreSQL documentation, appendix A.
+fn database_verdict(error: &sqlx::Error) -> Verdict {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => Verdict::Retry,
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            let retry = match code.as_ref() {
+                // Serialization failure, deadlock, lock timeout, cancelled statement, idle in a transaction
+                // for too long, server shutting down or starting, a primary that has just become a standby.
+                "40001" | "40P01" | "55P03" | "57014" | "25P03" | "57P01" | "57P02" | "57P03"
+                | "25006" => true,
+                // The day's partition was attached while the statement was being planned.
+                "23514" => error.table() == Some("processed_message"),
+                // Connection lost; out of memory, disk or connections.
+                other => other.starts_with("08") || other.starts_with("53"),
+            };
+            if retry { Verdict::Retry } else { Verdict::Stop }
+        }
+        _ => Verdict::Stop,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text)?;
+        if let Some(position) = &self.0.position {
+            write!(f, ", at {position}")?;
+        }
+        if let Some(id) = &self.0.message_id {
+            write!(f, ", message {id}")?;
+        }
+        if let Some(mend) = self.0.mend {
+            write!(f, "; {mend}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("text", &self.to_string())
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}

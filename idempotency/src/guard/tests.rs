@@ -1,0 +1,161 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::fixture::{id_of_day, installed, new_id};
+
+#[tokio::test]
+async fn the_first_claim_wins_and_each_consumer_has_its_own() {
+    let bed = installed("guard_first").await;
+    let id = new_id();
+
+    let mut tx = bed.begin().await;
+    assert_eq!(claim(&mut tx, "billing", &id).await.unwrap(), Claim::First);
+    assert_eq!(claim(&mut tx, "billing", &id).await.unwrap(), Claim::Duplicate);
+    tx.commit().await.unwrap();
+    let mut tx = bed.begin().await;
+
+    assert_eq!(claim(&mut tx, "billing", &id).await.unwrap(), Claim::Duplicate);
+    assert_eq!(claim(&mut tx, "shipping", &id).await.unwrap(), Claim::First);
+}
+
+#[tokio::test]
+async fn a_claim_that_was_rolled_back_is_free_again() {
+    let bed = installed("guard_rolled_back").await;
+    let id = new_id();
+
+    let mut tx = bed.begin().await;
+    assert_eq!(claim(&mut tx, "billing", &id).await.unwrap(), Claim::First);
+    tx.rollback().await.unwrap();
+    let mut tx = bed.begin().await;
+
+    assert_eq!(claim(&mut tx, "billing", &id).await.unwrap(), Claim::First);
+}
+
+#[tokio::test]
+async fn of_two_transactions_at_once_one_wins() {
+    let bed = installed("guard_two").await;
+    let id = new_id();
+    let mut first = bed.begin().await;
+    let mut second = bed.begin().await;
+
+    assert_eq!(claim(&mut first, "billing", &id).await.unwrap(), Claim::First);
+    let (waited, ()) = tokio::join!(claim(&mut second, "billing", &id), async {
+        first.commit().await.unwrap();
+    });
+
+    assert_eq!(waited.unwrap(), Claim::Duplicate);
+}
+
+#[tokio::test]
+async fn an_id_repeated_in_a_batch_is_first_at_its_first_place() {
+    let bed = installed("guard_repeated").await;
+    let (a, b, c) = (new_id(), new_id(), new_id());
+    let mut tx = bed.begin().await;
+    assert_eq!(claim(&mut tx, "billing", &b).await.unwrap(), Claim::First);
+
+    let claims = claim_all(&mut tx, "billing", &[c, a, b, a, c]).await.unwrap();
+
+    use Claim::{Duplicate, First};
+    assert_eq!(claims, [First, First, Duplicate, Duplicate, Duplicate]);
+}
+
+#[tokio::test]
+async fn batches_with_the_same_ids_in_different_order_do_not_deadlock() {
+    let bed = installed("guard_order").await;
+    let ids: Vec<_> = (0..2000).map(|_| new_id()).collect();
+    let reversed: Vec<_> = ids.iter().rev().copied().collect();
+
+    let claim_in = async |ids: &[MessageId]| {
+        let mut tx = bed.begin().await;
+        let claims = claim_all(&mut tx, "billing", ids).await.unwrap();
+        tx.commit().await.unwrap();
+        claims.iter().filter(|claim| **claim == Claim::First).count()
+    };
+    let (forward, backward) = tokio::join!(claim_in(&ids), claim_in(&reversed));
+
+    assert_eq!(forward + backward, ids.len());
+}
+
+#[tokio::test]
+async fn a_day_without_a_partition_gets_one_on_demand() {
+    let bed = installed("guard_on_demand").await;
+    let mut tx = bed.begin().await;
+    let long_ago = id_of_day(&mut tx, -PAST_DAYS_MAX).await;
+    let yesterday = id_of_day(&mut tx, -1).await;
+
+    let claims = claim_all(&mut tx, "billing", &[long_ago, yesterday, new_id()]).await.unwrap();
+
+    assert_eq!(claims, [Claim::First; 3]);
+    assert_eq!(claim(&mut tx, "billing", &long_ago).await.unwrap(), Claim::Duplicate);
+}
+
+#[tokio::test]
+async fn a_missing_partition_is_made_once_by_eight_connections_at_once() {
+    let bed = installed("guard_eight").await;
+    let shared = id_of_day(&mut bed.pool.acquire().await.unwrap(), -3).await;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let pool = bed.pool.clone();
+        tasks.spawn(async move {
+            let mut tx = pool.begin().await.unwrap();
+            let own = id_of_day(&mut tx, -4).await.as_uuid().as_u128();
+            let own = own & !0xffff_ffff | u128::from(rand_bits());
+            let own = MessageId::try_from(Uuid::from_u128(own)).unwrap();
+            let claims = claim_all(&mut tx, "billing", &[own, shared]).await.unwrap();
+            tx.commit().await.unwrap();
+            claims
+        });
+    }
+    let claims: Vec<_> = tasks.join_all().await;
+
+    assert!(claims.iter().all(|claims| claims[0] == Claim::First));
+    assert_eq!(claims.iter().filter(|claims| claims[1] == Claim::First).count(), 1);
+}
+
+fn rand_bits() -> u32 {
+    u32::try_from(new_id().as_uuid().as_u128() & 0xffff_ffff).unwrap()
+}
+
+#[tokio::test]
+async fn an_id_from_the_future_or_too_long_ago_is_named_and_claims_nothing() {
+    let bed = installed("guard_range").await;
+    let mut tx = bed.begin().await;
+    let tomorrow = id_of_day(&mut tx, FUTURE_DAYS_MAX).await;
+    let future = id_of_day(&mut tx, FUTURE_DAYS_MAX + 1).await;
+    let past = id_of_day(&mut tx, -PAST_DAYS_MAX - 1).await;
+    let good = new_id();
+
+    for bad in [future, past] {
+        let error = claim_all(&mut tx, "billing", &[good, bad]).await.unwrap_err();
+        assert_eq!((error.kind(), error.message_id()), (Kind::MessageId, Some(bad)));
+        assert!(error.to_string().contains(&bad.to_string()));
+    }
+
+    assert_eq!(claim(&mut tx, "billing", &good).await.unwrap(), Claim::First);
+    assert_eq!(claim(&mut tx, "billing", &tomorrow).await.unwrap(), Claim::First);
+}
+
+#[tokio::test]
+async fn claims_go_on_in_other_days_while_a_partition_is_being_made() {
+    let bed = installed("guard_goes_on").await;
+    let mut maker = bed.begin().await;
+    let old = id_of_day(&mut maker, -9).await;
+    assert_eq!(claim(&mut maker, "billing", &old).await.unwrap(), Claim::First);
+
+    let mut other = bed.begin().await;
+    sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *other).await.unwrap();
+
+    assert_eq!(claim(&mut other, "billing", &new_id()).await.unwrap(), Claim::First);
+    maker.rollback().await.unwrap();
+    assert_eq!(claim(&mut other, "billing", &old).await.unwrap(), Claim::First);
+}
+
+#[test]
+fn answers_stand_in_the_order_of_the_ids() {
+    let (a, b) = (new_id(), new_id());
+
+    let first = HashSet::from([*b.as_uuid()]);
+
+    assert_eq!(claims(&[a, b, b], first), [Claim::Duplicate, Claim::First, Claim::Duplicate]);
+}

@@ -1,0 +1,229 @@
+//! A record as Kafka delivered it, and what the wire contract says about it.
+
+use std::fmt;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rdkafka::Message as _;
+use rdkafka::message::{BorrowedMessage, Headers as _};
+
+use crate::error::{Error, Kind};
+use crate::message_id::MessageId;
+use crate::position::{Offset, Position};
+
+/// A record copied out of the client's memory, not yet looked at.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) position: Position,
+    pub(crate) timestamp: Option<SystemTime>,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Option<Vec<u8>>,
+}
+
+impl Delivery {
+    /// Copies a record; `topic` is the shared name of the record's topic.
+    pub(crate) fn copy(message: &BorrowedMessage<'_>, topic: Arc<str>) -> Result<Self, Error> {
+        let position = Position {
+            topic,
+            partition: message.partition(),
+            offset: Offset::new(message.offset()),
+        };
+        // The client library panics at a header name that is not UTF-8, which any foreign producer may send.
+        let headers = catch_unwind(AssertUnwindSafe(|| Headers::copy(message)))
+            .map_err(|_| Error::new(Kind::Record, "a header's name is not UTF-8").at(&position))?;
+        Ok(Self {
+            timestamp: message.timestamp().to_millis().and_then(system_time),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            headers,
+            position,
+        })
+    }
+
+    /// How much memory the record holds, near enough to bound a queue.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.key.as_ref().map_or(0, Vec::len)
+            + self.payload.as_ref().map_or(0, Vec::len)
+            + self.headers.text.len()
+    }
+}
+
+fn system_time(milliseconds: i64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(milliseconds).ok()?))
+}
+
+/// All headers of a record in one allocation: names and values one after another.
+#[derive(Default)]
+pub(crate) struct Headers {
+    text: Vec<u8>,
+    spans: Vec<(Range<usize>, Option<Range<usize>>)>,
+}
+
+impl Headers {
+    fn copy(message: &BorrowedMessage<'_>) -> Self {
+        let mut headers = Self::default();
+        for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
+            headers.push(header.key, header.value);
+        }
+        headers
+    }
+
+    pub(crate) fn push(&mut self, name: &str, value: Option<&[u8]>) {
+        let name = self.append(name.as_bytes());
+        let value = value.map(|value| self.append(value));
+        self.spans.push((name, value));
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.text.len();
+        self.text.extend_from_slice(bytes);
+        start..self.text.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.spans.iter().map(|(name, value)| {
+            let name = self.text.get(name.clone()).and_then(|name| str::from_utf8(name).ok());
+            let value = value.clone().and_then(|value| self.text.get(value));
+            (name.unwrap_or_default(), value)
+        })
+    }
+
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        self.iter().find(|(found, _)| *found == name).and_then(|(_, value)| value)
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Names only: values may be secrets.
+        f.debug_list().entries(self.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+/// A record that follows the wire contract.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) meta: Meta,
+    pub(crate) payload: Option<Vec<u8>>,
+}
+
+impl Record {
+    pub(crate) fn read(delivery: Delivery) -> Result<Self, Error> {
+        let Delivery { position, timestamp, key, headers, payload } = delivery;
+        let id = required(&headers, "ce_id").map_err(|error| {
+            error.at(&position).mended_by("every record needs its message id in the header ce_id")
+        })?;
+        let message_id: MessageId = id.parse().map_err(|error: Error| error.at(&position))?;
+        let message_type = required(&headers, "ce_type")
+            .map_err(|error| {
+                error.at(&position).mended_by("every record needs its type in the header ce_type")
+            })?
+            .into();
+        Ok(Self {
+            meta: Meta { position, timestamp, key, message_id, message_type, headers },
+            payload,
+        })
+    }
+}
+
+fn required<'a>(headers: &'a Headers, name: &'static str) -> Result<&'a str, Error> {
+    match headers.get(name) {
+        None => Err(Error::new(Kind::Record, format!("the header {name} is missing"))),
+        Some(value) => str::from_utf8(value).map_err(|error| {
+            Error::new(Kind::Record, format!("the header {name} is not UTF-8")).caused_by(error)
+        }),
+    }
+}
+
+/// What a record says about itself besides its payload.
+#[derive(Debug)]
+pub struct Meta {
+    position: Position,
+    timestamp: Option<SystemTime>,
+    key: Option<Vec<u8>>,
+    message_id: MessageId,
+    message_type: Box<str>,
+    headers: Headers,
+}
+
+impl Meta {
+    /// Topic, partition and offset.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// The message's id: the same at every delivery of the message.
+    pub fn message_id(&self) -> MessageId {
+        self.message_id
+    }
+
+    /// The message's type, for example `order.placed.v1`.
+    pub fn message_type(&self) -> &str {
+        &self.message_type
+    }
+
+    /// The ordering key's bytes; records of one key arrive in order.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+
+    /// The record's timestamp in Kafka: when the message was written, unless the topic is set to the
+    /// broker's time.
+    pub fn timestamp(&self) -> Option<SystemTime> {
+        self.timestamp
+    }
+
+    /// The URI reference of the producing service.
+    pub fn source(&self) -> Option<&str> {
+        self.text("ce_source")
+    }
+
+    /// The time of the message where its producer sends it, in RFC 3339.
+    pub fn time(&self) -> Option<&str> {
+        self.text("ce_time")
+    }
+
+    /// What the message is about, for example `order-42`.
+    pub fn subject(&self) -> Option<&str> {
+        self.text("ce_subject")
+    }
+
+    /// `<relay id>:<position>`: where the message stands in its source; absent on what was published again.
+    pub fn sequence(&self) -> Option<&str> {
+        self.text("ce_sequence")
+    }
+
+    /// The first value of a header. Names are case-sensitive.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name)
+    }
+
+    /// All headers as delivered, in their order.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.headers.iter()
+    }
+
+    /// What a message that this record causes has to carry: see [`Cx::cause`](crate::Cx::cause).
+    pub(crate) fn cause(&self) -> Vec<(String, String)> {
+        let id = self.message_id.to_string();
+        let correlation = self.text("ce_correlationid").map_or_else(|| id.clone(), str::to_owned);
+        let trace = ["traceparent", "tracestate"]
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), self.text(name)?.to_owned())));
+        [("ce_correlationid".to_owned(), correlation), ("ce_causationid".to_owned(), id)]
+            .into_iter()
+            .chain(trace)
+            .collect()
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.header(name).and_then(|value| str::from_utf8(value).ok())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

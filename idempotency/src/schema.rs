@@ -1,0 +1,100 @@
+//! The tables: how they are installed and checked.
+//!
+//! Everything lives in the schema `tailrace`, beside the objects of other crates; this crate touches its own
+//! only. The grants that a service's role needs stand at the head of the first migration.
+
+use sqlx::{Connection, PgConnection};
+
+use crate::error::{Error, Kind};
+
+/// One step of the schema, in plain SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Migration {
+    /// Rises by one; the script records it in `tailrace.idempotency_version`.
+    pub version: i32,
+    /// The name of the file it comes from.
+    pub name: &'static str,
+    /// Statements for one transaction. Running a script twice is an error: a tool must remember it, as
+    /// [`install`] does.
+    pub sql: &'static str,
+}
+
+/// Every migration in order, for a migration tool of your own.
+pub const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "0001_processed_message_and_progress.sql",
+    sql: include_str!("../migrations/0001_processed_message_and_progress.sql"),
+}];
+
+const MEND: &str =
+    "run tailrace_idempotency::schema::install or the files of its folder migrations";
+
+/// Applies the missing migrations and makes the partitions of the next days.
+///
+/// It may be called at every start and by many processes at once: they wait for each other. On a connection
+/// with an open transaction it becomes part of that transaction.
+///
+/// # Errors
+/// What Postgres answers; nothing is installed then.
+pub async fn install(conn: &mut PgConnection) -> Result<(), Error> {
+    let failed = |error| Error::database("the schema cannot be installed", error);
+    let mut tx = conn.begin().await.map_err(failed)?;
+    sqlx::query(
+        "SELECT pg_advisory_xact_lock(hashtextextended('tailrace.idempotency_version', 0))",
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(failed)?;
+    let installed = installed(&mut tx).await?.unwrap_or(0);
+    for migration in MIGRATIONS.iter().filter(|migration| migration.version > installed) {
+        sqlx::raw_sql(migration.sql).execute(&mut *tx).await.map_err(failed)?;
+    }
+    crate::retention::make_partitions_ahead(&mut tx).await?;
+    tx.commit().await.map_err(failed)
+}
+
+/// Checks that the tables are there and not older than this version of the crate needs.
+///
+/// A newer schema passes: it stays readable for the release before it.
+///
+/// # Errors
+/// [`Kind::Schema`] when they are missing or old; the text says how to mend it.
+pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
+    let needed = MIGRATIONS.last().map_or(0, |migration| migration.version);
+    match installed(conn).await? {
+        None => Err(Error::new(
+            Kind::Schema,
+            "the tables of tailrace-idempotency are missing in this database",
+        )
+        .mended_by(MEND)),
+        Some(version) if version < needed => Err(Error::new(
+            Kind::Schema,
+            format!(
+                "the tables of tailrace-idempotency have version {version}, {needed} is needed"
+            ),
+        )
+        .mended_by(MEND)),
+        Some(_) => Ok(()),
+    }
+}
+
+async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
+    let failed = |error| Error::database("the schema's version cannot be read", error);
+    let present: bool =
+        sqlx::query_scalar("SELECT to_regclass('tailrace.idempotency_version') IS NOT NULL")
+            .fetch_one(&mut *conn)
+            .await
+            .map_err(failed)?;
+    if !present {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT max(version) FROM tailrace.idempotency_version")
+        .fetch_one(conn)
+        .await
+        .map_err(failed)
+}
+
+#[cfg(test)]
+#[cfg(feature = "kafka")]
+mod tests;
