@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
+use crate::stack::tell;
 
 /// The longest wait for another process that is filling the same entry, or breaking its servers.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(20 * 60);
+/// The longest wait that nobody is told of.
+const LOCK_WAIT_SILENT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// The entry of this name, filled first if it is not there.
@@ -47,6 +50,7 @@ pub(crate) fn lock(cache: &Path, name: &str) -> Result<File, Error> {
     fs::create_dir_all(cache).map_err(failed)?;
     let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
     let deadline = Instant::now() + LOCK_WAIT_MAX;
+    let mut told_after = Some(Instant::now() + LOCK_WAIT_SILENT);
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -55,7 +59,12 @@ pub(crate) fn lock(cache: &Path, name: &str) -> Result<File, Error> {
                 let text = format!("{} stays locked by another process", path.display());
                 return Err(Error::new(Kind::Server, text));
             }
-            Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) => {
+                if told_after.take_if(|after| Instant::now() >= *after).is_some() {
+                    tell(&format!("waiting for the process that holds {}", path.display()));
+                }
+                thread::sleep(POLL);
+            }
         }
     }
 }

@@ -17,16 +17,20 @@ use crate::unique::unique;
 /// moment: either it has written its id before, then we see it, or it no longer can, then it never
 /// gets to run (see `LAUNCHER`). The file can be there before its line is, hence the inner loop.
 /// The signal goes to the process group, because a tool may have children of its own.
-/// The waits are bounded: 8 seconds for the process, then SIGKILL.
+/// The waits are bounded: a second for the line, 8 for the process, then SIGKILL.
 const WATCHER: &str = r#"
 PATH=/usr/bin:/bin
 trap '' HUP INT QUIT TERM
 while read -r _; do :; done
 mv "$1" "$1.gone" 2>/dev/null || exit 0
 if [ -e "$1.gone/pid" ]; then
-    until read -r pid <"$1.gone/pid"; do sleep 0.01; done
-    kill -s "$2" -- "-$pid"
     tries=0
+    until read -r pid <"$1.gone/pid" || [ "$tries" -ge 100 ]; do
+        sleep 0.01
+        tries=$((tries + 1))
+    done
+    tries=0
+    kill -s "$2" -- "-$pid"
     while kill -s 0 "$pid" && [ "$tries" -lt 160 ]; do
         sleep 0.05
         tries=$((tries + 1))

@@ -5,13 +5,19 @@ mod libraries;
 mod topic;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+#[cfg(test)]
+pub(crate) use libraries::java_version;
 pub(crate) use libraries::{Source, Way};
 
 use crate::error::{Error, Kind};
 use crate::settings::{KAFKA_BROKERS, Settings};
 use crate::stack::{blocking, tell};
 use broker::Broker;
+
+/// How long a broker of somebody else may take to answer for the first time.
+const ATTACH_MAX: Duration = Duration::from_secs(5);
 
 /// A Kafka of one broker, in KRaft mode, that creates no topic by itself.
 #[derive(Debug)]
@@ -26,12 +32,11 @@ impl Kafka {
         match way {
             Way::Environment(brokers) => {
                 let asked = brokers.clone();
-                blocking(move || topic::wait_until_led(&asked, topic::ANSWER_MAX)).await.map_err(
-                    |error| {
-                        let text = format!("{KAFKA_BROKERS}: no broker answers at {brokers}");
-                        Error::new(Kind::Environment, text).caused_by(error)
-                    },
-                )?;
+                let answer = blocking(move || topic::wait_for_answer(&asked, ATTACH_MAX)).await;
+                answer.map_err(|error| {
+                    let text = format!("{KAFKA_BROKERS}: no broker answers at {brokers}");
+                    Error::new(Kind::Environment, text).caused_by(error)
+                })?;
                 tell(&format!("Kafka at {brokers}: {KAFKA_BROKERS} is set"));
                 Ok(Kafka { brokers, broker: None })
             }
@@ -52,8 +57,15 @@ impl Kafka {
 
     /// Creates a topic with a unique name made from this one, and answers with the name when all
     /// its partitions have a leader.
+    ///
+    /// On a broker that is not ours it is removed when the calling thread ends, which in a test is
+    /// the end of the test.
     pub async fn fresh_topic(&self, name: &str, partitions: i32) -> Result<String, Error> {
-        topic::create(&self.brokers, name, partitions).await
+        let topic = topic::create(&self.brokers, name, partitions).await?;
+        if self.broker.is_none() {
+            topic::borrow(&self.brokers, &topic);
+        }
+        Ok(topic)
     }
 
     /// Ends the broker by SIGKILL. Answers when it is gone.
@@ -73,6 +85,12 @@ impl Kafka {
     pub async fn restart(&self) -> Result<(), Error> {
         let broker = self.ours()?;
         blocking(move || broker.restart()).await
+    }
+
+    /// Where the server's files are.
+    #[cfg(test)]
+    pub(crate) fn directory(&self) -> std::path::PathBuf {
+        self.broker.as_ref().expect("the server is ours").directory()
     }
 
     fn ours(&self) -> Result<Arc<Broker>, Error> {

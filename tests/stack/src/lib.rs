@@ -7,11 +7,13 @@
 //!    `DATABASE_URL` is never read: tests create and drop databases and slots, and a shell may
 //!    export that one for something dear.
 //! 2. Local servers, fetched once through Maven by the coordinates in `pom.xml` and kept in
-//!    `TAILRACE_CACHE` (default: `tailrace` in the user's cache directory). `TAILRACE_PG_VERSION`
-//!    picks the Postgres, 15 to 18. Where Maven is missing, an installed Postgres serves.
+//!    `TAILRACE_CACHE` (default: `tailrace` in the user's cache directory; for root, in
+//!    `/var/cache` where that directory is closed to others, because Postgres refuses to run as
+//!    root and runs as `postgres` or `nobody`). `TAILRACE_PG_VERSION` picks the Postgres, 15 to 18
+//!    (default: 18). Where Maven is missing, an installed Postgres serves.
 //!
-//! Local servers end with the process that started them, however it ends: see the tests named
-//! after that.
+//! Local servers end with the process that started them, however it ends (shown by the test
+//! `killing_the_owner_leaves_no_server_and_no_directory`).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), tailrace_stack::Error> {
@@ -39,6 +41,9 @@ mod ports;
 mod process;
 mod settings;
 mod unique;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::{Error, Kind};
 pub use kafka::Kafka;

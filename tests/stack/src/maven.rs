@@ -13,7 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::error::{Error, Kind};
 use crate::home::Home;
 use crate::process::Process;
-use crate::settings::Settings;
+use crate::settings::{DATABASE_URL, KAFKA_BROKERS, Settings};
+use crate::stack::tell;
 
 const POM: &str = include_str!("../pom.xml");
 
@@ -21,8 +22,8 @@ const POM: &str = include_str!("../pom.xml");
 const FETCH_MAX: Duration = Duration::from_secs(10 * 60);
 const KILL_MAX: Duration = Duration::from_secs(5);
 
-/// How many of Maven's last lines an error carries.
-const LINES_KEPT: usize = 15;
+/// How many of Maven's last lines are looked at for the reason of a failure.
+const LINES_KEPT: usize = 20;
 
 /// A Maven that can be called.
 #[derive(Debug)]
@@ -65,22 +66,36 @@ impl Maven {
         let mut process = Process::spawn(home, &mut command)?;
         let stdout = process.child().stdout.take().expect("the output is a pipe");
         let bar = bar(what, bytes);
+        if bar.is_hidden() {
+            tell(&format!("fetching {what}, about {} MB", bytes / 1_000_000));
+        }
         let shown = bar.clone();
         let reader = thread::spawn(move || follow(stdout, &shown));
         let status = process.wait(FETCH_MAX)?;
         if status.is_none() {
             process.kill(KILL_MAX)?;
         }
-        let last = reader.join().unwrap_or_default().join("\n");
+        let last = reader.join().unwrap_or_default();
         bar.finish_and_clear();
+        let last = reason(&last);
         match status {
             Some(status) if status.success() => Ok(files),
-            Some(status) => {
-                Err(failed(format!("Maven ended with {status}; its last lines:\n{last}")))
-            }
-            None => Err(failed(format!("not done in {FETCH_MAX:?}; Maven's last lines:\n{last}"))),
+            Some(status) => Err(failed(format!("Maven ended with {status}:\n{last}"))),
+            None => Err(failed(format!("not done in {FETCH_MAX:?}:\n{last}"))),
         }
     }
+}
+
+/// What a person needs of Maven's last lines, and the way that does without Maven.
+fn reason(lines: &[String]) -> String {
+    let error = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("[ERROR] "))
+        .find(|text| !text.is_empty())
+        .map(str::to_owned);
+    // The first error tells what happened; the others are advice on Maven's own switches.
+    let shown = error.unwrap_or_else(|| lines.join("\n"));
+    format!("{shown}\nservers of your own need no download: set {DATABASE_URL} and {KAFKA_BROKERS}")
 }
 
 /// The version that `pom.xml` pins.
@@ -119,7 +134,7 @@ fn follow(output: impl Read, bar: &ProgressBar) -> Vec<String> {
 }
 
 /// The size in `[INFO] Downloaded from central: https://… (3.9 kB at 23 kB/s)`.
-fn downloaded(line: &str) -> Option<u64> {
+pub(crate) fn downloaded(line: &str) -> Option<u64> {
     let (_, rest) = line.split_once("Downloaded from ")?;
     let (_, size) = rest.rsplit_once('(')?;
     let mut words = size.split(' ');

@@ -11,6 +11,8 @@ use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::time::timeout;
 
+#[cfg(test)]
+pub(crate) use binaries::major_version;
 pub(crate) use binaries::{Source, Way};
 pub use database::Database;
 
@@ -108,6 +110,12 @@ impl Postgres {
         let cluster = self.ours()?;
         cluster.start().await?;
         Ok(())
+    }
+
+    /// Where the server's files are.
+    #[cfg(test)]
+    pub(crate) fn directory(&self) -> std::path::PathBuf {
+        self.cluster.as_ref().expect("the server is ours").directory()
     }
 
     fn ours(&self) -> Result<Arc<Cluster>, Error> {

@@ -81,7 +81,7 @@ impl Process {
         }
         self.signal(Signal::KILL);
         let deadline = Instant::now() + bound;
-        while self.ended()?.is_none() || children.iter().any(|child| runs(*child)) {
+        while self.ended()?.is_none() || children.iter().any(|child| alive(*child)) {
             if Instant::now() >= deadline {
                 return Err(Error::new(Kind::Server, "a process outlives SIGKILL"));
             }
@@ -139,7 +139,7 @@ pub(crate) fn log_end(log: &Path) -> String {
 }
 
 /// The processes that this one started.
-fn children(parent: Pid) -> Vec<Pid> {
+pub(crate) fn children(parent: Pid) -> Vec<Pid> {
     table()
         .into_iter()
         .filter(|row| row.parent == parent.as_raw_nonzero().get())
@@ -149,15 +149,15 @@ fn children(parent: Pid) -> Vec<Pid> {
 
 /// Whether it has not ended. One that ended and that nobody collects, as in a container without
 /// an init process, does not run.
-fn runs(pid: Pid) -> bool {
+pub(crate) fn alive(pid: Pid) -> bool {
     test_kill_process(pid).is_ok()
         && table().iter().any(|row| row.pid == pid.as_raw_nonzero().get() && !row.ended)
 }
 
-struct Row {
-    pid: i32,
-    parent: i32,
-    ended: bool,
+pub(crate) struct Row {
+    pub(crate) pid: i32,
+    pub(crate) parent: i32,
+    pub(crate) ended: bool,
 }
 
 /// All processes of this machine, from /proc where there is one (slim images have no `ps`), else
@@ -182,7 +182,7 @@ fn row_of_ps(line: &str) -> Option<Row> {
 }
 
 /// `PID (NAME) STATE PARENT …`, where the name can hold anything, spaces and brackets too.
-fn row_of_stat(stat: &str) -> Option<Row> {
+pub(crate) fn row_of_stat(stat: &str) -> Option<Row> {
     let (pid, _) = stat.split_once(' ')?;
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');

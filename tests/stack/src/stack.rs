@@ -130,16 +130,10 @@ impl Plan {
         let postgres =
             needs.postgres.then(|| postgres::Source::find(needs, settings, maven.as_ref()));
         let kafka = needs.kafka.then(|| kafka::Source::find(needs, settings, maven.as_ref()));
-        let missing: Vec<&str> = [
-            postgres.as_ref().and_then(|source| source.as_ref().err()),
-            kafka.as_ref().and_then(|source| source.as_ref().err()),
-        ]
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
-        if !missing.is_empty() {
-            return Err(every_way(needs, &missing));
+        let no_postgres = postgres.as_ref().and_then(|source| source.as_ref().err());
+        let no_kafka = kafka.as_ref().and_then(|source| source.as_ref().err());
+        if no_postgres.is_some() || no_kafka.is_some() {
+            return Err(every_way(needs, no_postgres, no_kafka));
         }
         let breaking =
             needs.breakable.then(|| cache::lock(&settings.cache, "breakable")).transpose()?;
@@ -153,26 +147,33 @@ impl Plan {
     }
 }
 
-fn every_way(needs: Needs, missing: &[&str]) -> Error {
-    let mut text = String::from("there is no server to run on here:\n");
-    for what in missing {
-        text.push_str(&format!("  - {what}\n"));
+fn every_way(needs: Needs, no_postgres: Option<&String>, no_kafka: Option<&String>) -> Error {
+    let mut text = String::from("there are no servers to run on:");
+    for what in [no_postgres, no_kafka].into_iter().flatten() {
+        text += &format!("\n  - {what}");
     }
-    text.push_str("any one of these ways mends it:\n");
-    text.push_str("  - local servers: install Java 17 or later and Maven, so that `java` and `mvn` are found; the rest is fetched once\n");
-    if needs.postgres {
-        text.push_str(&format!(
-            "  - an installed Postgres, 15 or later (`apt install postgresql`, `brew install postgresql@18`), serves where Maven is missing; {PG_VERSION} picks among several\n"
-        ));
+    text += "\nany of these ways mends it:";
+    text += "\n  - local servers: install Java 17 or later and Maven, so that `java` and `mvn` are in \
+             the PATH; the servers themselves are fetched once and kept";
+    if no_postgres.is_some() {
+        text += &format!(
+            "\n  - for Postgres alone: install it, 15 or later (`apt install postgresql`, \
+             `brew install postgresql@18`); it serves where Maven is missing, and {PG_VERSION} \
+             picks among several"
+        );
     }
-    if needs.breakable {
-        text.push_str("  - servers of your own do not do here: this run kills its servers\n");
+    text += &if needs.breakable {
+        format!(
+            "\n  - servers of your own ({DATABASE_URL}, {KAFKA_BROKERS}) do not help here: this \
+             run kills its servers"
+        )
     } else {
-        text.push_str(&format!(
-            "  - servers of your own: set {DATABASE_URL} (a superuser's URL; wal_level=logical) and {KAFKA_BROKERS} (host:port, with commas between several)\n"
-        ));
-    }
-    text.push_str("  - servers in Docker will be one more way; this version does not use it yet");
+        format!(
+            "\n  - servers of your own: set {DATABASE_URL} (a superuser's URL, to a server with \
+             wal_level=logical) and {KAFKA_BROKERS} (host:port, with commas between several)"
+        )
+    };
+    text += "\n  - not yet: servers in Docker, which a later version uses when an engine answers";
     Error::new(Kind::Missing, text)
 }
 

@@ -1,9 +1,10 @@
 //! A Kafka broker of our own: made, started, stopped and killed.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::libraries::Install;
+use super::libraries::{Classes, Install};
 use super::topic;
 use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
@@ -32,6 +33,10 @@ const PORTS_MAX: u32 = 5;
 
 const NODE: u32 = 1;
 
+/// A broker of a test does not live long enough to earn back what the optimising compiler costs:
+/// on two busy cores a start takes half as long again with it.
+const QUICK_COMPILER: &str = "-XX:TieredStopAtLevel=1";
+
 /// Only warnings, into the broker's own log.
 const LOG4J: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="WARN">
@@ -47,6 +52,7 @@ const LOG4J: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 pub(super) struct Broker {
     install: Install,
     port: u16,
+    cluster: String,
     process: Mutex<Option<Process>>,
     /// After the process: it removes the directory.
     home: Home,
@@ -64,7 +70,8 @@ impl Broker {
         let home = Home::create(&settings.temporary, "tailrace_kafka", Farewell::Kill, None)?;
         let log4j = home.path().join("log4j2.xml");
         fs::write(&log4j, LOG4J).map_err(unwritten)?;
-        let mut broker = Broker { install, port: 0, process: Mutex::new(None), home };
+        let mut broker =
+            Broker { install, port: 0, cluster: cluster_id(), process: Mutex::new(None), home };
         broker.format()?;
         let mut attempts = 0;
         loop {
@@ -107,10 +114,12 @@ impl Broker {
     /// transactions are of version 2 and the new group protocol is on.
     fn format(&mut self) -> Result<(), Error> {
         self.choose_ports()?;
-        let cluster = cluster_id();
-        // Compiling well takes longer than this tool runs.
-        let mut command = self.java(&["-XX:TieredStopAtLevel=1"], "kafka.tools.StorageTool");
-        command.args(["format", "--cluster-id", &cluster, "--config", "server.properties"]);
+        let mut options = Vec::new();
+        if let Classes::Read(archive) = self.install.classes() {
+            options.push(option("-XX:SharedArchiveFile=", archive));
+        }
+        let mut command = self.java(&options, "kafka.tools.StorageTool");
+        command.args(["format", "--cluster-id", &self.cluster, "--config", "server.properties"]);
         run(&self.home, "format", &mut command, FORMAT_MAX)
     }
 
@@ -130,7 +139,13 @@ impl Broker {
     fn start(&self) -> Result<(), Error> {
         // The log is of this life alone, so that an error shows nothing older.
         fs::remove_file(self.log()).ok();
-        let mut command = self.java(&["-Xmx768m"], "kafka.Kafka");
+        let mut options = vec![OsString::from("-Xmx768m")];
+        match self.install.classes() {
+            Classes::None => {}
+            Classes::Read(archive) => options.push(option("-XX:SharedArchiveFile=", archive)),
+            Classes::Write(archive) => options.push(option("-XX:ArchiveClassesAtExit=", archive)),
+        }
+        let mut command = self.java(&options, "kafka.Kafka");
         command.arg("server.properties");
         log_to(&mut command, &self.log())?;
         let process = Process::spawn(&self.home, &mut command)?;
@@ -146,13 +161,19 @@ impl Broker {
             }
             thread::sleep(POLL);
         }
-        topic::wait_until_led(&self.address(), deadline.saturating_duration_since(Instant::now()))
+        let left = deadline.saturating_duration_since(Instant::now());
+        topic::wait_for_cluster(&self.address(), &self.cluster, left)
     }
 
-    fn java(&self, options: &[&str], class: &str) -> Command {
+    fn java(&self, options: &[OsString], class: &str) -> Command {
         let mut command = self.home.command(self.install.java(), options);
         command
-            .args(["-XX:+UseSerialGC", "-Dlog4j2.configurationFile=log4j2.xml", "-cp"])
+            .args([
+                QUICK_COMPILER,
+                "-XX:+UseSerialGC",
+                "-Dlog4j2.configurationFile=log4j2.xml",
+                "-cp",
+            ])
             .arg(self.install.class_path())
             .arg(class);
         command
@@ -170,6 +191,11 @@ impl Broker {
 
     fn lost_port(&self) -> bool {
         log_end(&self.log()).contains("Address already in use")
+    }
+
+    #[cfg(test)]
+    pub(super) fn directory(&self) -> PathBuf {
+        self.home.path().to_owned()
     }
 
     fn log(&self) -> PathBuf {
@@ -215,6 +241,12 @@ share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
 "
     )
+}
+
+fn option(name: &str, file: &Path) -> OsString {
+    let mut option = OsString::from(name);
+    option.push(file);
+    option
 }
 
 /// 16 random bytes in base64 without padding: 22 digits, of which the last has two bits.

@@ -1,5 +1,7 @@
 //! Topics, and whether a broker serves them.
 
+use std::cell::RefCell;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -13,7 +15,7 @@ use crate::stack::blocking;
 use crate::unique::unique;
 
 /// How long a broker may take to answer.
-pub(super) const ANSWER_MAX: Duration = Duration::from_secs(20);
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// The bound of one request. A new broker may drop what arrives before it is ready.
 const REQUEST_MAX: Duration = Duration::from_secs(2);
@@ -35,29 +37,41 @@ pub(super) async fn create(brokers: &str, name: &str, partitions: i32) -> Result
         answer.map_err(|(_, code)| failed().caused_by(KafkaError::AdminOp(code)))?;
     }
     let (brokers, created) = (brokers.to_owned(), name.clone());
-    blocking(move || wait(&brokers, Some(&created), ANSWER_MAX)).await?;
+    blocking(move || wait(&brokers, ANSWER_MAX, |consumer| led(consumer, Some(&created)))).await?;
     Ok(name)
 }
 
-/// Waits until a broker answers and every partition of every topic has a leader.
-pub(super) fn wait_until_led(brokers: &str, bound: Duration) -> Result<(), Error> {
-    wait(brokers, None, bound)
+/// Waits until a broker answers.
+pub(super) fn wait_for_answer(brokers: &str, bound: Duration) -> Result<(), Error> {
+    wait(brokers, bound, |consumer| {
+        let metadata = consumer.fetch_metadata(None, REQUEST_MAX)?;
+        Ok(!metadata.brokers().is_empty())
+    })
 }
 
-fn wait(brokers: &str, topic: Option<&str>, bound: Duration) -> Result<(), Error> {
-    let failed = || Error::new(Kind::Server, format!("Kafka at {brokers} does not answer"));
+/// Waits until this cluster, and not another one that has taken its port, answers and every
+/// partition has a leader.
+pub(super) fn wait_for_cluster(brokers: &str, id: &str, bound: Duration) -> Result<(), Error> {
+    wait(brokers, bound, |consumer| {
+        let found = consumer.client().fetch_cluster_id(REQUEST_MAX);
+        Ok(found.as_deref() == Some(id) && led(consumer, None)?)
+    })
+}
+
+fn wait(
+    brokers: &str,
+    bound: Duration,
+    done: impl Fn(&BaseConsumer) -> KafkaResult<bool>,
+) -> Result<(), Error> {
+    let failed = || Error::new(Kind::Server, format!("Kafka at {brokers} does not serve"));
     let deadline = Instant::now() + bound;
     let consumer: BaseConsumer =
         client(brokers).create().map_err(|error| failed().caused_by(error))?;
     loop {
-        let answer = led(&consumer, topic);
-        match answer {
+        match done(&consumer) {
             Ok(true) => return Ok(()),
-            _ if Instant::now() < deadline => std::thread::sleep(POLL),
-            Ok(false) => {
-                let text = format!("Kafka at {brokers} has partitions without a leader");
-                return Err(Error::new(Kind::Server, text));
-            }
+            _ if Instant::now() < deadline => thread::sleep(POLL),
+            Ok(false) => return Err(failed()),
             Err(error) => return Err(failed().caused_by(error)),
         }
     }
@@ -65,12 +79,53 @@ fn wait(brokers: &str, topic: Option<&str>, bound: Duration) -> Result<(), Error
 
 fn led(consumer: &BaseConsumer, topic: Option<&str>) -> KafkaResult<bool> {
     let metadata = consumer.fetch_metadata(topic, REQUEST_MAX)?;
-    let led = metadata.topics().iter().all(|topic| {
+    Ok(metadata.topics().iter().all(|topic| {
         topic.error().is_none()
             && !topic.partitions().is_empty()
             && topic.partitions().iter().all(|partition| partition.leader() >= 0)
-    });
-    Ok(led && !metadata.brokers().is_empty())
+    }))
+}
+
+/// Topics on a broker of somebody else, removed when the thread that made them ends.
+///
+/// A test that runs on the stack of its process has nothing else to hang this on: it does not own
+/// the stack, which is never dropped, and a name is only a name. Its thread ends with it.
+#[derive(Default)]
+struct Borrowed(Vec<(String, String)>);
+
+thread_local! {
+    static BORROWED: RefCell<Borrowed> = RefCell::default();
+}
+
+/// Has the topic removed at the end of this thread.
+pub(super) fn borrow(brokers: &str, topic: &str) {
+    BORROWED.with_borrow_mut(|borrowed| borrowed.0.push((brokers.to_owned(), topic.to_owned())));
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        let borrowed = std::mem::take(&mut self.0);
+        if borrowed.is_empty() {
+            return;
+        }
+        // A runtime and a thread of its own, as this thread may be one of a runtime that ends.
+        let work = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            for (brokers, topic) in borrowed {
+                // A name that nobody else has is left behind; there is nobody to tell.
+                runtime.block_on(remove(&brokers, &topic)).ok();
+            }
+            Ok::<(), std::io::Error>(())
+        });
+        work.join().ok();
+    }
+}
+
+async fn remove(brokers: &str, topic: &str) -> KafkaResult<()> {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create()?;
+    let options = AdminOptions::new().request_timeout(Some(ANSWER_MAX));
+    admin.delete_topics(&[topic], &options).await?;
+    Ok(())
 }
 
 /// The default pause between attempts to connect grows to ten seconds: longer than a start takes.

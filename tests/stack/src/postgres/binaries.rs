@@ -192,9 +192,12 @@ fn installed(settings: &Settings) -> Option<Binaries> {
         })
 }
 
-/// The major version in `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`.
 fn version(folder: &Path) -> Option<u32> {
     let output = Command::new(folder.join("postgres")).arg("--version").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.split(' ').nth(2)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    major_version(&String::from_utf8(output.stdout).ok()?)
+}
+
+/// The major version in `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`.
+pub(crate) fn major_version(text: &str) -> Option<u32> {
+    text.split_whitespace().nth(2)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }

@@ -12,7 +12,7 @@ use sqlx::Connection;
 use tokio::time::{sleep, timeout};
 
 use super::binaries::Binaries;
-use super::connect;
+use super::{ANSWER_MAX, connect};
 use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
 use crate::ports;
@@ -135,7 +135,7 @@ impl Cluster {
         );
         let deadline = Instant::now() + START_MAX;
         loop {
-            let answer = timeout(START_MAX, connect(&url)).await;
+            let answer = timeout(ANSWER_MAX, connect(&url)).await;
             if let Ok(Ok(connection)) = answer {
                 connection.close().await.ok();
                 return Ok(url);
@@ -183,6 +183,11 @@ impl Cluster {
 
     fn lost_port(&self) -> bool {
         log_end(&self.log()).contains("could not bind")
+    }
+
+    #[cfg(test)]
+    pub(super) fn directory(&self) -> PathBuf {
+        self.home.path().to_owned()
     }
 
     fn log(&self) -> PathBuf {

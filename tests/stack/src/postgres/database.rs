@@ -61,8 +61,10 @@ impl Drop for Database {
         // A runtime and a thread of its own: this may run inside any runtime, or in none.
         let work = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let work = timeout(DROP_MAX, remove(&maintenance, &url, &name));
-            runtime.block_on(work).map_err(std::io::Error::other)?.map_err(std::io::Error::other)
+            runtime
+                .block_on(async { timeout(DROP_MAX, remove(&maintenance, &url, &name)).await })
+                .map_err(std::io::Error::other)?
+                .map_err(std::io::Error::other)
         });
         // A name that nobody else has is left behind; there is nobody to tell.
         work.join().ok();
