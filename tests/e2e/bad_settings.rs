@@ -31,7 +31,7 @@ async fn a_wrong_setting_is_one_error_that_names_it_and_loses_nothing() {
     let silent = Wrong { url: None, brokers: Some("127.0.0.1:1".to_owned()) };
     let nothing = Wrong { url: Some(String::new()), brokers: Some(String::new()) };
     tokio::join!(
-        elsewhere.refused(&site, UNAVAILABLE, &["127.0.0.1:1", "DATABASE_URL"]),
+        elsewhere.refused(&site, UNAVAILABLE, &["postgres at 127.0.0.1:1", "port"]),
         no_url.refused(&site, SETTINGS, &["postgres://"]),
         guess.refused(&site, PERMISSION, &["password", "postgres"]),
         unknown.refused(&site, SETTINGS, &["no_such_database"]),

@@ -135,9 +135,19 @@ impl Site {
         written
     }
 
-    /// Writes over several connections until the server goes away. What became of a commit that
-    /// got no answer is in the table `expected`, as for every other.
-    pub async fn write_until_cut(&self, writers: usize, dice: &mut Dice) -> Written {
+    /// Writes over several connections, cuts the server off, and answers when every writer has
+    /// felt it. What became of a commit that got no answer is in the table `expected`, as for
+    /// every other.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses before it is cut off.
+    pub async fn write_until_cut(
+        &self,
+        writers: usize,
+        dice: &mut Dice,
+        cut: impl Future<Output = ()>,
+    ) -> Written {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..writers {
             let mut writer = Writer {
@@ -151,6 +161,7 @@ impl Site {
                 writer.written
             });
         }
+        cut.await;
         let mut written = Written::default();
         while let Some(part) = tasks.join_next().await {
             written.add(part.expect("a writer does not panic"));
