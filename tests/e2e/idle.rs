@@ -8,11 +8,16 @@ use tests::Variant;
 
 use crate::run::{LEAD_MAX, site, stop};
 
-/// More than a segment of the log, at which the relay moves on at once.
-const FOREIGN_MEGABYTES: u32 = 24;
+const MEGABYTE: u64 = 1024 * 1024;
 
-/// The relay moves on every ten seconds in any case.
-const ADVANCE_MAX: Duration = Duration::from_secs(20);
+/// Several segments of the log, so that what the relay leaves is a small part.
+const FOREIGN: u64 = 40 * MEGABYTE;
+
+/// The relay moves on whenever this much is unflushed, and every ten seconds in any case.
+const UNFLUSHED_MAX: u64 = 16 * MEGABYTE;
+
+/// Less than ten seconds: it is the size that counts here.
+const ADVANCE_MAX: Duration = Duration::from_secs(8);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[tokio::test]
@@ -24,7 +29,7 @@ async fn an_idle_slot_keeps_no_log_of_a_busy_neighbour() {
     let before = site.confirmed_flush().await.expect("a leader has a slot");
 
     let pool = sqlx::PgPool::connect(neighbour.url()).await.unwrap();
-    for _ in 0..FOREIGN_MEGABYTES {
+    for _ in 0..FOREIGN / MEGABYTE {
         pool.execute("select pg_logical_emit_message(false, 'noise', repeat('x', 1048576))")
             .await
             .unwrap();
@@ -32,8 +37,7 @@ async fn an_idle_slot_keeps_no_log_of_a_busy_neighbour() {
 
     let moved_on = async {
         let mut look = tokio::time::interval(LOOK_EVERY);
-        while site.confirmed_flush().await < Some(before + u64::from(FOREIGN_MEGABYTES) * 1_048_576)
-        {
+        while site.confirmed_flush().await < Some(before + FOREIGN - UNFLUSHED_MAX) {
             look.tick().await;
         }
     };
