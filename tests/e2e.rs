@@ -1,11 +1,20 @@
 //! The end-to-end tests: the product's own programs on a real Postgres and a real Kafka.
 
+#[path = "e2e/bad_frames.rs"]
+mod bad_frames;
+#[path = "e2e/bad_settings.rs"]
+mod bad_settings;
+#[path = "e2e/complaint.rs"]
+mod complaint;
+#[path = "e2e/gaps.rs"]
+mod gaps;
+#[path = "e2e/idle.rs"]
+mod idle;
+#[path = "e2e/outages.rs"]
+mod outages;
 #[path = "e2e/proofs.rs"]
 mod proofs;
-
-use std::path::PathBuf;
-
-/// The program whose processes are under test.
-fn node() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_node"))
-}
+#[path = "e2e/run.rs"]
+mod run;
+#[path = "e2e/takeover.rs"]
+mod takeover;

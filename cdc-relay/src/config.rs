@@ -280,7 +280,8 @@ mod tests {
 
         assert_eq!(error.kind(), Kind::Config);
         let text = error.to_string();
-        for named in ["mysql", "brokers", "Has-Capitals", "publication", "a/b", "transactional.id"]
+        for named in
+            ["postgres://", "brokers", "Has-Capitals", "publication", "a/b", "transactional.id"]
         {
             assert!(text.contains(named), "{named} is not in {text}");
         }

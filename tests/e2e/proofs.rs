@@ -5,7 +5,7 @@ use tailrace_stack::Stack;
 use tests::proof::Bench;
 use tests::{PROOFS, Scale};
 
-use crate::node;
+use crate::run::node;
 
 #[tokio::test]
 async fn a_relay_that_is_killed_at_any_point_loses_and_doubles_nothing() {
@@ -19,6 +19,5 @@ async fn check(name: &str) {
 
     let report = (proof.body)(bench).await;
 
-    println!("{:#?}", report.figures);
-    assert!(report.passes(), "{:#?}", report.faults);
+    assert!(report.passes(), "{:#?}\n{:#?}", report.figures, report.faults);
 }

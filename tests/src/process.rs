@@ -122,6 +122,16 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    /// A test that fails shows what its processes said.
+    #[expect(clippy::print_stderr, reason = "a failing test shows what was printed")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("a process had written:\n{}", self.log());
+        }
+    }
+}
+
 /// The `node` program beside the program that runs now.
 ///
 /// # Panics

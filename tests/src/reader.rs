@@ -208,6 +208,7 @@ fn consumer(config: &rdkafka::config::ClientConfig, isolation: &str) -> BaseCons
         .set("group.id", "reader")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
         .set("fetch.wait.max.ms", "20");
     config.create().expect("the settings are valid")
 }

@@ -41,7 +41,7 @@ struct Measure {
 impl Measure {
     fn of(scale: Scale) -> Self {
         match scale {
-            Scale::Small => Measure { deaths: 3, inside_commit: 5, transactions: 16 },
+            Scale::Small => Measure { deaths: 2, inside_commit: 4, transactions: 16 },
             Scale::Full => Measure { deaths: 40, inside_commit: 100, transactions: 200 },
         }
     }

@@ -122,17 +122,27 @@ impl Site {
         bytes.and_then(|bytes| u64::try_from(bytes).ok())
     }
 
-    /// Drops the slot, as a person might.
+    /// Whether the slot exists and nobody reads from it.
     ///
     /// # Panics
     ///
-    /// When it is in use or not there.
-    pub async fn drop_slot(&self) {
-        sqlx::query("select pg_drop_replication_slot($1)")
+    /// When the server does not answer.
+    pub async fn slot_is_free(&self) -> bool {
+        let row = sqlx::query("select not active from pg_replication_slots where slot_name = $1")
             .bind(&self.slot)
-            .execute(&self.pool)
+            .fetch_optional(&self.pool)
             .await
-            .expect("the slot is there and free");
+            .expect("the server answers");
+        row.is_some_and(|row| row.get(0))
+    }
+
+    /// Runs SQL with the slot's name as its one parameter.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn on_slot(&self, sql: &'static str) {
+        sqlx::query(sql).bind(&self.slot).execute(&self.pool).await.expect("the sql runs");
     }
 
     /// A connection of its own.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, Executor, PgConnection, Row};
 use tailrace_outbox::Message;
 use uuid::Uuid;
 
@@ -44,7 +44,8 @@ pub struct Written {
 }
 
 impl Written {
-    pub(crate) fn add(&mut self, other: Written) {
+    /// Takes in what another has written.
+    pub fn add(&mut self, other: Written) {
         self.committed += other.committed;
         self.rolled_back.extend(other.rolled_back);
     }
@@ -127,6 +128,40 @@ impl Site {
                 writer.written
             });
         }
+        let mut written = Written::default();
+        while let Some(part) = tasks.join_next().await {
+            written.add(part.expect("a writer does not panic"));
+        }
+        written
+    }
+
+    /// Writes over several connections, cuts the server off, and answers when every writer has
+    /// felt it. What became of a commit that got no answer is in the table `expected`, as for
+    /// every other.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses before it is cut off.
+    pub async fn write_until_cut(
+        &self,
+        writers: usize,
+        dice: &mut Dice,
+        cut: impl Future<Output = ()>,
+    ) -> Written {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..writers {
+            let mut writer = Writer {
+                connection: self.connect().await,
+                topics: self.topics.clone(),
+                dice: dice.fork(),
+                written: Written::default(),
+            };
+            tasks.spawn(async move {
+                while writer.transaction().await.is_ok() {}
+                writer.written
+            });
+        }
+        cut.await;
         let mut written = Written::default();
         while let Some(part) = tasks.join_next().await {
             written.add(part.expect("a writer does not panic"));
@@ -311,13 +346,4 @@ impl Writer {
     fn key(&mut self) -> u64 {
         self.dice.below(KEYS)
     }
-}
-
-/// Runs a statement of several commands, whose text is the test's own.
-///
-/// # Panics
-///
-/// When the server refuses.
-pub async fn run(connection: &mut PgConnection, sql: String) {
-    connection.execute(AssertSqlSafe(sql)).await.expect("the statement is run");
 }

@@ -14,6 +14,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use tailrace_cdc_relay::{Config, Relay, cli};
 use tests::crash_point::CrashPoint;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
 enum Role {
@@ -60,7 +61,12 @@ async fn main() -> ExitCode {
 }
 
 async fn relay(arguments: RelayArgs) -> ExitCode {
-    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
+    let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
     let mut config = Config::new(arguments.database_url, arguments.kafka_brokers)
         .slot(arguments.slot)
         .relay_id(arguments.relay_id);

@@ -1,0 +1,57 @@
+//! A slot that does not belong to what was published: refused with the gap, never skipped.
+
+use tests::Site;
+use tests::writers::Dice;
+
+use crate::complaint::refuses;
+use crate::run::{initialize, site};
+
+const GAP: i32 = 4;
+
+#[tokio::test]
+async fn a_slot_that_was_dropped_is_a_gap() {
+    let site = site("dropped").await;
+    initialize(&site).await;
+    let published = lsn(site.checkpoint().await);
+
+    site.on_slot("select pg_drop_replication_slot($1)").await;
+
+    refused(&site, &["does not exist", &published, "--relay-id"]).await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_advanced_by_hand_is_a_gap() {
+    let site = site("advanced").await;
+    initialize(&site).await;
+    let published = lsn(site.checkpoint().await);
+    site.write(3, 1, &mut Dice::new("advanced")).await;
+
+    site.on_slot("select pg_replication_slot_advance($1, pg_current_wal_lsn())").await;
+
+    let flushed = lsn(site.confirmed_flush().await);
+    refused(&site, &[&flushed, &published, "skipped"]).await;
+}
+
+#[tokio::test]
+async fn a_slot_that_something_else_made_is_a_gap() {
+    let site = site("foreign").await;
+
+    site.on_slot("select pg_create_logical_replication_slot($1, 'pgoutput')").await;
+
+    refused(&site, &[&site.slot, "no checkpoint"]).await;
+}
+
+async fn refused(site: &Site, named: &[&str]) {
+    let before = site.confirmed_flush().await;
+
+    refuses(&mut site.cdc_relay(&site.run_arguments()), GAP, named).await;
+
+    assert_eq!(site.confirmed_flush().await, before, "the slot was moved");
+    assert_eq!(site.read_to_end().await, []);
+}
+
+/// A position as Postgres writes it.
+fn lsn(bytes: Option<u64>) -> String {
+    let bytes = bytes.expect("the relay has led");
+    format!("{:X}/{:X}", bytes >> 32, bytes & 0xffff_ffff)
+}
