@@ -1,6 +1,9 @@
 //! Servers that die under a relay that goes on.
 
+use rustix::process::Signal;
+use tailrace_cdc_relay::Milestone;
 use tailrace_stack::{Needs, Stack};
+use tests::crash_point::CrashPoint;
 use tests::writers::Dice;
 use tests::{Site, Variant};
 
@@ -12,19 +15,25 @@ async fn a_relay_survives_the_death_of_kafka_and_of_postgres() {
     let site = Site::new(&stack, "outages", 2, &node()).await;
     site.prepare_writers().await;
     let mut dice = Dice::new("outages");
-    let mut relay = site.relay(Variant::default());
+    let first = CrashPoint::at(Milestone::Produced, 1).stop();
+    let mut relay = site.relay(Variant { die_at: Some(first), ..Variant::default() });
     relay.says("leading", LEAD_MAX).await;
 
-    // Each server dies when the relay is in full swing, with more being written.
-    let kafka_dies = async {
-        site.read_until(PUBLISH_MAX, |seen| seen.len() >= 50).await;
-        stack.kafka().kill().await.unwrap();
-    };
-    let (mut written, ()) = tokio::join!(site.write(200, 4, &mut dice), kafka_dies);
+    // Kafka dies with a transaction open, and none between the decision to commit it and its
+    // markers. There a lone Kafka 4.3.1 was seen to come back and call the transaction complete
+    // without a marker (its coordinator takes a partition without a known leader for deleted);
+    // readers then wait until a person ends it. No relay can mend that: it waits and loses nothing.
+    let mut written = site.write(60, 4, &mut dice).await;
+    relay.says("reached", LEAD_MAX).await;
+    stack.kafka().kill().await.unwrap();
+    relay.signal(Signal::CONT);
+    written.add(site.write(60, 4, &mut dice).await);
+    relay.says("trying again", LEAD_MAX).await;
     stack.kafka().restart().await.unwrap();
     written.add(site.write(12, 2, &mut dice).await);
     published(&site).await;
 
+    // Postgres dies when the relay is in full swing, with more being written.
     let before = site.expected().await.len();
     let postgres_dies = async {
         site.read_until(PUBLISH_MAX, move |seen| seen.len() >= before + 50).await;

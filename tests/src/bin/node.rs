@@ -102,6 +102,7 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
 
 /// Ends this process as a power cut would: no destructor runs, no buffer is flushed.
 fn die(point: CrashPoint) {
+    tracing::info!(%point, "reached");
     let signal = if point.stops { Signal::STOP } else { Signal::KILL };
     let strike = move || kill_process(getpid(), signal).expect("a process may signal itself");
     match point.after {
