@@ -1,12 +1,11 @@
 //! What most tests do: a relay on a site of its own, and the verdict at the end.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tailrace_stack::Stack;
 use tests::Site;
-use tests::process::Process;
+use tests::process::{Node, Process};
 use tests::verdict::Verdict;
 use tests::writers::Written;
 
@@ -18,8 +17,8 @@ pub(crate) const PUBLISH_MAX: Duration = Duration::from_secs(60);
 pub(crate) const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// The program whose processes are under test.
-pub(crate) fn node() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_node"))
+pub(crate) fn node() -> Node {
+    Node::at(env!("CARGO_BIN_EXE_node"))
 }
 
 /// A site on the servers of all tests, with the writers' tables.

@@ -10,6 +10,7 @@ pub mod proof;
 pub mod relay_crash;
 
 pub mod crash_point;
+pub mod node;
 pub mod process;
 pub mod reader;
 pub mod site;
@@ -18,3 +19,8 @@ pub mod writers;
 
 pub use proof::{PROOFS, Proof, Report, Scale};
 pub use site::{Site, Variant};
+
+/// The quick start of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -1,6 +1,6 @@
 //! A process under test, with everything it has written to standard error.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -10,7 +10,36 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// A process of the `node` program. Dropping it kills it.
+/// The program whose roles the processes under test play (see [`crate::node`]).
+#[derive(Clone, Debug)]
+pub struct Node {
+    program: PathBuf,
+    /// What makes the program play a role at all, where it is more than `node`.
+    switch: Option<&'static str>,
+}
+
+impl Node {
+    /// The first argument that makes `prove` a `node`: it is one program, so that one command
+    /// builds all that it needs.
+    pub const SWITCH: &str = "--node";
+
+    /// The `node` program at this path.
+    pub fn at(program: impl Into<PathBuf>) -> Self {
+        Node { program: program.into(), switch: None }
+    }
+
+    /// The program that runs now, started again with [`Node::SWITCH`].
+    ///
+    /// # Panics
+    ///
+    /// When it has no path.
+    pub fn this_program() -> Self {
+        let program = std::env::current_exe().expect("a running program has a path");
+        Node { program, switch: Some(Node::SWITCH) }
+    }
+}
+
+/// A process of the [`Node`] program. Dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -18,17 +47,17 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the program at this path, with nothing of our environment but where to find things.
+    /// Starts the program with these arguments, and with nothing of our environment but where to find things.
     ///
     /// # Panics
     ///
     /// When it does not start.
     pub fn start<A: AsRef<std::ffi::OsStr>>(
-        program: &Path,
+        node: &Node,
         arguments: impl IntoIterator<Item = A>,
     ) -> Self {
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear();
+        let mut command = Command::new(&node.program);
+        command.args(node.switch).args(arguments).env_clear();
         if let Some(level) = std::env::var_os("RUST_LOG") {
             command.env("RUST_LOG", level);
         }
@@ -130,13 +159,4 @@ impl Drop for Process {
             eprintln!("a process had written:\n{}", self.log());
         }
     }
-}
-
-/// The `node` program beside the program that runs now.
-///
-/// # Panics
-///
-/// When this program has no path.
-pub fn node_beside_us() -> PathBuf {
-    std::env::current_exe().expect("a running program has a path").with_file_name("node")
 }

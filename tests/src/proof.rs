@@ -1,11 +1,11 @@
 //! What a proof is: a name, a claim, and a body that both tests and people run.
 
-use std::path::PathBuf;
 use std::pin::Pin;
 
 use indicatif::ProgressBar;
 use tailrace_stack::Stack;
 
+use crate::process::Node;
 use crate::relay_crash;
 
 /// How much of the same work a proof does.
@@ -22,8 +22,8 @@ pub enum Scale {
 pub struct Bench<'a> {
     /// The servers.
     pub stack: &'a Stack,
-    /// The `node` program.
-    pub node: PathBuf,
+    /// What plays the processes under test.
+    pub node: Node,
     /// How much to do.
     pub scale: Scale,
     /// Counts what is done; a test passes a hidden one.

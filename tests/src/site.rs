@@ -1,14 +1,12 @@
 //! What one test has for itself on the servers: database, slot, relay id, topics.
 
-use std::path::{Path, PathBuf};
-
 use rdkafka::config::ClientConfig;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Row};
 use tailrace_stack::{Database, Stack, unique};
 
 use crate::crash_point::CrashPoint;
-use crate::process::Process;
+use crate::process::{Node, Process};
 
 /// More than the writers of a proof use at once.
 const CONNECTIONS_MAX: u32 = 16;
@@ -28,7 +26,7 @@ pub struct Site {
     pub relay_id: String,
     /// Topics that exist and are empty.
     pub topics: Vec<String>,
-    node: PathBuf,
+    node: Node,
 }
 
 /// How a relay of the `node` program differs from the usual one.
@@ -48,7 +46,7 @@ impl Site {
     /// # Panics
     ///
     /// When a server refuses.
-    pub async fn new(stack: &Stack, name: &str, topics: usize, node: &Path) -> Self {
+    pub async fn new(stack: &Stack, name: &str, topics: usize, node: &Node) -> Self {
         let database = stack.postgres().fresh_database(name).await.expect("a database is made");
         let mut made = Vec::new();
         for _ in 0..topics {
@@ -62,7 +60,7 @@ impl Site {
             slot: unique(name),
             relay_id: unique(name),
             topics: made,
-            node: node.to_owned(),
+            node: node.clone(),
             database,
         }
     }

@@ -97,5 +97,8 @@ fn read_range(
             cluster.brokers()
         ),
     )
-    .hint("it ends by itself after transaction.max.timeout.ms at the latest"))
+    .hint(
+        "a broker that died inside a commit can leave one behind for good: find it with \
+         kafka-transactions.sh find-hanging and end it with its abort command",
+    ))
 }

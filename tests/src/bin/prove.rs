@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use tailrace_stack::{Needs, Stack};
-use tests::process::node_beside_us;
+use tests::node;
+use tests::process::Node;
 use tests::proof::Bench;
 use tests::{PROOFS, Proof, Scale};
 
@@ -26,6 +27,10 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments.nth(1).is_some_and(|first| first == Node::SWITCH) {
+        return node::play(std::iter::once("node".into()).chain(arguments)).await;
+    }
     let cli = Cli::parse();
     if cli.list {
         for proof in PROOFS {
@@ -40,11 +45,7 @@ async fn main() -> ExitCode {
         say(&format!("error: there is no proof {name:?}\n  mend: --list shows them all"));
         return ExitCode::from(2);
     }
-    let node = node_beside_us();
-    if !node.exists() {
-        say("error: the program `node` is not built\n  mend: cargo build --release -p tests");
-        return ExitCode::from(2);
-    }
+    let node = Node::this_program();
     let stack = match Stack::start(Needs::BOTH).await {
         Ok(stack) => stack,
         Err(error) => {

@@ -1,0 +1,130 @@
+//! The processes of the end-to-end tests, in one program: its first argument says which role.
+//!
+//! A process ends when its standard input does, so that none outlives the test that started it.
+
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use rustix::process::{Signal, getpid, kill_process};
+use tailrace_cdc_relay::{Config, Relay, cli};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::crash_point::CrashPoint;
+
+#[derive(Parser)]
+#[command(name = "node")]
+enum Role {
+    /// A relay that ends itself where it is told
+    Relay(Box<RelayArgs>),
+    /// The sidecar as it is shipped, with its own arguments
+    #[command(disable_help_flag = true)]
+    CdcRelay {
+        /// As given to `cdc-relay`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+#[derive(Args)]
+struct RelayArgs {
+    #[arg(long)]
+    database_url: String,
+    #[arg(long)]
+    kafka_brokers: String,
+    #[arg(long)]
+    slot: String,
+    #[arg(long)]
+    relay_id: String,
+    /// A source transaction with more bytes is split
+    #[arg(long)]
+    split_bytes: Option<usize>,
+    #[arg(long)]
+    linger_ms: Option<u64>,
+    /// MILESTONE:N, MILESTONE:N:stop or MILESTONE:N:MICROSECONDS
+    #[arg(long)]
+    die_at: Option<CrashPoint>,
+}
+
+/// Plays the role that the arguments name; the first of them is the program's own name.
+///
+/// # Panics
+///
+/// When the role cannot be begun.
+pub async fn play(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    thread::spawn(end_with_standard_input);
+    match Role::parse_from(arguments) {
+        Role::Relay(arguments) => relay(*arguments).await,
+        Role::CdcRelay { arguments } => {
+            cli::run(std::iter::once(OsString::from("cdc-relay")).chain(arguments)).await
+        }
+    }
+}
+
+async fn relay(arguments: RelayArgs) -> ExitCode {
+    let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
+    let mut config = Config::new(arguments.database_url, arguments.kafka_brokers)
+        .slot(arguments.slot)
+        .relay_id(arguments.relay_id);
+    if let Some(bytes) = arguments.split_bytes {
+        config = config.split_bytes(bytes);
+    }
+    if let Some(milliseconds) = arguments.linger_ms {
+        config = config.linger(Duration::from_millis(milliseconds));
+    }
+    let mut relay = Relay::new(config);
+    if let Some(point) = arguments.die_at {
+        let seen = AtomicU32::new(0);
+        relay = relay.on_milestone(move |milestone| {
+            if milestone == point.milestone
+                && seen.fetch_add(1, Ordering::Relaxed) + 1 == point.occurrence
+            {
+                die(point);
+            }
+        });
+    }
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
+    let shutdown = async move {
+        terminate.recv().await;
+    };
+    match relay.run(shutdown).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, mend = error.mend(), "the relay has ended");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Ends this process as a power cut would: no destructor runs, no buffer is flushed.
+fn die(point: CrashPoint) {
+    tracing::info!(%point, "reached");
+    let signal = if point.stops { Signal::STOP } else { Signal::KILL };
+    let strike = move || kill_process(getpid(), signal).expect("a process may signal itself");
+    match point.after {
+        // From another thread, so that the relay is inside whatever follows the milestone.
+        Some(after) => {
+            thread::spawn(move || {
+                thread::sleep(after);
+                strike();
+            });
+        }
+        None => strike(),
+    }
+}
+
+fn end_with_standard_input() {
+    // Whether it ends or breaks, the owner is gone.
+    io::copy(&mut io::stdin(), &mut io::sink()).ok();
+    std::process::exit(1);
+}
