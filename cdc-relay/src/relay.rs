@@ -126,6 +126,10 @@ async fn publish(session: Session<'_>, stop: &mut watch::Receiver<bool>) -> Resu
     let Session { mut stream, mut publisher } = session;
     let mut drain_until: Option<Instant> = None;
     loop {
+        // Before anything more is taken in: a busy source would never be drained otherwise.
+        if drain_until.is_some() && publisher.progress.is_drained() {
+            break;
+        }
         let now = Instant::now();
         while publisher.progress.due(now).is_none() {
             let Some(event) = stream.try_next()? else { break };
@@ -135,17 +139,12 @@ async fn publish(session: Session<'_>, stop: &mut watch::Receiver<bool>) -> Resu
             publisher.commit(due).await?;
             continue;
         }
-        if let Some(until) = drain_until {
-            if publisher.progress.is_drained() {
-                break;
-            }
-            if Instant::now() >= until {
-                tracing::warn!(
-                    "stopping inside a source transaction: it is published at the next start"
-                );
-                publisher.sink.abort().await?;
-                break;
-            }
+        if drain_until.is_some_and(|until| Instant::now() >= until) {
+            tracing::warn!(
+                "stopping inside a source transaction: it is published at the next start"
+            );
+            publisher.sink.abort().await?;
+            break;
         }
         let wake = [publisher.progress.deadline(), drain_until].into_iter().flatten().min();
         tokio::select! {
