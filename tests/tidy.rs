@@ -10,6 +10,8 @@ mod commands;
 mod edges;
 #[path = "tidy/files.rs"]
 mod files;
+#[path = "tidy/promises.rs"]
+mod promises;
 #[path = "tidy/reach.rs"]
 mod reach;
 
@@ -72,6 +74,14 @@ fn every_command_in_a_document_exists() {
         .collect::<Vec<_>>();
 
     show(&faults);
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let files = files::read(metadata().workspace_root.as_std_path());
+    let document = files.iter().find(|file| file.path.ends_with("docs/guarantees.md"));
+
+    show(&promises::faults(document.expect("the promises are written down"), &files));
 }
 
 #[track_caller]
