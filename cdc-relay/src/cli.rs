@@ -150,8 +150,13 @@ fn log_to_stderr(format: LogFormat) {
 #[expect(clippy::print_stderr, reason = "the one error of the process is for its user")]
 fn complain(error: &Error) {
     let mut text = format!("error: {error}");
-    if let Some(hint) = error.mend() {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
         // A string takes any text.
+        let _ = write!(text, "\n  cause: {cause}");
+        source = cause.source();
+    }
+    if let Some(hint) = error.mend() {
         let _ = write!(text, "\n  mend: {hint}");
     }
     eprintln!("{text}");

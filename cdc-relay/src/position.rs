@@ -58,6 +58,19 @@ pub struct Place {
     pub ordinal: Ordinal,
 }
 
+impl Place {
+    /// The place in a message's `ce_sequence`: the last 24 digits of `relay id:position`.
+    pub(crate) fn of_sequence(sequence: &[u8]) -> Option<Self> {
+        let digits = sequence.get(sequence.len().checked_sub(24)?..)?;
+        let number = |range| {
+            let digits = str::from_utf8(digits.get::<std::ops::Range<usize>>(range)?).ok()?;
+            u64::from_str_radix(digits, 16).ok()
+        };
+        let ordinal = u32::try_from(number(16..24)?).ok()?;
+        Some(Place { commit_lsn: Lsn(number(0..16)?), ordinal: Ordinal(ordinal) })
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.commit_lsn, self.ordinal.0)
@@ -111,6 +124,14 @@ mod tests {
     #[test]
     fn a_place_reads_back() {
         let place = Place { commit_lsn: Lsn(0x1_0000_00AB), ordinal: Ordinal(7) };
+        let Place { commit_lsn, ordinal } = place;
+        let position = Position { incarnation: Incarnation(u32::MAX), commit_lsn, ordinal };
+
+        let sequence = format!("a-relay:{}", position.sequence());
+        assert_eq!(Place::of_sequence(sequence.as_bytes()), Some(place));
+        for wrong in [&b""[..], b"7", &[0xFF; 32]] {
+            assert_eq!(Place::of_sequence(wrong), None);
+        }
 
         assert_eq!(place.to_string(), "1/AB:7");
         assert_eq!("1/AB:7".parse(), Ok(place));

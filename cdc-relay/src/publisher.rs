@@ -109,7 +109,7 @@ impl Publisher<'_> {
         // Each obstacle is cleared at most once: what does not fit an empty queue never will.
         let (mut made_room, mut prepared) = (false, false);
         loop {
-            match self.sink.produce(record, position.place())? {
+            match self.sink.produce(record, position.place()).await? {
                 Produced::Queued => return Ok(()),
                 Produced::UnknownTopic if !prepared => {
                     self.sink.prepare(record.topic(), position.place()).await?;

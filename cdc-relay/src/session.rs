@@ -1,5 +1,6 @@
 //! The way to leadership: the same at the first start, after any crash, and after any error.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::{Checkpoint, Intent, Stored};
@@ -17,6 +18,12 @@ use crate::sink::ExactlyOnce;
 
 /// Creating a slot waits for every transaction that runs at its beginning.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// From then on it is said for what.
+const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The SQLSTATEs of something that does not exist, and of something that exists already.
+const UNDEFINED_OBJECT: &str = "42704";
+const DUPLICATE_OBJECT: &str = "42710";
 
 /// A relay that holds the slot and knows where to go on.
 pub(crate) struct Session<'a> {
@@ -95,6 +102,12 @@ async fn hold(config: &Config, client: Client, settled: &mut bool) -> Result<Str
                 *settled = true;
                 tracing::info!(slot = config.slot_name(), "standing by: another relay leads");
                 leadership::stand_by(config).await?;
+            }
+            // It was given up while it was being made, or dropped: the next session sees to it.
+            Err(gone) if gone.sqlstate() == Some(UNDEFINED_OBJECT) => {
+                return Err(
+                    Error::new(Kind::SlotBusy, "the slot went away meanwhile").caused_by(gone)
+                );
             }
             started => return started,
         }
@@ -179,6 +192,12 @@ async fn create(
     relay_id: &str,
     client: &mut Client,
 ) -> Result<(), Error> {
+    if !config.may_init() {
+        let text = format!("slot {:?} does not exist", config.slot_name());
+        return Err(
+            Error::new(Kind::Config, text).hint("leave out --no-init to let the relay create it")
+        );
+    }
     // Of several relays at their first start the last to come here fences the others.
     let mut sink = connect(config, relay_id).await?;
     sink.take_over().await?;
@@ -189,12 +208,6 @@ async fn create(
     }
     let seconds = u32::try_from(unix_ms() / 1_000).unwrap_or(u32::MAX);
     let intent: Intent = resume::create(server, config.slot_name(), &stored, Incarnation(seconds))?;
-    if !config.may_init() {
-        let text = format!("slot {:?} does not exist", config.slot_name());
-        return Err(
-            Error::new(Kind::Config, text).hint("leave out --no-init to let the relay create it")
-        );
-    }
     publication(config, client).await?;
     sink.commit_intent(&intent, unix_ms()).await?;
     observer.at(Milestone::Intended);
@@ -204,10 +217,18 @@ async fn create(
         "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})",
         quote_identifier(config.slot_name())
     );
-    let created = client.query_within(SLOT_TIMEOUT, &command).await;
+    let mut creating = pin!(client.query_within(SLOT_TIMEOUT, &command));
+    let created = match tokio::time::timeout(SLOT_PATIENCE, &mut creating).await {
+        Ok(created) => created,
+        Err(_) => {
+            let waits_for = running(config).await.unwrap_or_default();
+            tracing::warn!(%waits_for, "the slot waits for the transactions of these backends to end");
+            creating.await
+        }
+    };
     match created {
         // Another relay was faster: it leads, or this one will.
-        Err(error) if error.sqlstate() == Some("42710") => Ok(()),
+        Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => Ok(()),
         Err(error) if error.kind() == Kind::Unavailable => Err(waits(config, error).await),
         created => {
             created?;
@@ -230,7 +251,7 @@ async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> 
     }
     match client.query(&format!("CREATE PUBLICATION {}", quote_identifier(name))).await {
         Ok(_) => Ok(()),
-        Err(error) if error.sqlstate() == Some("42710") => Ok(()),
+        Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => Ok(()),
         Err(error) => Err(error.hint(format!(
             "the role needs CREATE on the database once; or let its owner run: CREATE PUBLICATION \
              {}",
@@ -241,24 +262,23 @@ async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> 
 
 /// A slot's creation that took too long was most likely waiting: names for what.
 async fn waits(config: &Config, error: Error) -> Error {
-    let running = async {
-        let mut client = Client::connect(&config.endpoint()?).await?;
-        client
-            .query(
-                "SELECT pg_catalog.string_agg(pid::text, ', ') FROM pg_catalog.pg_stat_activity \
-                 WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()",
-            )
-            .await
-    };
-    match running.await {
-        Ok(rows) => match rows.first().and_then(|row| row.get(0)) {
-            Some(pids) => error.hint(format!(
-                "the slot waits for the transactions of these backends to end: {pids}"
-            )),
-            None => error,
-        },
-        Err(_) => error,
+    match running(config).await {
+        Ok(pids) if !pids.is_empty() => error
+            .hint(format!("the slot waits for the transactions of these backends to end: {pids}")),
+        _ => error,
     }
+}
+
+/// The backends with a transaction that has written something, in any database of the server.
+async fn running(config: &Config) -> Result<String, Error> {
+    let mut client = Client::connect(&config.endpoint()?).await?;
+    let rows = client
+        .query(
+            "SELECT pg_catalog.string_agg(pid::text, ', ') FROM pg_catalog.pg_stat_activity \
+             WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()",
+        )
+        .await?;
+    Ok(rows.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned())
 }
 
 fn column<'r>(rows: &'r [Row], at: usize, what: &'static str) -> Result<&'r str, Error> {

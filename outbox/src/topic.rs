@@ -9,8 +9,8 @@ pub const NAME_BYTES_MAX: usize = 249;
 
 /// Whether a topic of this name can exist.
 ///
-/// 1 to 249 bytes of ASCII letters, digits, `.`, `_` and `-`, and neither `.` nor `..`
-/// (`org.apache.kafka.common.internals.Topic` in Kafka).
+/// 1 to 249 bytes of ASCII letters, digits, `.`, `_` and `-`, neither `.` nor `..`, and none of
+/// the topics that Kafka keeps for itself (`org.apache.kafka.common.internals.Topic` in Kafka).
 ///
 /// # Errors
 ///
@@ -20,6 +20,9 @@ pub fn validate(name: &str) -> Result<(), Error> {
     match name {
         "" => Err(Error::invalid("the topic is empty")),
         "." | ".." => Err(Error::invalid(format!("topic {name:?} can not exist in Kafka"))),
+        "__consumer_offsets" | "__transaction_state" => {
+            Err(Error::invalid(format!("topic {name:?} belongs to Kafka itself")))
+        }
         _ if name.len() > NAME_BYTES_MAX => Err(Error::invalid(format!(
             "the topic has {} bytes, and Kafka takes {NAME_BYTES_MAX}",
             name.len()
@@ -43,7 +46,9 @@ mod tests {
         for good in ["orders", "A.b_c-9", "...", "-", longest.as_str()] {
             assert!(validate(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "a b", "a/b", "bücher", "a\0", too_long.as_str()] {
+        for bad in
+            ["", ".", "..", "__consumer_offsets", "a b", "a/b", "bücher", "a\0", too_long.as_str()]
+        {
             let error = validate(bad).unwrap_err();
             assert!(error.is_invalid(), "{bad}: {error}");
         }

@@ -77,11 +77,16 @@ fn read_range(
     assignment.add_partition_offset(topic, 0, Offset::Offset(from)).map_err(failed)?;
     consumer.assign(&assignment).map_err(failed)?;
     let deadline = Instant::now() + STABLE_TIMEOUT;
+    let mut last = None;
     while Instant::now() < deadline {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(record)) => stored.take(record.key(), record.payload())?,
             Some(Err(KafkaError::PartitionEOF(_))) | None => {}
-            Some(Err(error)) => return Err(failed(error)),
+            Some(Err(error)) => match failed(error) {
+                // One broker of several that is away is no obstacle as long as another answers.
+                passing if passing.kind() == Kind::Unavailable => last = Some(passing),
+                error => return Err(error),
+            },
         }
         // Transaction markers take offsets too, so the end is told by the position alone.
         let position = consumer.position().map_err(failed)?;
@@ -89,6 +94,9 @@ fn read_range(
         if matches!(reached, Some(Offset::Offset(offset)) if offset >= high) {
             return Ok(stored);
         }
+    }
+    if let Some(error) = last {
+        return Err(error);
     }
     Err(Error::new(
         Kind::Unavailable,

@@ -11,10 +11,10 @@ use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
+use super::checkpoint_topic;
 use super::commit::commit_transaction;
 use super::kafka::{ANSWER_TIMEOUT, Cluster, Context};
 use super::topics::{Wanted, create};
-use super::{checkpoint_topic, kafka};
 use crate::checkpoint::{self, CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Stored};
 use crate::error::{Error, Kind};
 use crate::position::Place;
@@ -30,6 +30,9 @@ const QUEUE_KBYTES: u32 = 32 * 1024;
 
 /// Longest record that is handed over.
 const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
+
+/// How long a refusal is waited for once a call has failed.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Topics whose existence is remembered; beyond it all are asked for again.
 const KNOWN_TOPICS_MAX: usize = 10_000;
@@ -105,7 +108,11 @@ impl ExactlyOnce {
     }
 
     /// Hands a record over; its bytes are copied by the client.
-    pub(crate) fn produce(&mut self, record: &Record<'_>, at: Place) -> Result<Produced, Error> {
+    pub(crate) async fn produce(
+        &mut self,
+        record: &Record<'_>,
+        at: Place,
+    ) -> Result<Produced, Error> {
         if !self.known_topics.contains(record.topic()) {
             return Ok(Produced::UnknownTopic);
         }
@@ -138,16 +145,17 @@ impl ExactlyOnce {
             }
             Err((error, _)) => {
                 let what = format!("producing to topic {:?}", record.topic());
-                Err(self.refusal().unwrap_or_else(|| self.cluster.error(&what, error)))
+                Err(self.failed(&what, code(&error)).await)
             }
         }
     }
 
     /// Waits until the queue has room again.
     pub(crate) async fn room(&mut self) -> Result<(), Error> {
-        self.run(|producer| producer.flush(ANSWER_TIMEOUT))
-            .await?
-            .map_err(|error| self.cluster.error("waiting for acknowledgements", error))
+        match self.run(|producer| producer.flush(ANSWER_TIMEOUT)).await? {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.failed("waiting for acknowledgements", code(&error)).await),
+        }
     }
 
     /// Makes sure that a topic exists before the first record goes to it: inside a transaction an
@@ -176,7 +184,7 @@ impl ExactlyOnce {
         checkpoint: &Checkpoint,
         time_ms: u64,
     ) -> Result<(), Error> {
-        self.put(CHECKPOINT_KEY, &checkpoint.encode(time_ms))?;
+        self.put(CHECKPOINT_KEY, &checkpoint.encode(time_ms)).await?;
         self.end_transaction().await
     }
 
@@ -186,7 +194,7 @@ impl ExactlyOnce {
         intent: &Intent,
         time_ms: u64,
     ) -> Result<(), Error> {
-        self.put(INTENT_KEY, &intent.encode(time_ms))?;
+        self.put(INTENT_KEY, &intent.encode(time_ms)).await?;
         self.end_transaction().await
     }
 
@@ -202,32 +210,35 @@ impl ExactlyOnce {
             .run(|producer| {
                 commit_transaction(producer, ANSWER_TIMEOUT)?;
                 let next = producer.begin_transaction();
-                next.map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+                next.map_err(|error| code(&error))
             })
             .await?;
-        committed.map_err(|code| {
-            self.refusal().unwrap_or_else(|| self.cluster.code_error("committing", code))
-        })
+        match committed {
+            Ok(()) => Ok(()),
+            Err(code) => Err(self.failed("committing", code).await),
+        }
     }
 
-    fn put(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+    async fn put(&mut self, key: &str, value: &[u8]) -> Result<(), Error> {
         let record = BaseRecord::to(&self.checkpoint_topic).key(key).payload(value).partition(0);
-        self.producer
-            .send(record)
-            .map_err(|(error, _)| self.cluster.error("producing the checkpoint", error))
+        match self.producer.send(record) {
+            Ok(()) => Ok(()),
+            Err((error, _)) => Err(self.failed("producing the checkpoint", code(&error)).await),
+        }
     }
 
-    /// The error of a record that Kafka refused for good, if it did.
-    fn refusal(&self) -> Option<Error> {
-        let kafka::Refused { topic, code } = self.producer.context().refused()?;
-        let what = format!("a record of topic {topic:?} was refused");
-        let error = self.cluster.code_error(&what, code);
-        Some(match code {
-            RDKafkaErrorCode::MessageSizeTooLarge => {
-                error.hint("raise max.message.bytes of the topic; nothing is lost meanwhile")
-            }
-            _ => error,
-        })
+    /// The error that follows from a failed call: the refusal of a record behind it, if there is
+    /// one, since the call itself only says that the transaction is broken.
+    async fn failed(&mut self, what: &str, code: RDKafkaErrorCode) -> Error {
+        if self.producer.context().refusal().is_none() {
+            // The report of a refusal may still be under way; a flush waits for reports.
+            let flushed = self.run(|producer| producer.flush(REPORT_TIMEOUT)).await;
+            tracing::debug!(?flushed, "waited for delivery reports");
+        }
+        match self.producer.context().refusal() {
+            Some(refusal) => refusal.error(&self.cluster),
+            None => self.cluster.code_error(what, code),
+        }
     }
 
     async fn exists(&mut self, topic: &str) -> Result<bool, Error> {
@@ -282,6 +293,13 @@ impl ExactlyOnce {
 impl std::fmt::Debug for ExactlyOnce {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ExactlyOnce").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+fn code(error: &KafkaError) -> RDKafkaErrorCode {
+    match error {
+        KafkaError::Transaction(error) => error.code(),
+        error => error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
     }
 }
 

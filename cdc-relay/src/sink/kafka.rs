@@ -7,10 +7,11 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::message::DeliveryResult;
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::refusal::Refusal;
 use crate::error::{Error, Kind};
 
 /// A single answer of a broker that is not waited for longer. No commit may take longer either:
@@ -61,6 +62,13 @@ impl Cluster {
         if self.brokers.trim().is_empty() {
             faults.push(
                 "no kafka brokers given: set KAFKA_BROKERS, for example localhost:9092".to_owned(),
+            );
+        } else {
+            let wrong = self.brokers.split(',').map(str::trim).filter(|broker| !is_address(broker));
+            faults.extend(
+                wrong.map(|broker| {
+                    format!("KAFKA_BROKERS: {broker:?} is not of the form host:port")
+                }),
             );
         }
         for (name, _) in &self.properties {
@@ -125,6 +133,16 @@ impl Cluster {
     }
 }
 
+/// Whether it is `host:port`; an IPv6 address stands in brackets.
+fn is_address(broker: &str) -> bool {
+    let Some((host, port)) = broker.rsplit_once(':') else { return false };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let is_host = !bare.is_empty() && !bare.contains(['/', '[', ']', ' ']);
+    is_host
+        && (bare.len() < host.len() || !bare.contains(':'))
+        && port.parse().is_ok_and(|port: u16| port > 0)
+}
+
 const REACH_HINT: &str = "check that a broker listens at KAFKA_BROKERS and advertises an address \
                           that this machine reaches; TLS and SASL are set by --kafka-property, \
                           for example security.protocol=SASL_SSL";
@@ -142,6 +160,8 @@ fn kind(code: RDKafkaErrorCode) -> Kind {
         | RDKafkaErrorCode::TransactionalIdAuthorizationFailed => Kind::Permission,
         RDKafkaErrorCode::MessageSizeTooLarge
         | RDKafkaErrorCode::InvalidRecord
+        | RDKafkaErrorCode::InvalidTimestamp
+        | RDKafkaErrorCode::UnsupportedForMessageFormat
         | RDKafkaErrorCode::InvalidTopic => Kind::Rejected,
         RDKafkaErrorCode::PolicyViolation
         | RDKafkaErrorCode::InvalidReplicationFactor
@@ -155,20 +175,13 @@ fn kind(code: RDKafkaErrorCode) -> Kind {
 /// Takes librdkafka's callbacks: logs go to `tracing`, a refused record is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Context {
-    refused: Mutex<Option<Refused>>,
-}
-
-/// A record that Kafka refused for good.
-#[derive(Clone, Debug)]
-pub(super) struct Refused {
-    pub(super) topic: String,
-    pub(super) code: RDKafkaErrorCode,
+    refusal: Mutex<Option<Refusal>>,
 }
 
 impl Context {
-    /// The first record of this producer's life that was refused.
-    pub(super) fn refused(&self) -> Option<Refused> {
-        self.refused.lock().expect("no panic while it is held").clone()
+    /// The refused record of this producer's life that tells the most.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.refusal.lock().expect("no panic while it is held").clone()
     }
 }
 
@@ -198,18 +211,34 @@ impl ProducerContext for Context {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         let Err((error, record)) = result else { return };
         let Some(code) = error.rdkafka_error_code() else { return };
-        // What was purged or timed out says nothing about the record itself.
-        if kind(code) == Kind::Unavailable || kind(code) == Kind::Fenced {
+        // What was purged or timed out says nothing about the record itself, nor does the fate of
+        // another record of its batch.
+        if !matches!(kind(code), Kind::Rejected | Kind::Permission) {
             return;
         }
-        let mut refused = self.refused.lock().expect("no panic while it is held");
-        refused.get_or_insert_with(|| Refused { topic: record.topic().to_owned(), code });
+        let refusal = Refusal::of(record, code);
+        let mut known = self.refusal.lock().expect("no panic while it is held");
+        if known.as_ref().is_none_or(|known| refusal.tells_more_than(known)) {
+            *known = Some(refusal);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Cluster;
+
+    #[test]
+    fn an_address_that_is_none_is_named() {
+        let faults = |brokers: &str| Cluster::new(brokers, &[]).faults();
+
+        for right in ["a:1", "a:1, 10.0.0.1:9092", "[::1]:9092"] {
+            assert_eq!(faults(right), Vec::<String>::new(), "{right}");
+        }
+        for wrong in ["a", ":1", "a:0", "a:99999", "http://a:1", "::1:9092", "a:1,", "a:b"] {
+            assert_eq!(faults(wrong).len(), 1, "{wrong}");
+        }
+    }
 
     #[test]
     fn settings_that_guarantees_rest_on_are_refused_by_name() {

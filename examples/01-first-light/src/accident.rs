@@ -44,8 +44,8 @@ pub(crate) async fn kill_inside_a_transaction(
             relay.kill().await?;
             return Ok(Killed { open_records, orders: bars.orders_written() });
         }
-        if bars.orders_written() == bars.orders() {
-            return Err("all orders were written before a transaction was seen open; \
+        if bars.records_published() == bars.orders() {
+            return Err("all orders were published before a transaction was seen open; \
                         try more of them, by --orders"
                 .into());
         }

@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tailrace_stack::{Needs, Stack};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Books;
 use crate::orders::Plan;
@@ -45,8 +46,8 @@ const STAGE_MAX: Duration = Duration::from_secs(180);
 struct Cli {
     #[command(subcommand)]
     role: Option<Role>,
-    /// Orders to place
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
+    /// Orders to place, 500 or more: with fewer there is hardly a moment for the accident
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(500..=10_000_000))]
     orders: u32,
     /// Decides which transactions are rolled back first
     #[arg(long, default_value_t = 1)]
@@ -148,8 +149,15 @@ async fn within<T>(
     timeout.map_err(|_| Failure::from(format!("{stage} took longer than {STAGE_MAX:?}")))?
 }
 
+/// Resolves at Ctrl-C and at SIGTERM.
 async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
 }

@@ -1,8 +1,8 @@
 //! What a person sees.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is what the example is for")]
+#![expect(clippy::print_stderr, reason = "errors and stages are for the person who runs it")]
 
 use std::error::Error;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -61,6 +61,10 @@ impl Bars {
         self.orders_written.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn records_published(&self) -> u64 {
+        self.published.position()
+    }
+
     pub(crate) fn written(&self) {
         self.orders_written.fetch_add(1, Ordering::Relaxed);
         self.written.inc(1);
@@ -87,18 +91,21 @@ impl Bars {
 
 /// Log lines of the toolkit: warnings, unless RUST_LOG says otherwise.
 pub(crate) fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,rdkafka=off,librdkafka=off"));
+    let colours = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    builder.with_writer(std::io::stderr).init();
 }
 
 /// What is about to happen.
 pub(crate) fn story(orders: u32) {
-    println!(
+    say(&format!(
         "First light: {orders} business transactions write an order and its message together; some are \
          rolled\nback first. The relay tails the write-ahead log into Kafka. It is killed by SIGKILL \
          inside an\nopen Kafka transaction and started again. A second producer repeats every record. \
          The consumer\nships each order once.\n"
-    );
+    ));
 }
 
 /// The books, and the verdict on them.
@@ -120,30 +127,37 @@ pub(crate) fn books(books: &Books, killed: Killed, took: Duration) {
     if let Some(column) = table.column_mut(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("\n{table}");
-    println!(
+    say(&format!("\n{table}"));
+    say(&format!(
         "\nThe relay was killed after {} orders, with {} records in a Kafka transaction that it \
          had not committed.\nAll of it took {:.1} s.",
         killed.orders,
         killed.open_records,
         took.as_secs_f64()
-    );
-    println!(
-        "{}",
-        if books.agree() {
-            "The books agree: each committed order was published once and applied once, in order."
-        } else {
-            "THE BOOKS DO NOT AGREE."
-        }
-    );
+    ));
+    say(if books.agree() {
+        "The books agree: each committed order was published once and applied once, in order."
+    } else {
+        "THE BOOKS DO NOT AGREE."
+    });
 }
 
-/// The one error that ends the example.
+/// The one error that ends the example, with what is behind it.
 pub(crate) fn failure(failure: &(dyn Error + Send + Sync + 'static)) {
-    eprintln!("error: {failure}");
-    if let Some(relay) = failure.downcast_ref::<tailrace_cdc_relay::Error>()
-        && let Some(mend) = relay.mend()
-    {
-        eprintln!("  mend: {mend}");
+    let mut text = format!("error: {failure}");
+    let mut source = failure.source();
+    while let Some(cause) = source {
+        text.push_str(&format!("\n  cause: {cause}"));
+        source = cause.source();
     }
+    let relay = failure.downcast_ref::<tailrace_cdc_relay::Error>();
+    if let Some(mend) = relay.and_then(tailrace_cdc_relay::Error::mend) {
+        text.push_str(&format!("\n  mend: {mend}"));
+    }
+    eprintln!("{text}");
+}
+
+/// Writes to standard output; a reader that has gone away is no reason to fail.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }

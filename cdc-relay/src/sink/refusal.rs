@@ -1,0 +1,76 @@
+//! A record that Kafka refused for good, and the message that it was.
+
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::kafka::Cluster;
+use crate::error::{Error, Kind};
+use crate::position::Place;
+
+/// What a delivery report says of a refused record.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    topic: String,
+    code: RDKafkaErrorCode,
+    bytes: usize,
+    /// The message's place in the source, from its own `ce_sequence`.
+    place: Option<Place>,
+}
+
+impl Refusal {
+    pub(super) fn of(record: &BorrowedMessage<'_>, code: RDKafkaErrorCode) -> Self {
+        let header = |name: &str| {
+            let headers = record.headers()?;
+            headers.iter().find(|header| header.key == name)?.value
+        };
+        Refusal {
+            topic: record.topic().to_owned(),
+            code,
+            bytes: record.payload_len() + record.key_len(),
+            place: header("ce_sequence").and_then(Place::of_sequence),
+        }
+    }
+
+    /// Which of two refusals tells more: a batch is refused as a whole for its size, and then its
+    /// largest record is the likeliest reason.
+    pub(super) fn tells_more_than(&self, other: &Refusal) -> bool {
+        self.code == RDKafkaErrorCode::MessageSizeTooLarge
+            && other.code == self.code
+            && self.bytes > other.bytes
+    }
+
+    /// The error that follows, naming the message and the way past it.
+    pub(super) fn error(&self, cluster: &Cluster) -> Error {
+        let Refusal { topic, code, bytes, place } = self;
+        let message = match place {
+            Some(place) => format!("the message at {place} ({bytes} bytes, topic {topic:?})"),
+            None => format!("a record of {bytes} bytes of topic {topic:?}"),
+        };
+        let brokers = cluster.brokers();
+        let kind = match cluster.code_error("producing", *code).kind() {
+            Kind::Permission => Kind::Permission,
+            _ => Kind::Rejected,
+        };
+        let error = Error::new(kind, format!("kafka at {brokers} refused {message}: {code}"));
+        let past = place.map(|place| format!("; or go past it by running with --skip {place}"));
+        let past = past.unwrap_or_default();
+        error.hint(match code {
+            RDKafkaErrorCode::MessageSizeTooLarge => format!(
+                "nothing is lost; raise max.message.bytes of the topic, or, when each message is \
+                 below it, lower batch.size by --kafka-property{past}"
+            ),
+            RDKafkaErrorCode::InvalidTimestamp => format!(
+                "nothing is lost; the writer's clock was wrong: widen the topic's \
+                 message.timestamp.after.max.ms or message.timestamp.before.max.ms{past}"
+            ),
+            RDKafkaErrorCode::InvalidRecord => format!(
+                "nothing is lost; a compacted topic takes no record without a key, or an \
+                 interceptor of the brokers refused it{past}"
+            ),
+            _ if kind == Kind::Permission => {
+                format!("nothing is lost; give the relay's principal the right to write{past}")
+            }
+            _ => format!("nothing is lost: the slot keeps it{past}"),
+        })
+    }
+}
