@@ -4,10 +4,14 @@
 mod bad_frames;
 #[path = "e2e/bad_settings.rs"]
 mod bad_settings;
+#[path = "e2e/brokers.rs"]
+mod brokers;
 #[path = "e2e/complaint.rs"]
 mod complaint;
 #[path = "e2e/gaps.rs"]
 mod gaps;
+#[path = "e2e/half_made.rs"]
+mod half_made;
 #[path = "e2e/idle.rs"]
 mod idle;
 #[path = "e2e/outages.rs"]

@@ -17,7 +17,7 @@ async fn a_frame_that_can_not_be_published_stops_the_relay_until_it_is_skipped()
     initialize(&site).await;
     let mut arguments = site.run_arguments();
 
-    for (bytes, named) in bad_frames() {
+    for (bytes, named) in bad_frames(&site) {
         written.add(site.write(4, 2, &mut dice).await);
         emit(&site, &bytes).await;
         written.add(site.write(4, 2, &mut dice).await);
@@ -35,16 +35,26 @@ async fn a_frame_that_can_not_be_published_stops_the_relay_until_it_is_skipped()
     assert!(relay.log().contains("skipped a message, as told"), "{}", relay.log());
 }
 
-/// Each with what the error must name.
-fn bad_frames() -> [(Vec<u8>, [&'static str; 2]); 3] {
-    let good =
-        || Message::builder("a-topic", "t.v1").source("/sql").header("xe_id", "1").payload("{}");
-    let whole = frame::encode(&good().build().expect("it keeps every rule"));
+/// Each with what the error must name. The last two only Kafka itself can refuse, with good
+/// messages around them in the same batch.
+fn bad_frames(site: &Site) -> [(Vec<u8>, [&'static str; 2]); 5] {
+    let encoded = |builder: tailrace_outbox::Builder| {
+        frame::encode(&builder.build().expect("it keeps every rule"))
+    };
+    let to = |topic: &str| {
+        Message::builder(topic, "t.v1").source("/sql").header("xe_id", "1").payload("{}")
+    };
+    let topic = site.topics.first().expect("a site has topics");
+    let whole = encoded(to("a-topic"));
     let cut = whole.get(..20).expect("it is longer").to_vec();
+    let in_2100 = to(topic).time_micros(4_102_444_800_000_000);
+    let huge = to(topic).payload(vec![b'x'; 2_000_000]).frame_bytes_max(3_000_000);
     [
         (cut, ["not a frame", "byte 20"]),
         (replaced(&whole, b"a-topic", b"a/topic"), ["topic \"a/topic\"", "can not exist"]),
         (replaced(&whole, b"xe_id", b"ce_id"), ["header name \"ce_id\"", "reserved"]),
+        (encoded(in_2100), ["refused the message at", "InvalidTimestamp"]),
+        (encoded(huge), ["2000000 bytes", "MessageSizeTooLarge"]),
     ]
 }
 
