@@ -35,9 +35,9 @@ CREATE TABLE tailrace.outbox_version (
 COMMENT ON TABLE tailrace.outbox_version IS
     'The migrations of tailrace-outbox that were applied.';
 
--- In all functions: text is compared under the collation "C", or not at all, because arguments with different
--- collations leave a function without one; and no literal has a bare backslash, which standard_conforming_strings
--- could give another meaning.
+-- In all functions: text is compared under the collation "C", or not at all, because a function works under the collation
+-- of its arguments, which may know no patterns or take different letters for equal; and no literal has a bare
+-- backslash, which standard_conforming_strings could give another meaning.
 
 -- What CloudEvents asks of an attribute: it is not empty and has no control character (U+0000 to U+001F, U+007F to
 -- U+009F). Outside UTF-8 the upper range may be letters; the relay, which sees UTF-8, judges it there.
