@@ -58,11 +58,15 @@
 
 pub mod frame;
 pub mod header;
+pub mod schema;
 pub mod topic;
 
 mod error;
 mod message;
 mod rules;
+
+#[cfg(feature = "sqlx")]
+pub mod journal;
 
 #[cfg(feature = "sqlx")]
 mod check;
