@@ -121,6 +121,25 @@ impl Message {
         self.payload.is_none()
     }
 
+    /// What a frame says.
+    #[cfg(feature = "testing")]
+    pub(crate) fn of_frame(frame: &frame::Frame<'_>) -> Self {
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        Message {
+            id: frame.id(),
+            time_micros: frame.time_micros(),
+            topic: frame.topic().to_owned(),
+            key: frame.key().map(<[u8]>::to_vec),
+            r#type: frame.r#type().to_owned(),
+            source: frame.source().to_owned(),
+            subject: frame.subject().map(str::to_owned),
+            content_type: frame.content_type().to_owned(),
+            attributes: frame.attributes().iter().map(owned).collect(),
+            headers: frame.headers().iter().map(owned).collect(),
+            payload: frame.payload().map(<[u8]>::to_vec),
+        }
+    }
+
     fn validate(&self, frame_bytes_max: usize) -> Result<(), Error> {
         rules::envelope(&Envelope {
             id: self.id,
