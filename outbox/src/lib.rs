@@ -65,6 +65,8 @@
 //!
 //! - `sqlx` (default): the functions above and [`check`](fn@check)
 //! - `tokio-postgres`: the same as functions of a module `tokio_postgres`
+//! - `protobuf`: a [`codec`] of that name, by prost
+//! - `opentelemetry`: the trace context of the current span, `Builder::in_current_span`
 //! - `testing`: a module of that name, to see in a test what a transaction wrote
 //!
 //! Without features the crate is the message and its bytes alone: no runtime, no database client.
@@ -75,6 +77,7 @@
     expect(rustdoc::broken_intra_doc_links, reason = "the page also speaks of what sqlx brings")
 )]
 
+pub mod codec;
 pub mod frame;
 pub mod header;
 pub mod topic;
@@ -85,6 +88,7 @@ pub mod testing;
 pub mod tokio_postgres;
 
 mod error;
+mod event;
 mod message;
 mod rules;
 
@@ -97,6 +101,8 @@ mod statement;
 mod check;
 #[cfg(feature = "sqlx")]
 mod merged;
+#[cfg(feature = "opentelemetry")]
+mod trace;
 #[cfg(feature = "sqlx")]
 mod write;
 
@@ -110,6 +116,7 @@ mod logged;
 #[cfg(feature = "sqlx")]
 pub use check::check;
 pub use error::{Error, Kind, Reaction};
+pub use event::Event;
 #[cfg(feature = "sqlx")]
 pub use merged::{Merge, Merged, merge};
 pub use message::{Builder, FRAME_BYTES_CEILING, FRAME_BYTES_MAX, Message};
@@ -125,3 +132,9 @@ pub const PREFIX: &str = "tailrace";
 
 /// The replication slot a relay uses when nobody names another.
 pub const DEFAULT_SLOT: &str = "tailrace";
+
+/// The examples of the README, as tests.
+#[cfg(doctest)]
+#[cfg(feature = "sqlx")]
+#[doc = include_str!("../README.md")]
+struct Readme;
