@@ -80,6 +80,7 @@
 pub mod codec;
 pub mod frame;
 pub mod header;
+pub mod schema;
 pub mod topic;
 
 #[cfg(feature = "testing")]
@@ -91,6 +92,9 @@ mod error;
 mod event;
 mod message;
 mod rules;
+
+#[cfg(feature = "sqlx")]
+pub mod journal;
 
 #[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]
 mod outbox;

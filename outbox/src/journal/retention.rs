@@ -1,0 +1,288 @@
+//! Making the partitions of the next days and dropping the old ones.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::Journal;
+use super::day::Day;
+use crate::Error;
+
+/// How long rows are kept unless the retention says otherwise: 7 days.
+pub const KEEP: Duration = Duration::from_secs(7 * 86_400);
+
+/// For how many days after today partitions are made unless the retention says otherwise.
+pub const DAYS_AHEAD: u16 = 3;
+
+/// More partitions than this are not made ahead.
+const DAYS_AHEAD_MAX: u16 = 366;
+
+/// No row is kept longer; beyond it times end.
+const KEEP_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+/// How long a statement waits for a lock. While one waits, new writers wait behind it.
+const LOCK_WAIT: &str = "SET LOCAL lock_timeout = '200ms'";
+
+/// No step takes longer: attaching reads what stands in the default partition.
+const STEP_MAX: &str = "SET LOCAL statement_timeout = '10s'";
+
+/// So many rows of the default partition are deleted at once, and so often in one call.
+const STRAYS_PER_DELETE: i64 = 10_000;
+const DELETES_MAX: usize = 100;
+
+/// How long the journal keeps rows, and how far ahead it has partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    keep: Duration,
+    days_ahead: u16,
+}
+
+impl Default for Retention {
+    /// [`KEEP`] and [`DAYS_AHEAD`].
+    fn default() -> Self {
+        Retention::new(KEEP)
+    }
+}
+
+impl Retention {
+    /// Keeps rows for this long, and then until the end of their UTC day; at most 100 years.
+    pub fn new(keep: Duration) -> Self {
+        Retention { keep: keep.min(KEEP_MAX), days_ahead: DAYS_AHEAD }
+    }
+
+    /// Has partitions for so many days after today, at most 366. Default: [`DAYS_AHEAD`].
+    ///
+    /// More than the days between two calls of [`maintain`](super::maintain).
+    #[must_use]
+    pub fn days_ahead(mut self, days: u16) -> Self {
+        self.days_ahead = days.min(DAYS_AHEAD_MAX);
+        self
+    }
+}
+
+/// What one call of [`maintain`](super::maintain) did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Maintained {
+    /// The partitions that were made.
+    pub made: Vec<String>,
+    /// The partitions that were dropped.
+    pub dropped: Vec<String>,
+    /// The partitions for which a lock was not to be had in time; the next call tries again.
+    pub postponed: Vec<String>,
+    /// The days, as names of partitions, that get none because rows of theirs stand in
+    /// `outbox_default` already: maintenance came too late for them.
+    pub blocked: Vec<String>,
+    /// How many old rows were deleted from `outbox_default`.
+    pub strays_deleted: u64,
+    /// Whether another call was at work on the same journal, so that this one ended early.
+    pub elsewhere: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Make(Day),
+    Drop(Day),
+}
+
+/// The partitions to make and to drop, by the clock and by what is there.
+fn plan(now_seconds: i64, there: &BTreeSet<Day>, retention: &Retention) -> Vec<Step> {
+    let today = Day::of(now_seconds);
+    let keep = i64::try_from(retention.keep.as_secs()).expect("the retention is bounded");
+    let ahead = (0..=i64::from(retention.days_ahead)).map(|days| today.plus(days));
+    let missing = ahead.filter(|day| !there.contains(day)).map(Step::Make);
+    let old = there.iter().filter(|day| day.end_seconds() + keep <= now_seconds);
+    missing.chain(old.copied().map(Step::Drop)).collect()
+}
+
+/// How a step went.
+enum Outcome {
+    Done,
+    /// Another call had done it before.
+    Nothing,
+    Postponed,
+    Blocked,
+    Elsewhere,
+}
+
+impl Journal {
+    /// Makes the partitions of the next days and drops those that are older than the retention.
+    ///
+    /// Call it from where you like and as often as you like, also from several places at once: an
+    /// advisory lock lets one of them work, and the others answer that it is done
+    /// [elsewhere](Maintained::elsewhere). Days are those of the database's clock, in UTC. It needs
+    /// the owner of the table, and a connection without an open transaction: each partition is a
+    /// transaction of its own, so that no lock is held from one to the next.
+    ///
+    /// Making a partition lets writers go on. Dropping one needs the whole table for a moment: it
+    /// waits 200 ms at most for transactions that have written to the journal, and new writers wait
+    /// behind it that long; then it is [postponed](Maintained::postponed). Tables that were not made
+    /// here are left alone.
+    ///
+    /// # Errors
+    ///
+    /// What the database says; what was done before stays done.
+    pub async fn maintain(
+        &self,
+        connection: &mut PgConnection,
+        retention: &Retention,
+    ) -> Result<Maintained, Error> {
+        let mut report = Maintained::default();
+        let (now_seconds, there) = self.look(connection).await?;
+        for step in plan(now_seconds, &there, retention) {
+            let (Step::Make(day) | Step::Drop(day)) = step;
+            let list = match (self.step(connection, step).await?, step) {
+                (Outcome::Done, Step::Make(_)) => &mut report.made,
+                (Outcome::Done, Step::Drop(_)) => &mut report.dropped,
+                (Outcome::Nothing, _) => continue,
+                (Outcome::Postponed, _) => &mut report.postponed,
+                (Outcome::Blocked, _) => &mut report.blocked,
+                (Outcome::Elsewhere, _) => {
+                    report.elsewhere = true;
+                    return Ok(report);
+                }
+            };
+            list.push(day.partition());
+        }
+        report.strays_deleted = self.delete_strays(connection, retention).await?;
+        Ok(report)
+    }
+
+    /// The partitions a new journal begins with, in the transaction that installs it.
+    ///
+    /// Nobody else knows the table yet, so there is nothing to wait for; and a `SET LOCAL` would
+    /// outlast this in the caller's transaction.
+    pub(crate) async fn make_first_partitions(&self, tx: &mut PgConnection) -> Result<(), Error> {
+        let (now_seconds, there) = self.look(tx).await?;
+        for step in plan(now_seconds, &there, &Retention::new(KEEP_MAX)) {
+            self.change(tx, step).await.map_err(not_changed)?;
+        }
+        Ok(())
+    }
+
+    /// The database's clock, and the days that have a partition.
+    async fn look(&self, connection: &mut PgConnection) -> Result<(i64, BTreeSet<Day>), Error> {
+        let failed = |error| Error::database("the journal's partitions can not be read", error);
+        let now_seconds =
+            sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::bigint")
+                .fetch_one(&mut *connection)
+                .await
+                .map_err(failed)?;
+        let names: Vec<String> = sqlx::query_scalar(
+            "SELECT c.relname::text FROM pg_catalog.pg_inherits i \
+             JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
+             WHERE i.inhparent = $1::text::regclass",
+        )
+        .bind(self.schema.object("outbox"))
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+        Ok((now_seconds, names.iter().filter_map(|name| Day::of_partition(name)).collect()))
+    }
+
+    /// One step, in a transaction of its own.
+    async fn step(&self, connection: &mut PgConnection, step: Step) -> Result<Outcome, Error> {
+        let tried = async {
+            let mut tx = connection.begin().await?;
+            let outcome = if self.alone(&mut tx).await? {
+                self.change(&mut tx, step).await?
+            } else {
+                Outcome::Elsewhere
+            };
+            tx.commit().await?;
+            Ok(outcome)
+        };
+        match tried.await {
+            Ok(outcome) => Ok(outcome),
+            Err(error) => judge(error),
+        }
+    }
+
+    /// Bounds the waits of this transaction, and takes the lock if nobody has it.
+    async fn alone(&self, tx: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        sqlx::query(LOCK_WAIT).execute(&mut *tx).await?;
+        sqlx::query(STEP_MAX).execute(&mut *tx).await?;
+        sqlx::query_scalar(
+            "SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))",
+        )
+        .bind(self.schema.object("outbox"))
+        .fetch_one(tx)
+        .await
+    }
+
+    async fn change(&self, tx: &mut PgConnection, step: Step) -> Result<Outcome, sqlx::Error> {
+        let (Step::Make(day) | Step::Drop(day)) = step;
+        let parent = self.schema.object("outbox");
+        let partition = self.schema.object(&day.partition());
+        let there: bool = sqlx::query_scalar("SELECT pg_catalog.to_regclass($1) IS NOT NULL")
+            .bind(&partition)
+            .fetch_one(&mut *tx)
+            .await?;
+        let statements = match step {
+            Step::Make(_) if there => return Ok(Outcome::Nothing),
+            Step::Drop(_) if !there => return Ok(Outcome::Nothing),
+            // Made first and attached afterwards: CREATE TABLE ... PARTITION OF would wait for
+            // every transaction that has written, and hold up new ones meanwhile.
+            Step::Make(_) => format!(
+                "CREATE TABLE {partition} (LIKE {parent} INCLUDING ALL); \
+                 ALTER TABLE {parent} ATTACH PARTITION {partition} \
+                 FOR VALUES FROM ('{}') TO ('{}')",
+                day.bound(),
+                day.plus(1).bound()
+            ),
+            // Not DETACH ... CONCURRENTLY, which a table with a default partition does not have.
+            Step::Drop(_) => format!("DROP TABLE {partition}"),
+        };
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(tx).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// Rows without a day of their own leave by their time.
+    async fn delete_strays(
+        &self,
+        connection: &mut PgConnection,
+        retention: &Retention,
+    ) -> Result<u64, Error> {
+        let failed = |error| Error::database("old rows can not be deleted", error);
+        let table = self.schema.object("outbox_default");
+        let delete = format!(
+            "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} \
+             WHERE created_at < now() - make_interval(secs => $1) LIMIT $2))"
+        );
+        let mut total = 0;
+        for _ in 0..DELETES_MAX {
+            let deleted = sqlx::query(AssertSqlSafe(delete.as_str()))
+                .bind(retention.keep.as_secs_f64())
+                .bind(STRAYS_PER_DELETE)
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?
+                .rows_affected();
+            total += deleted;
+            if deleted == 0 {
+                break;
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// What an error of a step means: some only say that it is not the moment.
+fn judge(error: sqlx::Error) -> Result<Outcome, Error> {
+    let state = error.as_database_error().and_then(|fault| fault.code());
+    match state.as_deref() {
+        // A lock or an answer was not to be had in time, or others came in between.
+        Some("55P03" | "57014" | "40P01") => Ok(Outcome::Postponed),
+        // The default partition has a row that would belong to the new one.
+        Some("23514") => Ok(Outcome::Blocked),
+        _ => Err(not_changed(error)),
+    }
+}
+
+fn not_changed(error: sqlx::Error) -> Error {
+    Error::database("a partition of the journal can not be made or dropped", error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::{Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+use super::{Day, Journal, Maintained, Retention, Step, plan};
+use crate::database::{connect, fresh};
+use crate::journal::{insert, maintain};
+use crate::{Message, schema};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn message() -> Message {
+    Message::builder("t", "x").source("/").payload([]).build().unwrap()
+}
+
+async fn installed(name: &str) -> (tailrace_stack::Database, PgConnection) {
+    let (database, mut connection) = fresh(name).await;
+    schema::install(&mut connection).await.unwrap();
+    (database, connection)
+}
+
+async fn today(connection: &mut PgConnection) -> Day {
+    Day::of(Journal::default().look(connection).await.unwrap().0)
+}
+
+/// Gives the journal a day of long ago.
+async fn make(connection: &mut PgConnection, day: Day) {
+    Journal::default().change(connection, Step::Make(day)).await.unwrap();
+}
+
+async fn count(connection: &mut PgConnection, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
+}
+
+#[test]
+fn a_day_is_dropped_when_its_last_moment_is_older_than_the_retention() {
+    let day = |number: i64| Day::of(number * 86_400);
+    let there: BTreeSet<Day> = (95..=101).map(day).collect();
+    let retention = |days: u32| Retention::new(DAY * days).days_ahead(2);
+    let noon = 100 * 86_400 + 43_200;
+
+    let check = |now: i64, days: u32, made: &[i64], dropped: &[i64]| {
+        let mut expected: Vec<_> = made.iter().map(|number| Step::Make(day(*number))).collect();
+        expected.extend(dropped.iter().map(|number| Step::Drop(day(*number))));
+        assert_eq!(plan(now, &there, &retention(days)), expected, "{now} {days}");
+    };
+    check(noon, 3, &[102], &[95, 96]);
+    check(100 * 86_400, 3, &[102], &[95, 96]);
+    check(100 * 86_400 - 1, 3, &[], &[95]);
+    check(noon, 0, &[102], &[95, 96, 97, 98, 99]);
+    check(noon, 100_000, &[102], &[]);
+    check(200 * 86_400, 1, &[200, 201, 202], &[95, 96, 97, 98, 99, 100, 101]);
+}
+
+#[tokio::test]
+async fn eight_maintainers_at_once_make_and_drop_each_day_once() {
+    let (database, mut connection) = installed("retention_eight").await;
+    let today = today(&mut connection).await;
+    for ago in [20, 19, 2] {
+        make(&mut connection, today.plus(-ago)).await;
+    }
+
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut connection = connect(&database).await;
+        let retention = Retention::new(DAY * 7).days_ahead(6);
+        tasks.spawn(async move { maintain(&mut connection, &retention).await.unwrap() });
+    }
+    let reports = tasks.join_all().await;
+    let last = maintain(&mut connection, &Retention::new(DAY * 7).days_ahead(6)).await.unwrap();
+
+    let all = |list: fn(&Maintained) -> &Vec<String>| {
+        let mut names: Vec<_> = reports.iter().flat_map(list).cloned().collect();
+        names.sort();
+        names
+    };
+    let names = |days: &[i64]| days.iter().map(|d| today.plus(*d).partition()).collect::<Vec<_>>();
+    assert_eq!(all(|report| &report.made), names(&[4, 5, 6]));
+    assert_eq!(all(|report| &report.dropped), names(&[-20, -19]));
+    assert!(all(|report| &report.postponed).is_empty());
+    assert_eq!(last, Maintained::default());
+}
+
+#[tokio::test]
+async fn a_day_is_not_dropped_under_an_open_transaction_and_nobody_waits_long() {
+    let (database, mut connection) = installed("retention_open").await;
+    let old = today(&mut connection).await.plus(-30);
+    make(&mut connection, old).await;
+    let mut writer = connect(&database).await;
+    let mut tx = writer.begin().await.unwrap();
+    insert(&mut tx, &message()).await.unwrap();
+
+    let meanwhile = maintain(&mut connection, &Retention::default().days_ahead(5)).await.unwrap();
+    tx.commit().await.unwrap();
+    let afterwards = maintain(&mut connection, &Retention::default().days_ahead(5)).await.unwrap();
+
+    assert_eq!((meanwhile.made.len(), meanwhile.dropped.len()), (2, 0));
+    assert_eq!(meanwhile.postponed, [old.partition()]);
+    assert_eq!(afterwards.dropped, [old.partition()]);
+    assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.outbox").await, 1);
+    let waits: String =
+        sqlx::query_scalar("SHOW lock_timeout").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(waits, "0");
+}
+
+#[tokio::test]
+async fn a_day_without_partition_fails_no_writer_and_its_rows_leave_by_their_age() {
+    let (_database, mut connection) = installed("retention_late").await;
+    let today = today(&mut connection).await;
+    let drop = format!("DROP TABLE tailrace.{}", today.partition());
+    connection.execute(sqlx::AssertSqlSafe(drop)).await.unwrap();
+    insert(&mut connection, &message()).await.unwrap();
+    let old = Message::builder("t", "x").source("/").payload([]).time_micros(1).id(Uuid::max());
+    insert(&mut connection, &old.build().unwrap()).await.unwrap();
+
+    let report = maintain(&mut connection, &Retention::default().days_ahead(4)).await.unwrap();
+
+    assert_eq!(report.blocked, [today.partition()]);
+    assert_eq!(report.made, [today.plus(4).partition()]);
+    assert_eq!(report.strays_deleted, 1);
+    assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.outbox_default").await, 1);
+}
+
+#[tokio::test]
+async fn a_row_stands_in_the_partition_of_its_ids_day() {
+    let (_database, mut connection) = installed("retention_day").await;
+
+    insert(&mut connection, &message()).await.unwrap();
+
+    let partition: String =
+        sqlx::query_scalar("SELECT tableoid::regclass::text FROM tailrace.outbox")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+    let today = today(&mut connection).await;
+    assert_eq!(partition, format!("tailrace.{}", today.partition()));
+}
+
+#[tokio::test]
+async fn a_table_that_was_attached_by_hand_is_left_alone() {
+    let (_database, mut connection) = installed("retention_mine").await;
+    connection
+        .execute(
+            "CREATE TABLE tailrace.mine PARTITION OF tailrace.outbox \
+             FOR VALUES FROM ('00000000-0000-0000-0000-000000000000') \
+             TO ('00000001-0000-0000-0000-000000000000')",
+        )
+        .await
+        .unwrap();
+
+    let report = maintain(&mut connection, &Retention::new(Duration::ZERO)).await.unwrap();
+
+    assert_eq!(report, Maintained::default());
+    assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.mine").await, 0);
+}

@@ -1,0 +1,105 @@
+//! Installing the SQL side and looking whether it is there, through sqlx.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::{MIGRATIONS, Schema};
+use crate::journal::Journal;
+use crate::{Error, Kind};
+
+const MEND: &str = "run tailrace_outbox::schema::install or the files of its folder migrations";
+
+/// Applies the missing migrations to the schema `tailrace` and makes the journal's next partitions.
+///
+/// It may be called at every start and by many processes at once: they wait for each other. On a
+/// connection with an open transaction it becomes part of that transaction. For another schema
+/// there is [`Schema::install`].
+///
+/// # Errors
+///
+/// What Postgres answers; nothing is installed then.
+pub async fn install(connection: &mut PgConnection) -> Result<(), Error> {
+    Schema::default().install(connection).await
+}
+
+/// Fails unless the functions and tables are there and not older than this version of the crate
+/// needs.
+///
+/// A newer schema passes: it still serves the release before it. For another schema there is
+/// [`Schema::check`].
+///
+/// # Errors
+///
+/// [`Kind::Setup`] when they are missing or old; the text says how to mend it.
+pub async fn check(connection: &mut PgConnection) -> Result<(), Error> {
+    Schema::default().check(connection).await
+}
+
+impl Schema {
+    /// As [`install`](fn@install), into this schema.
+    ///
+    /// # Errors
+    ///
+    /// What Postgres answers; nothing is installed then.
+    pub async fn install(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let failed = |error| Error::database("the schema can not be installed", error);
+        let mut tx = connection.begin().await.map_err(failed)?;
+        sqlx::query("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))")
+            .bind(self.object("outbox_version"))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        let installed = self.installed(&mut tx).await?.unwrap_or(0);
+        for migration in MIGRATIONS.iter().filter(|migration| migration.version > installed) {
+            sqlx::raw_sql(AssertSqlSafe(self.render(migration)))
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+        }
+        if installed == 0 {
+            Journal::new(self).make_first_partitions(&mut tx).await?;
+        }
+        tx.commit().await.map_err(failed)
+    }
+
+    /// As [`check`], of this schema.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Setup`] when functions and tables are missing or old.
+    pub async fn check(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let needed = MIGRATIONS.last().map_or(0, |migration| migration.version);
+        let setup = |text: String| Err(Error::new(Kind::Setup, text).mended_by(MEND));
+        match self.installed(connection).await? {
+            None => setup(format!("schema {:?} has no functions of tailrace-outbox", self.name())),
+            Some(version) if version < needed => setup(format!(
+                "the functions of tailrace-outbox in schema {:?} have version {version}, and \
+                 {needed} is needed",
+                self.name()
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// An object in this schema, as SQL names it.
+    pub(crate) fn object(&self, name: &str) -> String {
+        format!("\"{}\".{name}", self.name())
+    }
+
+    async fn installed(&self, connection: &mut PgConnection) -> Result<Option<i32>, Error> {
+        let failed = |error| Error::database("the schema's version can not be read", error);
+        let table = self.object("outbox_version");
+        // to_regclass asks for no right on the schema, unlike a name in a query.
+        let present: bool = sqlx::query_scalar("SELECT pg_catalog.to_regclass($1) IS NOT NULL")
+            .bind(&table)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(failed)?;
+        if !present {
+            return Ok(None);
+        }
+        sqlx::query_scalar(AssertSqlSafe(format!("SELECT max(version) FROM {table}")))
+            .fetch_one(connection)
+            .await
+            .map_err(failed)
+    }
+}

@@ -1,0 +1,22 @@
+CREATE FUNCTION publish_customer() RETURNS trigger
+    LANGUAGE plpgsql
+    -- The trigger's rights, not those of whoever writes to the table.
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        -- On a compacted topic a tombstone deletes what stands under its key.
+        PERFORM tailrace.emit('customers', OLD.id::text, 'customer.deleted.v1', NULL,
+            source => '/legacy', tombstone => true);
+    ELSE
+        PERFORM tailrace.emit('customers', NEW.id::text,
+            CASE TG_OP WHEN 'INSERT' THEN 'customer.created.v1' ELSE 'customer.changed.v1' END,
+            to_jsonb(NEW) - 'password_hash',
+            source => '/legacy', subject => 'customer-' || NEW.id);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER publish_customer AFTER INSERT OR UPDATE OR DELETE ON customers
+    FOR EACH ROW EXECUTE FUNCTION publish_customer();

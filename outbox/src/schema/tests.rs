@@ -1,0 +1,245 @@
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tailrace_stack::Database;
+use uuid::Uuid;
+
+use super::{MIGRATIONS, Schema, check, install};
+use crate::database::{connect, fresh, slot};
+use crate::frame::{self, Frame};
+use crate::{Builder, Kind, Message, journal};
+
+mod emit;
+
+/// A database with the schema installed, and a slot that has seen nothing yet.
+async fn installed(name: &str) -> (Database, PgConnection, String) {
+    let (database, mut connection) = fresh(name).await;
+    connection.execute("CREATE PUBLICATION nothing").await.unwrap();
+    install(&mut connection).await.unwrap();
+    let slot = slot(&mut connection, name, "pgoutput").await;
+    (database, connection, slot)
+}
+
+/// The frames that were committed since the last call.
+async fn logged(connection: &mut PgConnection, slot: &str) -> Vec<Vec<u8>> {
+    let changes: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT data FROM pg_logical_slot_get_binary_changes($1, NULL, NULL, \
+         'proto_version', '2', 'publication_names', 'nothing', 'messages', 'true')",
+    )
+    .bind(slot)
+    .fetch_all(connection)
+    .await
+    .unwrap();
+    // A pgoutput message: its letter, whether it is transactional, its position, prefix and length.
+    let head = 1 + 1 + 8 + "tailrace\0".len() + 4;
+    changes
+        .into_iter()
+        .filter(|change| change[0] == b'M')
+        .map(|mut change| {
+            assert_eq!(&change[10..19], b"tailrace\0");
+            change.split_off(head)
+        })
+        .collect()
+}
+
+async fn run(connection: &mut PgConnection, sql: impl Into<String>) {
+    sqlx::raw_sql(AssertSqlSafe(sql.into())).execute(connection).await.unwrap();
+}
+
+async fn count(connection: &mut PgConnection, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
+}
+
+#[tokio::test]
+async fn eight_installers_at_once_install_once() {
+    let (database, mut connection) = fresh("schema_eight").await;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut connection = connect(&database).await;
+        tasks.spawn(async move { install(&mut connection).await });
+    }
+    let results = tasks.join_all().await;
+
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let versions = count(&mut connection, "SELECT count(*) FROM tailrace.outbox_version").await;
+    assert_eq!(usize::try_from(versions).unwrap(), MIGRATIONS.len());
+}
+
+#[tokio::test]
+async fn the_schema_of_another_crate_is_left_alone() {
+    let (_database, mut connection) = fresh("schema_shared").await;
+    run(&mut connection, "CREATE SCHEMA tailrace; CREATE TABLE tailrace.mine AS SELECT 1").await;
+
+    install(&mut connection).await.unwrap();
+
+    check(&mut connection).await.unwrap();
+    assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.mine").await, 1);
+}
+
+#[tokio::test]
+async fn a_missing_or_old_schema_says_how_to_mend_it() {
+    let (_database, mut connection) = fresh("schema_missing").await;
+
+    let missing = check(&mut connection).await.unwrap_err();
+    let no_table = journal::insert(&mut connection, &message()).await.unwrap_err();
+    install(&mut connection).await.unwrap();
+    run(&mut connection, "UPDATE tailrace.outbox_version SET version = version - 1").await;
+    let old = check(&mut connection).await.unwrap_err();
+
+    for error in [missing, no_table, old] {
+        assert_eq!(error.kind(), Kind::Setup);
+        assert!(error.to_string().contains("schema::install"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_installation_that_is_rolled_back_leaves_nothing() {
+    let (_database, mut connection) = fresh("schema_rollback").await;
+
+    let mut tx = connection.begin().await.unwrap();
+    install(&mut tx).await.unwrap();
+    tx.rollback().await.unwrap();
+
+    assert!(check(&mut connection).await.unwrap_err().is_setup());
+    install(&mut connection).await.unwrap();
+    check(&mut connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_earlier_version_is_upgraded_with_its_rows() {
+    for earlier in 1..=MIGRATIONS.len() {
+        let (_database, mut connection) = fresh("schema_upgrade").await;
+        for migration in &MIGRATIONS[..earlier] {
+            run(&mut connection, migration.sql).await;
+        }
+        journal::insert(&mut connection, &message()).await.unwrap();
+
+        install(&mut connection).await.unwrap();
+        install(&mut connection).await.unwrap();
+
+        check(&mut connection).await.unwrap();
+        assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.outbox").await, 1);
+        run(&mut connection, "SELECT tailrace.emit('orders', 'k', 't', '{}')").await;
+        journal::insert(&mut connection, &message()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn migrations_count_up_and_are_named_after_their_version() {
+    for (at, migration) in MIGRATIONS.iter().enumerate() {
+        assert_eq!(usize::try_from(migration.version).unwrap(), at + 1);
+        assert!(migration.name.starts_with(&format!("{:04}_", migration.version)));
+        assert!(migration.sql.contains(&format!("VALUES ({});", migration.version)));
+    }
+}
+
+#[tokio::test]
+async fn everything_can_live_in_a_schema_of_another_name() {
+    let (_database, mut connection) = fresh("schema_named").await;
+    run(&mut connection, "CREATE PUBLICATION nothing").await;
+    // A word of SQL, to see that it is quoted everywhere.
+    let schema = Schema::named("order").unwrap();
+
+    schema.install(&mut connection).await.unwrap();
+    schema.check(&mut connection).await.unwrap();
+    let journal = journal::Journal::new(&schema);
+    journal.insert(&mut connection, &message()).await.unwrap();
+    journal.maintain(&mut connection, &journal::Retention::default()).await.unwrap();
+    run(&mut connection, journal.publication_sql("p\"q")).await;
+    let slot = slot(&mut connection, "schema_named", "pgoutput").await;
+    run(
+        &mut connection,
+        "SELECT \"order\".emit('orders', 'k', 't', '{}', headers => '{\"a\": \"b\"}')",
+    )
+    .await;
+
+    assert_eq!(logged(&mut connection, &slot).await.len(), 1);
+    assert_eq!(count(&mut connection, "SELECT count(*) FROM \"order\".outbox").await, 1);
+    let ours = "SELECT count(*) FROM pg_namespace WHERE nspname = 'tailrace'";
+    assert_eq!(count(&mut connection, ours).await, 0);
+}
+
+#[test]
+fn a_schema_has_a_name_that_is_the_same_quoted_and_unquoted() {
+    let longest = "a".repeat(63);
+    let too_long = "a".repeat(64);
+
+    for good in ["tailrace", "_a1", longest.as_str()] {
+        assert_eq!(Schema::named(good).unwrap().name(), good);
+    }
+    for bad in ["", "1a", "A", "a b", "a\"b", "a'b", "pg_mine", "ü", too_long.as_str()] {
+        assert!(Schema::named(bad).unwrap_err().is_invalid(), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_role_with_the_documented_grants_alone_can_write_both_ways() {
+    let (database, mut connection, slot) = installed("schema_role").await;
+    let role = format!("{}_service", database.name());
+    let grants = MIGRATIONS[0]
+        .sql
+        .lines()
+        .filter_map(|line| line.strip_prefix("--   "))
+        .filter(|grant| !grant.contains("EXECUTE"))
+        .map(|grant| grant.replace("service;", &format!("\"{role}\";")))
+        .collect::<String>();
+    assert_eq!(grants.matches("GRANT").count(), 3);
+    run(&mut connection, format!("CREATE ROLE \"{role}\" NOLOGIN; {grants}")).await;
+
+    let mut tx = connection.begin().await.unwrap();
+    run(&mut tx, format!("SET LOCAL ROLE \"{role}\"")).await;
+    check(&mut tx).await.unwrap();
+    run(&mut tx, "SELECT tailrace.emit('orders', 'k', 't', '{}', headers => '{\"a\": \"b\"}')")
+        .await;
+    journal::insert(&mut tx, &message()).await.unwrap();
+    let denied = async { Executor::execute(&mut *tx, "SELECT FROM tailrace.outbox").await };
+    assert!(denied.await.is_err());
+    tx.rollback().await.unwrap();
+    run(
+        &mut connection,
+        format!("SET ROLE \"{role}\"; SELECT tailrace.emit('t', 'k', 't', '{{}}')"),
+    )
+    .await;
+    run(&mut connection, format!("RESET ROLE; DROP OWNED BY \"{role}\"; DROP ROLE \"{role}\""))
+        .await;
+
+    assert_eq!(logged(&mut connection, &slot).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_trigger_publishes_the_rows_of_an_application_nobody_touched() {
+    let (_database, mut connection, slot) = installed("schema_trigger").await;
+    let table = "CREATE TABLE customers (id int PRIMARY KEY, name text, password_hash text)";
+    run(&mut connection, format!("{table}; {}", include_str!("legacy_trigger.sql"))).await;
+
+    run(&mut connection, "INSERT INTO customers VALUES (7, 'Ada', 'x'), (8, 'Bob', 'y')").await;
+    run(&mut connection, "UPDATE customers SET name = 'Ann' WHERE id = 7").await;
+    run(&mut connection, "BEGIN; DELETE FROM customers; ROLLBACK").await;
+    run(&mut connection, "DELETE FROM customers WHERE id = 8").await;
+
+    let frames = logged(&mut connection, &slot).await;
+    let seen: Vec<_> = frames
+        .iter()
+        .map(|bytes| {
+            let frame = Frame::decode(bytes).unwrap();
+            frame.validate().unwrap();
+            let text = |bytes| String::from_utf8(Vec::from(bytes)).unwrap();
+            (frame.r#type(), frame.key().map(text), frame.payload().map(text))
+        })
+        .collect();
+    let expected = [
+        ("customer.created.v1", "7", Some(r#"{"id": 7, "name": "Ada"}"#)),
+        ("customer.created.v1", "8", Some(r#"{"id": 8, "name": "Bob"}"#)),
+        ("customer.changed.v1", "7", Some(r#"{"id": 7, "name": "Ann"}"#)),
+        ("customer.deleted.v1", "8", None),
+    ]
+    .map(|(r#type, key, payload)| (r#type, Some(key.to_owned()), payload.map(str::to_owned)));
+    assert_eq!(seen, expected);
+}
+
+fn builder() -> Builder {
+    Message::builder("orders", "order.placed.v1").source("/orders").key("order-42")
+}
+
+fn message() -> Message {
+    builder().json(&1).build().unwrap()
+}
