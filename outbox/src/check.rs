@@ -1,11 +1,39 @@
 //! Whether a message written now would reach a relay.
 
-use sqlx::PgExecutor;
-
 use crate::{Error, Kind};
 
+/// What is asked of the database; its parameter is the slot's name.
+pub(crate) const QUERY: &str = "SELECT current_setting('wal_level'), current_database()::text, s.slot_name IS NOT NULL, \
+            s.slot_type, s.database::text, s.plugin::text, s.wal_status \
+     FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1::text";
+
 /// What the database says about itself and about the slot, if there is one.
-type Row = (String, String, bool, Option<String>, Option<String>, Option<String>, Option<String>);
+pub(crate) struct Reply {
+    pub(crate) wal_level: String,
+    pub(crate) database: String,
+    pub(crate) exists: bool,
+    pub(crate) slot_type: Option<String>,
+    pub(crate) slot_database: Option<String>,
+    pub(crate) plugin: Option<String>,
+    pub(crate) wal_status: Option<String>,
+}
+
+impl Reply {
+    pub(crate) fn judge(&self, slot: &str) -> Result<(), Error> {
+        judge(&Found {
+            wal_level: &self.wal_level,
+            database: &self.database,
+            slot: self.exists.then_some(Slot {
+                name: slot,
+                is_logical: self.slot_type.as_deref() == Some("logical"),
+                database: self.slot_database.as_deref(),
+                plugin: self.plugin.as_deref(),
+                is_lost: self.wal_status.as_deref() == Some("lost"),
+            }),
+            wanted: slot,
+        })
+    }
+}
 
 /// Fails unless this database logs messages and keeps them for the relay's slot.
 ///
@@ -19,29 +47,17 @@ type Row = (String, String, bool, Option<String>, Option<String>, Option<String>
 /// [`Kind::Setup`] with how to mend it: `wal_level` is not `logical`, or the slot is missing,
 /// physical, of another database, of another output plugin, or invalidated. Otherwise what the
 /// database says, sorted by [`Error::kind`].
-pub async fn check<'c>(executor: impl PgExecutor<'c>, slot: &str) -> Result<(), Error> {
-    let row: Row = sqlx::query_as(
-        "SELECT current_setting('wal_level'), current_database()::text, s.slot_name IS NOT NULL, \
-                s.slot_type, s.database::text, s.plugin::text, s.wal_status \
-         FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1",
-    )
-    .bind(slot)
-    .fetch_one(executor)
-    .await
-    .map_err(|error| Error::database("the database could not be checked", error))?;
+#[cfg(feature = "sqlx")]
+pub async fn check<'c>(executor: impl sqlx::PgExecutor<'c>, slot: &str) -> Result<(), Error> {
+    type Row =
+        (String, String, bool, Option<String>, Option<String>, Option<String>, Option<String>);
+    let row: Row = sqlx::query_as(QUERY)
+        .bind(slot)
+        .fetch_one(executor)
+        .await
+        .map_err(|error| Error::database("the database could not be checked", error))?;
     let (wal_level, database, exists, slot_type, slot_database, plugin, wal_status) = row;
-    judge(&Found {
-        wal_level: &wal_level,
-        database: &database,
-        slot: exists.then_some(Slot {
-            name: slot,
-            is_logical: slot_type.as_deref() == Some("logical"),
-            database: slot_database.as_deref(),
-            plugin: plugin.as_deref(),
-            is_lost: wal_status.as_deref() == Some("lost"),
-        }),
-        wanted: slot,
-    })
+    Reply { wal_level, database, exists, slot_type, slot_database, plugin, wal_status }.judge(slot)
 }
 
 #[derive(Clone, Copy)]
@@ -118,4 +134,5 @@ fn setup(text: String, mend: String) -> Error {
 }
 
 #[cfg(test)]
+#[cfg(feature = "sqlx")]
 mod tests;

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::codec::{BoxError, Codec, Json};
 use crate::rules::{self, Envelope};
 use crate::{Error, Kind, frame, header};
 
@@ -121,6 +122,25 @@ impl Message {
         self.payload.is_none()
     }
 
+    /// What a frame says.
+    #[cfg(feature = "testing")]
+    pub(crate) fn of_frame(frame: &frame::Frame<'_>) -> Self {
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        Message {
+            id: frame.id(),
+            time_micros: frame.time_micros(),
+            topic: frame.topic().to_owned(),
+            key: frame.key().map(<[u8]>::to_vec),
+            r#type: frame.r#type().to_owned(),
+            source: frame.source().to_owned(),
+            subject: frame.subject().map(str::to_owned),
+            content_type: frame.content_type().to_owned(),
+            attributes: frame.attributes().iter().map(owned).collect(),
+            headers: frame.headers().iter().map(owned).collect(),
+            payload: frame.payload().map(<[u8]>::to_vec),
+        }
+    }
+
     fn validate(&self, frame_bytes_max: usize) -> Result<(), Error> {
         rules::envelope(&Envelope {
             id: self.id,
@@ -180,7 +200,16 @@ enum Body {
     Missing,
     Bytes(Vec<u8>),
     Tombstone,
-    Unserializable(serde_json::Error),
+    Unencodable(BoxError),
+}
+
+impl Body {
+    fn encoded<C: Codec<T>, T: ?Sized>(payload: &T) -> Self {
+        match C::encode(payload) {
+            Ok(bytes) => Body::Bytes(bytes),
+            Err(error) => Body::Unencodable(error),
+        }
+    }
 }
 
 impl Builder {
@@ -212,10 +241,16 @@ impl Builder {
     ///
     /// A value that does not serialize is an error of [`Builder::build`].
     pub fn json<T: Serialize + ?Sized>(mut self, payload: &T) -> Self {
-        self.body = match serde_json::to_vec(payload) {
-            Ok(bytes) => Body::Bytes(bytes),
-            Err(error) => Body::Unserializable(error),
-        };
+        self.body = Body::encoded::<Json, T>(payload);
+        self
+    }
+
+    /// The payload as the codec `C` writes it, and the content type that goes with it.
+    ///
+    /// A value that does not encode is an error of [`Builder::build`].
+    pub fn encoded<C: Codec<T>, T: ?Sized>(mut self, payload: &T) -> Self {
+        self.body = Body::encoded::<C, T>(payload);
+        self.content_type = Some(C::CONTENT_TYPE.to_owned());
         self
     }
 
@@ -306,10 +341,8 @@ impl Builder {
                     "give one with json or payload, or ask for a null one with tombstone",
                 ));
             }
-            Body::Unserializable(error) => {
-                return Err(
-                    Error::invalid("the payload does not serialize as json").caused_by(error)
-                );
+            Body::Unencodable(error) => {
+                return Err(Error::invalid("the payload does not encode").caused_by(error));
             }
         };
         if let Some((name, _)) =
@@ -335,6 +368,12 @@ impl Builder {
         };
         message.validate(self.frame_bytes_max)?;
         Ok(message)
+    }
+
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.attributes.retain(|(given, _)| given != name);
+        self
     }
 
     fn attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {

@@ -1,55 +1,13 @@
 use sqlx::{Connection, Executor, PgConnection};
+use tokio::task::JoinSet;
 
 use super::write;
-use crate::database::{connect, fresh, slot};
-use crate::{Builder, FRAME_BYTES_MAX, Kind, Message, PREFIX, Reaction, frame};
-
-fn message(n: u32) -> Message {
-    builder().json(&n).build().unwrap()
-}
-
-fn builder() -> Builder {
-    Message::builder("orders", "order.placed.v1").source("/orders").key("order-42")
-}
-
-/// A connection to a fresh database, and a slot that has seen nothing yet.
-async fn watched(name: &str) -> (tailrace_stack::Database, PgConnection, String) {
-    let (database, mut connection) = fresh(name).await;
-    connection.execute("CREATE PUBLICATION nothing").await.unwrap();
-    let slot = slot(&mut connection, name, "pgoutput").await;
-    (database, connection, slot)
-}
-
-/// What a reader of the slot gets, as far as it comes from messages.
-async fn logged(connection: &mut PgConnection, slot: &str) -> Vec<Vec<u8>> {
-    let changes: Vec<(Vec<u8>,)> = sqlx::query_as(
-        "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, \
-         'proto_version', '2', 'publication_names', 'nothing', 'messages', 'true')",
-    )
-    .bind(slot)
-    .fetch_all(connection)
-    .await
-    .unwrap();
-    changes.iter().filter_map(|(change,)| content(change)).collect()
-}
-
-/// The content of a pgoutput `Message` change
-/// (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
-fn content(change: &[u8]) -> Option<Vec<u8>> {
-    let message = change.strip_prefix(b"M")?;
-    let (transactional, rest) = message.split_first().unwrap();
-    let prefix_and_content = &rest[8..];
-    let content = prefix_and_content.strip_prefix(PREFIX.as_bytes()).unwrap();
-    assert_eq!(*transactional, 1);
-    assert_eq!(content[0], 0);
-    let length = u32::from_be_bytes(*content[1..].first_chunk().unwrap());
-    assert_eq!(content[5..].len(), usize::try_from(length).unwrap());
-    Some(content[5..].to_vec())
-}
-
-fn frames(messages: &[&Message]) -> Vec<Vec<u8>> {
-    messages.iter().map(|message| frame::encode(message)).collect()
-}
+use crate::database::{connect, fresh};
+use crate::logged::{builder, frames, logged, logged_under, message, watched};
+use crate::{
+    BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, FRAME_BYTES_MAX, Kind, Message, Outbox, Reaction, Store,
+    frame, write_all,
+};
 
 #[tokio::test]
 async fn a_message_is_in_the_log_exactly_if_its_transaction_committed() {
@@ -72,7 +30,7 @@ async fn a_message_is_in_the_log_exactly_if_its_transaction_committed() {
     write(&mut tx, &after).await.unwrap();
     tx.commit().await.unwrap();
 
-    assert_eq!(logged(&mut connection, &slot).await, frames(&[&committed, &before, &after]));
+    assert_eq!(logged(&mut connection, &slot).await, frames([&committed, &before, &after]));
 }
 
 #[tokio::test]
@@ -89,7 +47,7 @@ async fn a_transaction_that_was_dropped_or_whose_connection_died_leaves_no_messa
     let last = message(3);
     write(&mut connection, &last).await.unwrap();
 
-    assert_eq!(logged(&mut connection, &slot).await, frames(&[&last]));
+    assert_eq!(logged(&mut connection, &slot).await, frames([&last]));
 }
 
 #[tokio::test]
@@ -104,7 +62,7 @@ async fn the_largest_message_arrives_whole() {
 
     let logged = logged(&mut connection, &slot).await;
     assert_eq!(logged[0].len(), FRAME_BYTES_MAX);
-    assert!(logged == frames(&[&largest]));
+    assert!(logged == frames([&largest]));
 }
 
 #[tokio::test]
@@ -141,4 +99,120 @@ async fn a_lost_connection_asks_for_the_transaction_again() {
     let error = write(&mut tx, &message(1)).await.unwrap_err();
 
     assert_eq!((error.kind(), error.reaction()), (Kind::Unavailable, Reaction::Retry), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_batch_is_in_the_log_in_the_order_given() {
+    let (_database, mut connection, slot) = watched("outbox_batch").await;
+    let messages: Vec<Message> = (0..1_000).map(message).collect();
+    // Descending ids: nothing but the place in the batch can order them.
+    let descending: Vec<Message> = messages.iter().rev().cloned().collect();
+
+    let mut tx = connection.begin().await.unwrap();
+    write_all(&mut tx, &messages).await.unwrap();
+    write_all(&mut tx, &[]).await.unwrap();
+    write_all(&mut tx, &descending).await.unwrap();
+    write_all(&mut tx, &messages[..1]).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let expected = messages.iter().chain(&descending).chain(&messages[..1]);
+    assert!(logged(&mut connection, &slot).await == frames(expected));
+}
+
+#[tokio::test]
+async fn a_batch_of_the_largest_size_is_written_whole() {
+    let (_database, mut connection, slot) = watched("outbox_batch_largest").await;
+    let one = message(1);
+    let messages = vec![one.clone(); BATCH_MESSAGES_MAX];
+
+    let mut tx = connection.begin().await.unwrap();
+    write_all(&mut tx, &messages).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let logged = logged(&mut connection, &slot).await;
+    assert_eq!(logged.len(), BATCH_MESSAGES_MAX);
+    assert!(logged.iter().all(|bytes| *bytes == frame::encode(&one)));
+}
+
+#[tokio::test]
+async fn a_batch_above_its_limits_is_refused_before_anything_is_sent() {
+    let (_database, mut connection, slot) = watched("outbox_batch_limits").await;
+    let too_many = vec![message(1); BATCH_MESSAGES_MAX + 1];
+    let large = builder().payload(vec![0; FRAME_BYTES_MAX / 2]).build().unwrap();
+    let too_large = vec![large; 1 + BATCH_BYTES_MAX / (FRAME_BYTES_MAX / 2)];
+    let last = message(2);
+
+    let mut tx = connection.begin().await.unwrap();
+    for refused in [too_many, too_large] {
+        let error = write_all(&mut tx, &refused).await.unwrap_err();
+        assert!(error.is_too_large(), "{error:?}");
+        assert_eq!(error.mend(), Some("write it in parts, in the same transaction"));
+    }
+    write(&mut tx, &last).await.unwrap();
+    tx.commit().await.unwrap();
+
+    assert_eq!(logged(&mut connection, &slot).await, frames([&last]));
+}
+
+#[tokio::test]
+async fn a_prefix_of_its_own_is_on_every_message() {
+    let (_database, mut connection, slot) = watched("outbox_prefix").await;
+    let outbox = Outbox::new(Store::Wal).prefix(r"it's \ mine");
+    let messages = [1, 2, 3, 4].map(message);
+    connection.execute("CREATE TABLE orders (id int)").await.unwrap();
+
+    let mut tx = connection.begin().await.unwrap();
+    outbox.write(&mut tx, &messages[0]).await.unwrap();
+    outbox.write_all(&mut tx, &messages[1..3]).await.unwrap();
+    let insert = outbox.merge("INSERT INTO orders VALUES (1)").message(&messages[3]);
+    insert.execute(&mut tx).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let logged = logged_under(&mut connection, &slot, r"it's \ mine").await;
+    assert_eq!(logged, frames(&messages));
+}
+
+const WRITERS: usize = 16;
+const KEYS: usize = 4;
+const ROUNDS: usize = 10;
+
+/// Raises every counter, round by round, and tells its value in the same transaction.
+async fn count_up(mut connection: PgConnection) {
+    for key in (0..KEYS).cycle().take(KEYS * ROUNDS) {
+        let mut tx = connection.begin().await.unwrap();
+        let (n,): (i64,) =
+            sqlx::query_as("UPDATE counter SET n = n + 1 WHERE key = $1 RETURNING n::bigint")
+                .bind(i32::try_from(key).unwrap())
+                .fetch_one(&mut *tx)
+                .await
+                .unwrap();
+        write(&mut tx, &builder().key(key.to_string()).json(&n).build().unwrap()).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn messages_of_one_key_stand_in_the_log_in_commit_order() {
+    let (database, mut connection, slot) = watched("outbox_order").await;
+    connection.execute("CREATE TABLE counter (key int PRIMARY KEY, n int)").await.unwrap();
+    connection.execute("INSERT INTO counter VALUES (0, 0), (1, 0), (2, 0), (3, 0)").await.unwrap();
+    let mut writers = JoinSet::new();
+    for _ in 0..WRITERS {
+        writers.spawn(count_up(connect(&database).await));
+    }
+
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+
+    let mut seen = [0_u64; KEYS];
+    let frames = logged(&mut connection, &slot).await;
+    assert_eq!(frames.len(), WRITERS * KEYS * ROUNDS);
+    for bytes in &frames {
+        let read = frame::Frame::decode(bytes).unwrap();
+        let key = usize::from(read.key().unwrap()[0] - b'0');
+        let n: u64 = serde_json::from_slice(read.payload().unwrap()).unwrap();
+        seen[key] += 1;
+        assert_eq!(n, seen[key], "of key {key}");
+    }
 }

@@ -1,0 +1,82 @@
+use sqlx::{Connection, Executor};
+
+use super::{expect_messages, record};
+use crate::database::fresh;
+use crate::logged::{builder, frames, logged, message, watched};
+use crate::{Message, Outbox, Store};
+
+const WAL: Outbox = Outbox::new(Store::Wal);
+
+#[tokio::test]
+async fn a_transaction_sees_what_it_wrote_and_the_log_has_it_after_commit() {
+    let (_database, mut connection, slot) = watched("testing_record").await;
+    connection.execute("CREATE TABLE orders (id int)").await.unwrap();
+    let full = builder().subject("order-42").header("tenant", "acme").correlation_id("first");
+    let messages = [full.json(&0).build().unwrap(), message(1), message(2), message(3)];
+
+    let mut tx = connection.begin().await.unwrap();
+    let outbox = record(&mut tx, &WAL).await.unwrap();
+    outbox.write(&mut tx, &messages[0]).await.unwrap();
+    outbox.write_all(&mut tx, &messages[1..3]).await.unwrap();
+    let mut savepoint = tx.begin().await.unwrap();
+    outbox.write(&mut savepoint, &message(99)).await.unwrap();
+    savepoint.rollback().await.unwrap();
+    let insert = outbox.merge("INSERT INTO orders VALUES (1), (2)").message(&messages[3]);
+    insert.execute(&mut tx).await.unwrap();
+    let written = expect_messages(&mut tx).await.unwrap().into_messages();
+    tx.commit().await.unwrap();
+
+    assert_eq!(written, messages);
+    assert_eq!(logged(&mut connection, &slot).await, frames(&messages));
+}
+
+#[tokio::test]
+async fn each_transaction_is_looked_at_alone() {
+    let (_database, mut connection) = fresh("testing_alone").await;
+    let outbox = record(&mut connection, &WAL).await.unwrap();
+    let again = record(&mut connection, &WAL).await.unwrap();
+
+    let mut tx = connection.begin().await.unwrap();
+    outbox.write(&mut tx, &message(1)).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut tx = connection.begin().await.unwrap();
+    again.write(&mut tx, &message(2)).await.unwrap();
+    let written: Vec<Message> = expect_messages(&mut tx).await.unwrap().into_messages();
+
+    assert_eq!(written.len(), 1);
+    assert_eq!(written[0].payload(), Some(&b"2"[..]));
+}
+
+#[tokio::test]
+async fn a_connection_that_records_nothing_says_so() {
+    let (_database, mut connection) = fresh("testing_nothing").await;
+
+    let error = expect_messages(&mut connection).await.unwrap_err();
+
+    assert!(error.is_setup(), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_was_not_expected_fails_the_test_with_the_types_there_are() {
+    let (_database, mut connection) = fresh("testing_panics").await;
+    let mut tx = connection.begin().await.unwrap();
+    let outbox = record(&mut tx, &WAL).await.unwrap();
+    outbox.write(&mut tx, &message(1)).await.unwrap();
+    let left = expect_messages(&mut tx).await.unwrap();
+    let mut other = expect_messages(&mut tx).await.unwrap();
+    let mut taken = expect_messages(&mut tx).await.unwrap();
+
+    let text = |panic: Box<dyn std::any::Any + Send>| *panic.downcast::<String>().unwrap();
+    let end = std::panic::catch_unwind(move || left.end()).unwrap_err();
+    let next = std::panic::catch_unwind(move || other.next("order.lost")).unwrap_err();
+
+    assert_eq!(taken.next("order.placed.v1").payload(), Some(&b"1"[..]));
+    taken.end();
+    assert_eq!(
+        [text(end), text(next)],
+        [
+            "expected no further message, and there are [\"order.placed.v1\"]",
+            "expected a message of type \"order.lost\" next, and there are [\"order.placed.v1\"]",
+        ]
+    );
+}

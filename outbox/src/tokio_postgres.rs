@@ -1,0 +1,306 @@
+//! Writing through clients and transactions of tokio-postgres.
+//!
+//! The same ways to write as the ones over sqlx, as functions that take the [`Outbox`] and
+//! anything that is a [`GenericClient`]: a client, a transaction, one of a pool's.
+//!
+//! ```no_run
+//! # #[cfg(feature = "tokio-postgres")]
+//! # async fn example(client: &mut ::tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use tailrace_outbox::{Message, Outbox, Store, tokio_postgres};
+//!
+//! static OUTBOX: Outbox = Outbox::new(Store::Wal);
+//!
+//! // Once, when the service starts, and once per connection.
+//! tokio_postgres::check(&OUTBOX, client).await?;
+//! let place = tokio_postgres::prepare(
+//!     &OUTBOX,
+//!     client,
+//!     "INSERT INTO orders (customer, total_cents) VALUES ($1, $2) RETURNING id",
+//! )
+//! .await?;
+//!
+//! let message = Message::builder("orders", "order.placed.v1").source("/orders").json(&1).build()?;
+//! let tx = client.transaction().await?;
+//! let row = place.query_one(&tx, &[&"acme", &1999_i64], &message).await?;
+//! tx.commit().await?;
+//! # let _id: i64 = row.get(0);
+//! # Ok(())
+//! # }
+//! ```
+
+use ::tokio_postgres::types::{FromSql, ToSql, Type};
+use ::tokio_postgres::{GenericClient, Row, Statement as Handle};
+
+use crate::check::{QUERY, Reply};
+use crate::outbox::{Answer, batch};
+use crate::statement::{Statement, must_return, must_take};
+use crate::{Error, Kind, Message, Outbox, frame};
+
+const DOING: &str = "the message could not be written";
+
+/// Writes a message in the transaction that is open on this client.
+///
+/// One round trip, which [`prepare`] saves; nothing is left behind in the session. On a client
+/// without a transaction the message is one of its own and is published at once.
+///
+/// # Errors
+///
+/// [`Kind::Aborted`] if the transaction had failed before; otherwise what the database says,
+/// sorted by [`Error::kind`]. The transaction has then failed: roll it back.
+pub async fn write<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    message: &Message,
+) -> Result<(), Error> {
+    let frame = frame::encode(message);
+    client
+        .query_typed(&outbox.one(), &[(&frame, Type::BYTEA)])
+        .await
+        .map_err(|error| failed(DOING, error).in_our_statement())?;
+    Ok(())
+}
+
+/// Writes messages in one statement, in the order given.
+///
+/// One round trip whatever their number, or none if there is no message.
+///
+/// # Errors
+///
+/// [`Kind::TooLarge`], before anything is sent, for more than
+/// [`BATCH_MESSAGES_MAX`](crate::BATCH_MESSAGES_MAX) messages or
+/// [`BATCH_BYTES_MAX`](crate::BATCH_BYTES_MAX) bytes; otherwise as [`write()`].
+pub async fn write_all<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    messages: &[Message],
+) -> Result<(), Error> {
+    match messages {
+        [] => return Ok(()),
+        // One message may be larger than a batch.
+        [message] => return write(outbox, client, message).await,
+        _ => {}
+    }
+    let frames = batch(messages)?;
+    let rows = client
+        .query_typed(&outbox.many(), &[(&frames, Type::BYTEA_ARRAY)])
+        .await
+        .map_err(|error| failed(DOING, error).in_our_statement())?;
+    let written: Option<i64> = rows.first().and_then(|row| row.try_get(0).ok());
+    if written.and_then(|count| usize::try_from(count).ok()) != Some(messages.len()) {
+        return Err(Error::new(Kind::Database, "the database did not write every message"));
+    }
+    Ok(())
+}
+
+/// Fails unless what is written now would reach a relay.
+///
+/// For the start of a service. Sends one query and needs no privilege.
+///
+/// # Errors
+///
+/// [`Kind::Setup`] with how to mend it; otherwise what the database says, sorted by
+/// [`Error::kind`].
+pub async fn check<C: GenericClient + Sync>(outbox: &Outbox, client: &C) -> Result<(), Error> {
+    let doing = "the database could not be checked";
+    let slot = outbox.slot_name();
+    let rows = client
+        .query_typed(QUERY, &[(&slot, Type::TEXT)])
+        .await
+        .map_err(|error| failed(doing, error))?;
+    let row = rows.first().expect("a query without FROM has one row");
+    let reply = reply(row).map_err(|error| failed(doing, error))?;
+    reply.judge(slot)
+}
+
+fn reply(row: &Row) -> Result<Reply, ::tokio_postgres::Error> {
+    Ok(Reply {
+        wal_level: row.try_get(0)?,
+        database: row.try_get(1)?,
+        exists: row.try_get(2)?,
+        slot_type: row.try_get(3)?,
+        slot_database: row.try_get(4)?,
+        plugin: row.try_get(5)?,
+        wal_status: row.try_get(6)?,
+    })
+}
+
+/// Prepares a business statement that takes a message along.
+///
+/// The text is an INSERT, UPDATE, DELETE or MERGE. Like every prepared statement it belongs to
+/// the connection of `client`; prepare it once for each and keep it.
+///
+/// # Errors
+///
+/// [`Kind::Invalid`], before anything is sent, for a text that is not one statement that changes
+/// data; otherwise what the database says.
+pub async fn prepare<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    statement: &str,
+) -> Result<Prepared, Error> {
+    let statement = Statement::read(statement)?;
+    let returns = statement.has_returning();
+    let answer = if returns { Answer::Rows } else { Answer::Count };
+    let text = outbox.merged(&statement, answer, statement.parameters() + 1);
+    let handle = client
+        .prepare(&text)
+        .await
+        .map_err(|error| failed("the merged write could not be prepared", error))?;
+    Ok(Prepared { handle, returns, parameters: statement.parameters() })
+}
+
+/// A merged write: the message travels inside the business statement and costs no round trip.
+///
+/// Made by [`prepare`]. Every way to run it takes the values of the statement's parameters and
+/// the message, and one round trip. There is one message per statement, however many rows it
+/// touches, and none if it touches no row: it would tell what did not happen.
+///
+/// # Errors
+///
+/// Before anything is sent: [`Kind::Invalid`] for too few or too many values, and for rows asked
+/// of a statement without RETURNING. After it: [`Kind::NoRow`], upon which the transaction is
+/// still good; otherwise what the database says, of the business statement too, sorted by
+/// [`Error::kind`], with [`Error::sqlstate`]. The transaction has then failed: roll it back.
+#[derive(Clone)]
+pub struct Prepared {
+    handle: Handle,
+    returns: bool,
+    parameters: usize,
+}
+
+/// The values of a statement's parameters.
+pub type Values<'a> = [&'a (dyn ToSql + Sync)];
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared")
+            .field("returns", &self.returns)
+            .field("parameters", &self.parameters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// Runs a statement with RETURNING and gives its first row.
+    ///
+    /// The row has one more column at its end, which is ours.
+    ///
+    /// # Errors
+    ///
+    /// See [`Prepared`]; no row is [`Kind::NoRow`].
+    pub async fn query_one<C: GenericClient + Sync>(
+        &self,
+        client: &C,
+        values: &Values<'_>,
+        message: &Message,
+    ) -> Result<Row, Error> {
+        self.query_opt(client, values, message).await?.ok_or_else(Error::no_row)
+    }
+
+    /// Runs a statement with RETURNING and gives its first row, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// See [`Prepared`]; no row is none.
+    pub async fn query_opt<C: GenericClient + Sync>(
+        &self,
+        client: &C,
+        values: &Values<'_>,
+        message: &Message,
+    ) -> Result<Option<Row>, Error> {
+        Ok(self.query(client, values, message).await?.into_iter().next())
+    }
+
+    /// Runs a statement with RETURNING and gives its rows, none of them if it touched none.
+    ///
+    /// # Errors
+    ///
+    /// See [`Prepared`]; no row is none.
+    pub async fn query<C: GenericClient + Sync>(
+        &self,
+        client: &C,
+        values: &Values<'_>,
+        message: &Message,
+    ) -> Result<Vec<Row>, Error> {
+        must_return(self.returns)?;
+        let rows = self.run(client, values, message).await?;
+        rows.iter().try_for_each(must_be_written)?;
+        Ok(rows)
+    }
+
+    /// Runs a statement, with RETURNING or without, and gives the number of rows it touched.
+    ///
+    /// # Errors
+    ///
+    /// See [`Prepared`]; no row is [`Kind::NoRow`].
+    pub async fn execute<C: GenericClient + Sync>(
+        &self,
+        client: &C,
+        values: &Values<'_>,
+        message: &Message,
+    ) -> Result<u64, Error> {
+        let rows = self.run(client, values, message).await?;
+        let touched = if self.returns {
+            i64::try_from(rows.len()).expect("so many rows fit no memory")
+        } else {
+            rows.first().expect("a count has one row").try_get(0).map_err(merged)?
+        };
+        if touched == 0 {
+            return Err(Error::no_row());
+        }
+        rows.iter().try_for_each(must_be_written)?;
+        Ok(u64::try_from(touched).expect("a count is not negative"))
+    }
+
+    async fn run<C: GenericClient + Sync>(
+        &self,
+        client: &C,
+        values: &Values<'_>,
+        message: &Message,
+    ) -> Result<Vec<Row>, Error> {
+        must_take(self.parameters, values.len())?;
+        let frame = frame::encode(message);
+        let mut all = values.to_vec();
+        all.push(&frame);
+        client.query(&self.handle, &all).await.map_err(merged)
+    }
+}
+
+/// A value of whatever type, of which only its being there counts.
+struct Present;
+
+impl FromSql<'_> for Present {
+    fn from_sql(
+        _: &Type,
+        _: &[u8],
+    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send + 'static>> {
+        Ok(Present)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+/// Fails unless the row says that the message was written.
+fn must_be_written(row: &Row) -> Result<(), Error> {
+    let last = row.len().checked_sub(1).expect("the statement has a column of its own");
+    match row.try_get::<_, Option<Present>>(last).map_err(merged)? {
+        Some(Present) => Ok(()),
+        None => Err(Error::unwritten()),
+    }
+}
+
+fn merged(error: ::tokio_postgres::Error) -> Error {
+    failed("the merged write failed", error)
+}
+
+fn failed(doing: &'static str, error: ::tokio_postgres::Error) -> Error {
+    let state = error.code().map(|state| state.code().to_owned());
+    let io = std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
+    Error::sorted(doing, state, io || error.is_closed()).caused_by(error)
+}
+
+#[cfg(test)]
+#[cfg(feature = "sqlx")]
+mod tests;
