@@ -88,6 +88,9 @@ struct RunArgs {
     /// The prefix of the logical messages to publish
     #[arg(long, env = "CDC_RELAY__PREFIX", default_value = "tailrace")]
     prefix: String,
+    /// The schema of the journal table
+    #[arg(long, env = "CDC_RELAY__SCHEMA", default_value = "tailrace")]
+    schema: String,
     /// The relay's name in Kafka [default: SYSTEM-DATABASE-SLOT]
     #[arg(long, env = "CDC_RELAY__ID")]
     relay_id: Option<String>,
@@ -121,6 +124,7 @@ impl RunArgs {
             .slot(self.slot)
             .publication(self.publication)
             .prefix(self.prefix)
+            .schema(self.schema)
             .init(!self.no_init)
             .create_topics(!self.no_create_topics)
             .linger(Duration::from_millis(self.linger_ms));

@@ -36,6 +36,7 @@ pub struct Config {
     slot: String,
     publication: String,
     prefix: String,
+    outbox_schema: String,
     relay_id: Option<String>,
     init: bool,
     create_topics: bool,
@@ -54,6 +55,7 @@ impl Config {
             slot: "tailrace".to_owned(),
             publication: "tailrace".to_owned(),
             prefix: "tailrace".to_owned(),
+            outbox_schema: "tailrace".to_owned(),
             relay_id: None,
             init: true,
             create_topics: true,
@@ -82,6 +84,14 @@ impl Config {
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// The schema of the journal table `outbox`, whose rows are published as messages where the
+    /// publication has it. Default `tailrace`.
+    #[must_use]
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.outbox_schema = schema.into();
         self
     }
 
@@ -161,7 +171,11 @@ impl Config {
                 self.slot
             ));
         }
-        for (what, name) in [("publication", &self.publication), ("prefix", &self.prefix)] {
+        for (what, name) in [
+            ("publication", &self.publication),
+            ("prefix", &self.prefix),
+            ("schema", &self.outbox_schema),
+        ] {
             if !named(name, NAME_BYTES_MAX, |byte| byte != 0) {
                 faults.push(format!("{what} {name:?}: 1 to {NAME_BYTES_MAX} bytes"));
             }
@@ -194,6 +208,10 @@ impl Config {
 
     pub(crate) fn message_prefix(&self) -> &str {
         &self.prefix
+    }
+
+    pub(crate) fn outbox_schema(&self) -> &str {
+        &self.outbox_schema
     }
 
     pub(crate) fn may_init(&self) -> bool {

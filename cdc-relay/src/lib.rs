@@ -23,12 +23,13 @@ mod checkpoint;
 pub mod cli;
 mod config;
 mod error;
+mod journal;
 mod leadership;
 mod lsn;
 mod milestone;
 #[cfg_attr(
     not(test),
-    expect(dead_code, unused_imports, reason = "columns of rows are read by table capture alone")
+    expect(dead_code, unused_imports, reason = "most of a row is read by table capture alone")
 )]
 mod pgoutput;
 mod position;

@@ -5,9 +5,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::checkpoint::{Checkpoint, Published, Source};
 use crate::config::Config;
 use crate::error::{Error, Kind};
+use crate::journal::Journal;
 use crate::lsn::Lsn;
 use crate::milestone::{Milestone, Observer};
-use crate::pgoutput::{self, Change};
+use crate::pgoutput::{self, Change, RelationId, Tuple};
 use crate::position::Position;
 use crate::progress::{Progress, Verdict};
 use crate::record::{self, Record};
@@ -24,8 +25,11 @@ pub(crate) struct Publisher<'a> {
     pub(crate) progress: Progress,
     pub(crate) sink: ExactlyOnce,
     pub(crate) status: StatusHandle,
+    pub(crate) journal: Journal,
     /// Reused for each record.
     pub(crate) sequence: String,
+    /// Reused for each row of the journal.
+    pub(crate) frame: Vec<u8>,
     /// Rows are counted, not published: said once a session.
     pub(crate) warned_of_rows: bool,
 }
@@ -55,11 +59,18 @@ impl Publisher<'_> {
                     self.outside_a_transaction(prefix, wal_start);
                     Ok(())
                 }
+                Change::Insert { relation, new } if self.journal.holds(relation) => {
+                    self.journal_row(relation, new, wal_start, now).await
+                }
                 Change::Insert { .. }
                 | Change::Update { .. }
                 | Change::Delete { .. }
                 | Change::Truncate { .. } => self.row(wal_start),
-                Change::Relation(_) | Change::Type { .. } | Change::Origin { .. } => Ok(()),
+                Change::Relation(relation) => {
+                    self.journal.relation(&relation);
+                    Ok(())
+                }
+                Change::Type { .. } | Change::Origin { .. } => Ok(()),
             },
         }
     }
@@ -89,6 +100,40 @@ impl Publisher<'_> {
         if prefix != self.config.message_prefix() {
             return Ok(());
         }
+        self.publish(content, position, change_lsn, now).await
+    }
+
+    /// A row of the journal is the frame that its writer did not put into the log.
+    async fn journal_row(
+        &mut self,
+        relation: RelationId,
+        row: Tuple<'_>,
+        change_lsn: Lsn,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let Verdict::Fresh(position) = self.progress.change(change_lsn)? else { return Ok(()) };
+        let mut frame = std::mem::take(&mut self.frame);
+        frame.clear();
+        let framed = self.journal.frame(relation, row, &mut frame);
+        if let Err(fault) = framed
+            && !self.config.skips(position.place())
+        {
+            let place = position.place();
+            let text = format!("the journal's row at {place} is no message: {}", fault.text);
+            return Err(record::skippable(fault.kind, text, place));
+        }
+        self.publish(&frame, position, change_lsn, now).await?;
+        self.frame = frame;
+        Ok(())
+    }
+
+    async fn publish(
+        &mut self,
+        content: &[u8],
+        position: Position,
+        change_lsn: Lsn,
+        now: Instant,
+    ) -> Result<(), Error> {
         if self.config.skips(position.place()) {
             tracing::warn!(place = %position.place(), "skipped a message, as told");
             return Ok(());
@@ -137,7 +182,7 @@ impl Publisher<'_> {
             self.warned_of_rows = true;
             tracing::warn!(
                 publication = self.config.publication_name(),
-                "the publication has tables; their rows are not published, only messages are"
+                "the publication has tables besides the journal; their changes are not published"
             );
         }
         Ok(())

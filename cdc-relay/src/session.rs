@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::{Checkpoint, Intent, Stored};
 use crate::config::Config;
 use crate::error::{Error, Kind};
+use crate::journal::{self, Journal};
 use crate::leadership;
 use crate::lsn::Lsn;
 use crate::milestone::{Milestone, Observer};
@@ -43,7 +44,12 @@ pub(crate) async fn lead<'a>(
     let server = identify(&mut client).await?;
     let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
     match slot(&mut client, config.slot_name()).await? {
-        Some(slot) => slot.check(&server)?,
+        Some(slot) => {
+            slot.check(&server)?;
+            if !has_publication(config, &mut client).await? {
+                return Err(lost_publication(config));
+            }
+        }
         None => create(config, observer, &server, &relay_id, &mut client).await?,
     }
     // Kafka first: a relay that can not publish must not hold the slot.
@@ -78,7 +84,9 @@ pub(crate) async fn lead<'a>(
         progress,
         sink,
         status,
+        journal: Journal::new(config.outbox_schema()),
         sequence: String::new(),
+        frame: Vec::new(),
         warned_of_rows: false,
     };
     Ok(Session { stream, publisher })
@@ -238,26 +246,69 @@ async fn create(
     }
 }
 
+/// Makes the publication, with the journal where there is one.
 async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> {
-    let name = config.publication_name();
-    let found = client
-        .query(&format!(
-            "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = {}",
-            quote_literal(name)
-        ))
-        .await?;
-    if !found.is_empty() {
+    let name = quote_identifier(config.publication_name());
+    if has_publication(config, client).await? {
         return Ok(());
     }
-    match client.query(&format!("CREATE PUBLICATION {}", quote_identifier(name))).await {
+    let journal = journal_table(config);
+    let exists = client
+        .query(&format!("SELECT pg_catalog.to_regclass({})", quote_literal(&journal)))
+        .await?
+        .first()
+        .is_some_and(|row| row.get(0).is_some());
+    let tables = if exists { format!("FOR TABLE {journal} ") } else { String::new() };
+    let command = format!(
+        "CREATE PUBLICATION {name} {tables}WITH (publish = 'insert', publish_via_partition_root = true)"
+    );
+    match client.query(&command).await {
         Ok(_) => Ok(()),
         Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => Ok(()),
         Err(error) => Err(error.hint(format!(
-            "the role needs CREATE on the database once; or let its owner run: CREATE PUBLICATION \
-             {}",
-            quote_identifier(name)
+            "the role needs CREATE on the database once, and to own the journal; or let their \
+             owner run: {command}"
         ))),
     }
+}
+
+/// Whether the publication exists. With tables it must name them by their root: rows under the
+/// names of partitions would not be known for the journal's.
+async fn has_publication(config: &Config, client: &mut Client) -> Result<bool, Error> {
+    let rows = client
+        .query(&format!(
+            "SELECT p.pubviaroot::text, p.pubinsert::text, EXISTS (SELECT FROM \
+             pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname \
+             AND t.schemaname = {})::text FROM pg_catalog.pg_publication p WHERE p.pubname = {}",
+            quote_literal(config.outbox_schema()),
+            quote_literal(config.publication_name())
+        ))
+        .await?;
+    let Some(row) = rows.first() else { return Ok(false) };
+    let is = |at| row.get(at) == Some("true");
+    if is(2) && !(is(0) && is(1)) {
+        let name = config.publication_name();
+        let text = format!("publication {name:?} does not publish the journal's rows as its own");
+        return Err(Error::new(Kind::Server, text).hint(format!(
+            "ALTER PUBLICATION {} SET (publish = 'insert', publish_via_partition_root = true)",
+            quote_identifier(name)
+        )));
+    }
+    Ok(true)
+}
+
+fn lost_publication(config: &Config) -> Error {
+    let name = config.publication_name();
+    Error::new(Kind::Server, format!("publication {name:?} does not exist, though the slot does"))
+        .hint(format!(
+            "CREATE PUBLICATION {} WITH (publish = 'insert', publish_via_partition_root = true); \
+             or name the right one by --publication",
+            quote_identifier(name)
+        ))
+}
+
+fn journal_table(config: &Config) -> String {
+    format!("{}.{}", quote_identifier(config.outbox_schema()), quote_identifier(journal::TABLE))
 }
 
 /// A slot's creation that took too long was most likely waiting: names for what.

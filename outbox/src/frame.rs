@@ -43,21 +43,62 @@ const INT4_BYTES: usize = 4;
 /// The frame of a message.
 pub fn encode(message: &Message) -> Vec<u8> {
     let mut out = Vec::with_capacity(encoded_len(message));
+    let parts = Parts {
+        id: message.id(),
+        time_micros: message.time_micros(),
+        topic: message.topic(),
+        key: message.key(),
+        r#type: message.r#type(),
+        source: message.source(),
+        subject: message.subject(),
+        content_type: message.content_type(),
+        payload: message.payload(),
+    };
+    encode_parts(&mut out, &parts, message.attributes(), message.headers());
+    out
+}
+
+/// What a frame is made of, but for attributes and headers; no payload is a tombstone.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the same parts, under the same names, as of a message")]
+pub struct Parts<'a> {
+    pub id: Uuid,
+    pub time_micros: i64,
+    pub topic: &'a str,
+    pub key: Option<&'a [u8]>,
+    pub r#type: &'a str,
+    pub source: &'a str,
+    pub subject: Option<&'a str>,
+    pub content_type: &'a str,
+    pub payload: Option<&'a [u8]>,
+}
+
+/// Appends the frame of a message that is kept in another form, such as a row of the journal.
+/// Nothing is checked: see [`Frame::validate`].
+///
+/// # Panics
+///
+/// When a part is longer than 2 GB, the longest that a length can say.
+pub fn encode_parts<'a>(
+    out: &mut Vec<u8>,
+    parts: &Parts<'_>,
+    attributes: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+    headers: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+) {
     out.extend_from_slice(&MAGIC);
     out.push(VERSION);
-    out.push(if message.is_tombstone() { TOMBSTONE } else { 0 });
-    out.extend_from_slice(message.id().as_bytes());
-    out.extend_from_slice(&message.time_micros().to_be_bytes());
-    put(&mut out, Some(message.topic().as_bytes()));
-    put(&mut out, message.key());
-    put(&mut out, Some(message.r#type().as_bytes()));
-    put(&mut out, Some(message.source().as_bytes()));
-    put(&mut out, message.subject().map(str::as_bytes));
-    put(&mut out, Some(message.content_type().as_bytes()));
-    put_pairs(&mut out, message.attributes());
-    put_pairs(&mut out, message.headers());
-    put(&mut out, message.payload());
-    out
+    out.push(if parts.payload.is_none() { TOMBSTONE } else { 0 });
+    out.extend_from_slice(parts.id.as_bytes());
+    out.extend_from_slice(&parts.time_micros.to_be_bytes());
+    put(out, Some(parts.topic.as_bytes()));
+    put(out, parts.key);
+    put(out, Some(parts.r#type.as_bytes()));
+    put(out, Some(parts.source.as_bytes()));
+    put(out, parts.subject.map(str::as_bytes));
+    put(out, Some(parts.content_type.as_bytes()));
+    put_pairs(out, attributes);
+    put_pairs(out, headers);
+    put(out, parts.payload);
 }
 
 /// How long [`encode`]'s answer will be.

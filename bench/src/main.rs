@@ -1,0 +1,52 @@
+//! Measures every published figure again: `tailrace-bench SCENARIO [--json]`.
+//!
+//! A figure is a ratio inside one run: what is measured and what it is measured against take turns
+//! in short slices, so that a machine that is busy with something else is busy for both.
+
+mod figure;
+mod outbox_cost;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::figure::Figure;
+
+/// Measures the published figures of Tailrace
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Scenario,
+    /// One JSON object per figure and line, instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Scenario {
+    /// What a message costs the business transaction that writes it
+    OutboxCost(outbox_cost::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let measured = match cli.scenario {
+        Scenario::OutboxCost(options) => outbox_cost::measure(options).await,
+    };
+    match measured {
+        Ok(figures) => {
+            if cli.json {
+                figures.iter().for_each(Figure::print_json);
+            } else {
+                figure::print_table(&figures);
+            }
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            figure::complain(failure.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
