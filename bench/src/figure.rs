@@ -37,7 +37,13 @@ impl Figure {
 pub(crate) fn print_table(figures: &[Figure]) {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY).set_header([
-        "variant", "metric", "value", "reference", "ratio", "10 % to 90 %", "rounds",
+        "variant",
+        "metric",
+        "value",
+        "reference",
+        "ratio",
+        "10 % to 90 %",
+        "rounds",
     ]);
     for figure in figures {
         table.add_row([

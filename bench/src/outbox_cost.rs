@@ -12,6 +12,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
 use tailrace_outbox::Message;
+use tailrace_outbox::journal::Retention;
 use tailrace_stack::{Needs, Stack};
 use uuid::Uuid;
 
@@ -213,7 +214,8 @@ impl Cell {
         let plain = of(0);
         let figure = |(at, variant): (usize, &Variant)| {
             let rates = of(at);
-            let ratios: Vec<f64> = rates.iter().zip(&plain).map(|(rate, plain)| rate / plain).collect();
+            let ratios: Vec<f64> =
+                rates.iter().zip(&plain).map(|(rate, plain)| rate / plain).collect();
             Figure {
                 scenario: "outbox-cost",
                 variant: format!(
@@ -265,12 +267,17 @@ async fn transaction(connection: &mut PgConnection, variant: Variant) -> Result<
         .execute(&mut *tx)
         .await?;
     match (variant, &message) {
-        (Variant::Merged, Some(message)) => insert_with(&mut tx, order, account, message).await?,
+        (Variant::Merged, Some(message)) => {
+            let merged = tailrace_outbox::merge(INSERT).bind(order).bind(account).bind(100_i64);
+            merged.message(message).execute(&mut tx).await?;
+        }
         _ => insert(&mut tx, order, account).await?,
     }
     match (variant, &message) {
         (Variant::Separate, Some(message)) => tailrace_outbox::write(&mut tx, message).await?,
-        (Variant::Journal, Some(message)) => tailrace_outbox::journal::insert(&mut tx, message).await?,
+        (Variant::Journal, Some(message)) => {
+            tailrace_outbox::journal::insert(&mut tx, message).await?
+        }
         (Variant::DebeziumInsert | Variant::DebeziumInsertDelete, Some(message)) => {
             debezium(&mut tx, message, variant == Variant::DebeziumInsertDelete).await?;
         }
@@ -296,11 +303,7 @@ fn message(order: Uuid, account: i32) -> Result<Message, Failure> {
 }
 
 /// Debezium's table, with the id that it recommends, and its advice to delete at once.
-async fn debezium(
-    tx: &mut PgConnection,
-    message: &Message,
-    delete: bool,
-) -> Result<(), Failure> {
+async fn debezium(tx: &mut PgConnection, message: &Message, delete: bool) -> Result<(), Failure> {
     let id = Uuid::new_v4();
     sqlx::query(
         "insert into debezium_outbox (id, aggregatetype, aggregateid, type, payload) \
