@@ -124,6 +124,10 @@ impl Journal {
     /// behind it that long; then it is [postponed](Maintained::postponed). Tables that were not made
     /// here are left alone.
     ///
+    /// Calls that come too late are felt: attaching a day reads all of `outbox_default`, for at most
+    /// 10 seconds, and rows that belong there wait meanwhile. It is empty as long as there is a
+    /// partition for today.
+    ///
     /// # Errors
     ///
     /// What the database says; what was done before stays done.
