@@ -9,8 +9,9 @@
 --   GRANT SELECT ON tailrace.outbox_version TO service;
 -- To write to the journal:
 --   GRANT INSERT ON tailrace.outbox TO service;
--- Functions may be executed by everybody unless default privileges were changed; in that case also:
---   GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tailrace TO service;
+-- Functions may be executed by everybody, unless default privileges were changed. Only in that case also:
+--   GRANT EXECUTE ON FUNCTION tailrace.emit, tailrace.emit_bytes TO service;
+--   GRANT EXECUTE ON FUNCTION tailrace.frame_pairs, tailrace.check_attribute_text TO service;
 -- The journal's partitions are made and dropped by the owner of tailrace.outbox.
 
 -- Not CREATE SCHEMA IF NOT EXISTS: that one asks for the right to create schemas even when there is
@@ -34,14 +35,14 @@ CREATE TABLE tailrace.outbox_version (
 COMMENT ON TABLE tailrace.outbox_version IS
     'The migrations of tailrace-outbox that were applied.';
 
--- In all functions: text is compared under the collation "C", or not at all, because arguments with different
--- collations leave a function without one; and no literal has a bare backslash, which standard_conforming_strings
--- could give another meaning.
+-- In all functions: text is compared under the collation "C", or not at all, because a function works under the collation
+-- of its arguments, which may know no patterns or take different letters for equal; and no literal has a bare
+-- backslash, which standard_conforming_strings could give another meaning.
 
 -- What CloudEvents asks of an attribute: it is not empty and has no control character (U+0000 to U+001F, U+007F to
 -- U+009F). Outside UTF-8 the upper range may be letters; the relay, which sees UTF-8, judges it there.
 CREATE FUNCTION tailrace.check_attribute_text(name text, value text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $check$
 BEGIN
@@ -61,7 +62,7 @@ COMMENT ON FUNCTION tailrace.check_attribute_text(text, text) IS
 
 -- Count, names and values of a JSON object in the order of the names' bytes, as a frame has them.
 CREATE FUNCTION tailrace.frame_pairs(pairs jsonb, of_user boolean) RETURNS bytea
-    LANGUAGE plpgsql IMMUTABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $pairs$
 #variable_conflict use_variable

@@ -62,6 +62,8 @@ mod retention;
 
 pub use retention::{DAYS_AHEAD, KEEP, Maintained, Retention};
 
+const MEND: &str = "run tailrace_outbox::schema::install or the files of its folder migrations";
+
 static DEFAULT: LazyLock<Journal> = LazyLock::new(Journal::default);
 
 /// Writes a message into the journal, in the transaction that is open on this connection.
@@ -147,7 +149,7 @@ impl Journal {
             .bind(message.payload())
             .execute(connection)
             .await
-            .map_err(not_inserted)?;
+            .map_err(failed("the message could not be written to the journal"))?;
         Ok(())
     }
 
@@ -175,15 +177,17 @@ fn json<'m>(pairs: impl Iterator<Item = (&'m str, &'m str)>) -> String {
     serde_json::Value::Object(object).to_string()
 }
 
-fn not_inserted(error: sqlx::Error) -> Error {
-    let state = error.as_database_error().and_then(|fault| fault.code());
-    // The table, the schema, or a column of it is missing.
-    if state.is_some_and(|state| ["42P01", "3F000", "42703"].contains(&&*state)) {
-        return Error::new(Kind::Setup, "the journal's table is missing or of another form")
-            .mended_by("run tailrace_outbox::schema::install or the files of its folder migrations")
-            .caused_by(error);
+/// Sorts an error of the database, and says so when the table is not the one we know.
+fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+    move |error| {
+        let state = error.as_database_error().and_then(|fault| fault.code());
+        // The table, the schema, or a column of it is missing.
+        if state.is_some_and(|state| ["42P01", "3F000", "42703"].contains(&&*state)) {
+            let text = "the journal's table is missing or of another form";
+            return Error::new(Kind::Setup, text).mended_by(MEND).caused_by(error);
+        }
+        Error::database(doing, error)
     }
-    Error::database("the message could not be written to the journal", error)
 }
 
 #[cfg(test)]

@@ -73,6 +73,16 @@ const NAME_BYTES_MAX: usize = 63;
 ///
 /// The prefix of the messages in the log is the same in every schema: it is what the relay asks
 /// for.
+///
+/// ```
+/// use tailrace_outbox::schema::{MIGRATIONS, Schema};
+///
+/// let schema = Schema::named("messaging")?;
+/// let scripts: Vec<String> = MIGRATIONS.iter().map(|step| schema.render(step)).collect();
+///
+/// assert!(scripts[0].contains("CREATE FUNCTION \"messaging\".emit("));
+/// # Ok::<(), tailrace_outbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Schema(Cow<'static, str>);
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::Journal;
 use super::day::Day;
+use super::{Journal, failed};
 use crate::Error;
 
 /// How long rows are kept unless the retention says otherwise: 7 days.
@@ -26,6 +26,9 @@ const LOCK_WAIT: &str = "SET LOCAL lock_timeout = '200ms'";
 
 /// No step takes longer: attaching reads what stands in the default partition.
 const STEP_MAX: &str = "SET LOCAL statement_timeout = '10s'";
+
+/// Where rows stand whose day has no partition.
+const STRAYS: &str = "outbox_default";
 
 /// So many rows of the default partition are deleted at once, and so often in one call.
 const STRAYS_PER_DELETE: i64 = 10_000;
@@ -70,6 +73,7 @@ pub struct Maintained {
     /// The partitions that were dropped.
     pub dropped: Vec<String>,
     /// The partitions for which a lock was not to be had in time; the next call tries again.
+    /// `outbox_default` among them says that old rows were left in it.
     pub postponed: Vec<String>,
     /// The days, as names of partitions, that get none because rows of theirs stand in
     /// `outbox_default` already: maintenance came too late for them.
@@ -120,6 +124,10 @@ impl Journal {
     /// behind it that long; then it is [postponed](Maintained::postponed). Tables that were not made
     /// here are left alone.
     ///
+    /// Calls that come too late are felt: attaching a day reads all of `outbox_default`, for at most
+    /// 10 seconds, and rows that belong there wait meanwhile. It is empty as long as there is a
+    /// partition for today.
+    ///
     /// # Errors
     ///
     /// What the database says; what was done before stays done.
@@ -145,7 +153,7 @@ impl Journal {
             };
             list.push(day.partition());
         }
-        report.strays_deleted = self.delete_strays(connection, retention).await?;
+        self.delete_strays(connection, retention, &mut report).await?;
         Ok(report)
     }
 
@@ -163,12 +171,12 @@ impl Journal {
 
     /// The database's clock, and the days that have a partition.
     async fn look(&self, connection: &mut PgConnection) -> Result<(i64, BTreeSet<Day>), Error> {
-        let failed = |error| Error::database("the journal's partitions can not be read", error);
+        let doing = "the journal's partitions can not be read";
         let now_seconds =
             sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::bigint")
                 .fetch_one(&mut *connection)
                 .await
-                .map_err(failed)?;
+                .map_err(failed(doing))?;
         let names: Vec<String> = sqlx::query_scalar(
             "SELECT c.relname::text FROM pg_catalog.pg_inherits i \
              JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
@@ -177,7 +185,7 @@ impl Journal {
         .bind(self.schema.object("outbox"))
         .fetch_all(connection)
         .await
-        .map_err(failed)?;
+        .map_err(failed(doing))?;
         Ok((now_seconds, names.iter().filter_map(|name| Day::of_partition(name)).collect()))
     }
 
@@ -238,33 +246,55 @@ impl Journal {
         Ok(Outcome::Done)
     }
 
-    /// Rows without a day of their own leave by their time.
+    /// Rows without a day of their own leave by their time, some in each transaction.
     async fn delete_strays(
         &self,
         connection: &mut PgConnection,
         retention: &Retention,
-    ) -> Result<u64, Error> {
-        let failed = |error| Error::database("old rows can not be deleted", error);
-        let table = self.schema.object("outbox_default");
+        report: &mut Maintained,
+    ) -> Result<(), Error> {
+        for _ in 0..DELETES_MAX {
+            let tried = async {
+                let mut tx = connection.begin().await?;
+                if !self.alone(&mut tx).await? {
+                    return Ok((Outcome::Elsewhere, 0));
+                }
+                let deleted = self.delete_some(&mut tx, retention).await?;
+                tx.commit().await?;
+                Ok((Outcome::Done, deleted))
+            };
+            match tried.await.or_else(|error| judge(error).map(|outcome| (outcome, 0)))? {
+                (Outcome::Done, deleted) if deleted > 0 => report.strays_deleted += deleted,
+                (Outcome::Elsewhere, _) => {
+                    report.elsewhere = true;
+                    break;
+                }
+                (Outcome::Postponed | Outcome::Blocked, _) => {
+                    report.postponed.push(STRAYS.to_owned());
+                    break;
+                }
+                (Outcome::Done | Outcome::Nothing, _) => break,
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_some(
+        &self,
+        tx: &mut PgConnection,
+        retention: &Retention,
+    ) -> Result<u64, sqlx::Error> {
+        let table = self.schema.object(STRAYS);
         let delete = format!(
             "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} \
              WHERE created_at < now() - make_interval(secs => $1) LIMIT $2))"
         );
-        let mut total = 0;
-        for _ in 0..DELETES_MAX {
-            let deleted = sqlx::query(AssertSqlSafe(delete.as_str()))
-                .bind(retention.keep.as_secs_f64())
-                .bind(STRAYS_PER_DELETE)
-                .execute(&mut *connection)
-                .await
-                .map_err(failed)?
-                .rows_affected();
-            total += deleted;
-            if deleted == 0 {
-                break;
-            }
-        }
-        Ok(total)
+        let deleted = sqlx::query(AssertSqlSafe(delete))
+            .bind(retention.keep.as_secs_f64())
+            .bind(STRAYS_PER_DELETE)
+            .execute(tx)
+            .await?;
+        Ok(deleted.rows_affected())
     }
 }
 

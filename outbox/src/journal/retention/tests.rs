@@ -155,3 +155,43 @@ async fn a_table_that_was_attached_by_hand_is_left_alone() {
     assert_eq!(report, Maintained::default());
     assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.mine").await, 0);
 }
+
+#[tokio::test]
+async fn writers_go_on_while_days_are_made_and_dropped() {
+    let (database, mut connection) = installed("retention_writers").await;
+    let today = today(&mut connection).await;
+    for ago in 10..20 {
+        make(&mut connection, today.plus(-ago)).await;
+    }
+    // Beyond every day, so that the default partition is in use too.
+    let stray = |n: u128| {
+        Message::builder("t", "x").source("/").payload([]).id(Uuid::from_u128(u128::MAX - n))
+    };
+
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut writer = connect(&database).await;
+        writers.spawn(async move {
+            for n in 0..100 {
+                let mut tx = writer.begin().await.unwrap();
+                insert(&mut tx, &message()).await.unwrap();
+                insert(&mut tx, &stray(n).build().unwrap()).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+        });
+    }
+    let mut reports = Vec::new();
+    for days_ahead in 4..24 {
+        let retention = Retention::default().days_ahead(days_ahead);
+        reports.push(maintain(&mut connection, &retention).await.unwrap());
+    }
+    writers.join_all().await;
+    // What a busy moment postponed is done by the next call.
+    reports.push(maintain(&mut connection, &Retention::default().days_ahead(23)).await.unwrap());
+
+    let total = |list: fn(&Maintained) -> &Vec<String>| {
+        reports.iter().map(|report| list(report).len()).sum::<usize>()
+    };
+    assert_eq!((total(|report| &report.made), total(|report| &report.dropped)), (20, 10));
+    assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.outbox").await, 800);
+}
