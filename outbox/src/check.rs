@@ -2,12 +2,17 @@
 
 use crate::{Error, Kind};
 
-/// What is asked of the database; its parameter is the slot's name.
+/// What is asked of the database; its parameters are the slot's name, and schema and quoted name
+/// of the journal's table, or nulls for a store without.
 pub(crate) const QUERY: &str = "SELECT current_setting('wal_level'), current_database()::text, s.slot_name IS NOT NULL, \
-            s.slot_type, s.database::text, s.plugin::text, s.wal_status \
+            s.slot_type, s.database::text, s.plugin::text, s.wal_status, \
+            to_regclass($3::text) IS NOT NULL, \
+            coalesce(has_table_privilege(to_regclass($3::text), 'INSERT'), false), \
+            EXISTS (SELECT FROM pg_catalog.pg_publication_tables \
+                    WHERE schemaname = $2::text AND tablename = 'outbox') \
      FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1::text";
 
-/// What the database says about itself and about the slot, if there is one.
+/// What the database says about itself, about the slot, if there is one, and about the journal.
 pub(crate) struct Reply {
     pub(crate) wal_level: String,
     pub(crate) database: String,
@@ -16,10 +21,20 @@ pub(crate) struct Reply {
     pub(crate) slot_database: Option<String>,
     pub(crate) plugin: Option<String>,
     pub(crate) wal_status: Option<String>,
+    pub(crate) table: Table,
+}
+
+/// The journal's table.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    pub(crate) exists: bool,
+    pub(crate) may_insert: bool,
+    pub(crate) is_published: bool,
 }
 
 impl Reply {
-    pub(crate) fn judge(&self, slot: &str) -> Result<(), Error> {
+    /// The first thing that keeps messages from the relay; `table` is the journal's.
+    pub(crate) fn judge(&self, slot: &str, table: Option<&str>) -> Result<(), Error> {
         judge(&Found {
             wal_level: &self.wal_level,
             database: &self.database,
@@ -31,8 +46,32 @@ impl Reply {
                 is_lost: self.wal_status.as_deref() == Some("lost"),
             }),
             wanted: slot,
-        })
+        })?;
+        table.map_or(Ok(()), |name| judge_table(name, self.table))
     }
+}
+
+fn judge_table(name: &str, table: Table) -> Result<(), Error> {
+    if !table.exists {
+        return Err(setup(
+            format!("there is no table {name}"),
+            "run tailrace_outbox::schema::install or the files of its folder migrations".to_owned(),
+        ));
+    }
+    if !table.may_insert {
+        return Err(setup(
+            format!("this role may not insert into {name}"),
+            format!("run GRANT INSERT ON {name} as its owner"),
+        ));
+    }
+    if !table.is_published {
+        return Err(setup(
+            format!("{name} is in no publication under its own name"),
+            "make one with publish_via_partition_root, as Journal::publication_sql says it"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Fails unless this database logs messages and keeps them for the relay's slot.
@@ -49,15 +88,43 @@ impl Reply {
 /// database says, sorted by [`Error::kind`].
 #[cfg(feature = "sqlx")]
 pub async fn check<'c>(executor: impl sqlx::PgExecutor<'c>, slot: &str) -> Result<(), Error> {
-    type Row =
-        (String, String, bool, Option<String>, Option<String>, Option<String>, Option<String>);
-    let row: Row = sqlx::query_as(QUERY)
+    ask(executor, slot, None).await
+}
+
+/// Checks the slot, and the journal's table if its schema and quoted name are given.
+#[cfg(feature = "sqlx")]
+pub(crate) async fn ask<'c>(
+    executor: impl sqlx::PgExecutor<'c>,
+    slot: &str,
+    table: Option<(&str, &str)>,
+) -> Result<(), Error> {
+    use sqlx::Row as _;
+
+    let failed = |error| Error::database("the database could not be checked", error);
+    let row = sqlx::query(QUERY)
         .bind(slot)
+        .bind(table.map(|(schema, _)| schema))
+        .bind(table.map(|(_, name)| name))
         .fetch_one(executor)
         .await
-        .map_err(|error| Error::database("the database could not be checked", error))?;
-    let (wal_level, database, exists, slot_type, slot_database, plugin, wal_status) = row;
-    Reply { wal_level, database, exists, slot_type, slot_database, plugin, wal_status }.judge(slot)
+        .map_err(|error| failed(error).in_our_statement())?;
+    let read = || {
+        Ok(Reply {
+            wal_level: row.try_get(0)?,
+            database: row.try_get(1)?,
+            exists: row.try_get(2)?,
+            slot_type: row.try_get(3)?,
+            slot_database: row.try_get(4)?,
+            plugin: row.try_get(5)?,
+            wal_status: row.try_get(6)?,
+            table: Table {
+                exists: row.try_get(7)?,
+                may_insert: row.try_get(8)?,
+                is_published: row.try_get(9)?,
+            },
+        })
+    };
+    read().map_err(failed)?.judge(slot, table.map(|(_, name)| name))
 }
 
 #[derive(Clone, Copy)]

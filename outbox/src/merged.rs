@@ -1,5 +1,6 @@
 //! The merged write: the message travels inside the business statement.
 
+use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{
     Arguments, AssertSqlSafe, Encode, Execute, FromRow, PgConnection, Postgres, Row, SqlStr, Type,
@@ -8,7 +9,7 @@ use sqlx::{
 
 #[cfg(doc)]
 use crate::Kind;
-use crate::outbox::Answer;
+use crate::outbox::{Answer, journal};
 use crate::statement::{Statement, must_return, must_take};
 use crate::{Error, Message, Outbox, Store, frame};
 
@@ -240,11 +241,33 @@ impl Merged<'_, '_> {
             must_return(statement.has_returning())?;
         }
         let text = outbox.merged(&statement, answer, arguments.len() + 1);
-        arguments
-            .add(frame::encode(self.message))
+        bind_message(&mut arguments, outbox.store(), self.message)
             .map_err(|error| unbound(sqlx::Error::Encode(error)))?;
         Ok((text, arguments, persistent))
     }
+}
+
+fn bind_message(
+    arguments: &mut PgArguments,
+    store: Store,
+    message: &Message,
+) -> Result<(), BoxDynError> {
+    if store == Store::Wal {
+        return arguments.add(frame::encode(message));
+    }
+    let row = journal::Row::of(message);
+    arguments.add(row.id)?;
+    arguments.add(row.time_micros)?;
+    arguments.add(row.topic)?;
+    arguments.add(row.key)?;
+    arguments.add(row.r#type)?;
+    arguments.add(row.source)?;
+    arguments.add(row.subject)?;
+    arguments.add(row.content_type)?;
+    arguments.add(row.attributes)?;
+    arguments.add(row.headers)?;
+    arguments.add(row.tombstone)?;
+    arguments.add(row.payload)
 }
 
 /// What the row of [`Answer::Count`] says.

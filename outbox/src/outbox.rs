@@ -1,10 +1,14 @@
 //! Which store a service writes its messages to, and the statements that do it.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
+#[cfg(feature = "sqlx")]
+use crate::journal::Journal;
+use crate::schema::{self, Schema};
 use crate::statement::Statement;
 use crate::{DEFAULT_SLOT, Error, Kind, Message, PREFIX, frame};
+
+pub(crate) mod journal;
 
 /// The most messages one batch takes.
 ///
@@ -16,6 +20,7 @@ pub const BATCH_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The column in which a merged write says that its message was written.
 #[cfg(test)]
+#[cfg(feature = "sqlx")]
 pub(crate) const WRITTEN: &str = "tailrace_message";
 
 /// Where a message stands until the relay has published it.
@@ -30,6 +35,11 @@ pub enum Store {
     /// lost takes with it what it had not published.
     #[default]
     Wal,
+    /// The journal too: a row of `tailrace.outbox`, which stays when the log is gone.
+    ///
+    /// What was published can be published again, and looked at with SQL. It costs an insert
+    /// without an index, and needs the migration of this crate, a grant and a publication.
+    Journal,
 }
 
 /// How a service writes messages: the store, and the names that belong to it.
@@ -48,6 +58,8 @@ pub enum Store {
 pub struct Outbox {
     store: Store,
     prefix: Cow<'static, str>,
+    /// None is the default one, which no constant can hold.
+    schema: Option<Schema>,
     slot: Cow<'static, str>,
     #[cfg(feature = "testing")]
     recording: bool,
@@ -68,6 +80,7 @@ impl Outbox {
         Outbox {
             store,
             prefix: Cow::Borrowed(PREFIX),
+            schema: None,
             slot: Cow::Borrowed(DEFAULT_SLOT),
             #[cfg(feature = "testing")]
             recording: false,
@@ -78,6 +91,13 @@ impl Outbox {
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<Cow<'static, str>>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// The schema of the journal. Default: `tailrace`.
+    #[must_use]
+    pub fn schema(mut self, schema: Schema) -> Self {
+        self.schema = Some(schema);
         self
     }
 
@@ -109,12 +129,36 @@ impl Outbox {
         &self.slot
     }
 
-    /// The statement that writes one frame, its only parameter.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn journal(&self) -> Journal {
+        self.schema.as_ref().map_or_else(Journal::default, Journal::new)
+    }
+
+    /// The journal's table.
+    pub(crate) fn table(&self) -> String {
+        format!("\"{}\".outbox", self.schema_name())
+    }
+
+    pub(crate) fn schema_name(&self) -> &str {
+        self.schema.as_ref().map_or(schema::DEFAULT, Schema::name)
+    }
+
+    /// The statement that writes one message: its frame, or the parts of its row.
+    #[cfg(feature = "tokio-postgres")]
     pub(crate) fn one(&self) -> String {
+        match self.store {
+            Store::Wal => self.one_frame(),
+            Store::Journal => journal::one(&self.table()),
+        }
+    }
+
+    /// The statement that writes one frame, its only parameter.
+    pub(crate) fn one_frame(&self) -> String {
         format!("SELECT {}", self.emit("$1"))
     }
 
-    /// The statement that writes many frames, its only parameter, and counts them.
+    /// The statement that writes many messages and counts them: an array of their frames, or
+    /// arrays of the parts of their rows.
     ///
     /// The sorted subquery is what keeps their order: Postgres evaluates an aggregate's argument
     /// row by row as they come from it
@@ -122,35 +166,45 @@ impl Outbox {
     /// `SELECT … ORDER BY` the place of a function call, before or after the sort, is the
     /// planner's choice. The test `a_batch_is_in_the_log_in_the_order_given` watches it.
     pub(crate) fn many(&self) -> String {
-        format!(
-            "SELECT pg_catalog.count({}) FROM (SELECT frame FROM pg_catalog.unnest($1::bytea[]) \
-             WITH ORDINALITY AS given (frame, place) ORDER BY place) AS ordered",
-            self.emit("frame")
-        )
+        match self.store {
+            Store::Wal => format!(
+                "SELECT pg_catalog.count({}) FROM (SELECT frame FROM \
+                 pg_catalog.unnest($1::bytea[]) WITH ORDINALITY AS given (frame, place) \
+                 ORDER BY place) AS ordered",
+                self.emit("frame")
+            ),
+            Store::Journal => journal::many(&self.table()),
+        }
     }
 
-    /// The business statement with the message in it, whose frame is the last parameter.
+    /// The business statement with the message in it, whose parameters begin at `first`.
     ///
-    /// The call that writes the message stands in the outermost SELECT: one in a CTE runs only as
+    /// The call that writes a frame stands in the outermost SELECT: one in a CTE runs only as
     /// far as something asks for its rows, so a message could be lost without a word. It is a
     /// subquery without a reference to the rows, hence evaluated once however many they are, and
-    /// not at all if there are none. Its result is in every row, and is checked.
-    pub(crate) fn merged(&self, statement: &Statement<'_>, answer: Answer, frame: usize) -> String {
-        let message = format!("(SELECT {})", self.emit(&format!("${frame}")));
-        let mut text = format!("WITH business AS ({}", statement.text());
-        if !statement.has_returning() {
-            text.push_str(" RETURNING true");
-        }
-        let written = match answer {
-            Answer::Rows => write!(text, ") SELECT business.*, {message}"),
-            Answer::Count => write!(
-                text,
-                ") SELECT pg_catalog.count(*), CASE WHEN pg_catalog.count(*) > 0 THEN {message} END"
+    /// not at all if there are none. Its result is in every row, and is checked. A row of the
+    /// journal is inserted by a CTE that changes data, and such a one always runs.
+    pub(crate) fn merged(&self, statement: &Statement<'_>, answer: Answer, first: usize) -> String {
+        let returning = if statement.has_returning() { "" } else { " RETURNING true" };
+        let (insert, message) = match self.store {
+            Store::Wal => (String::new(), format!("(SELECT {})", self.emit(&format!("${first}")))),
+            Store::Journal => (
+                format!(", message AS ({})", journal::merged(&self.table(), first)),
+                "(SELECT written FROM message)".to_owned(),
             ),
         };
-        written.expect("a String takes any text");
-        text.push_str(" AS tailrace_message FROM business");
-        text
+        let selected = match answer {
+            Answer::Rows => format!("business.*, {message}"),
+            Answer::Count => {
+                let count = "pg_catalog.count(*)";
+                format!("{count}, CASE WHEN {count} > 0 THEN {message} END")
+            }
+        };
+        format!(
+            "WITH business AS ({}{returning}){insert} \
+             SELECT {selected} AS tailrace_message FROM business",
+            statement.text()
+        )
     }
 
     fn emit(&self, frame: &str) -> String {
@@ -159,12 +213,8 @@ impl Outbox {
     }
 }
 
-/// The frames of a batch.
-///
-/// # Errors
-///
-/// [`Kind::TooLarge`], before anything is sent, if they are too many or too large together.
-pub(crate) fn batch(messages: &[Message]) -> Result<Vec<Vec<u8>>, Error> {
+/// Fails if messages are too many or too large for one statement.
+pub(crate) fn must_fit(messages: &[Message]) -> Result<(), Error> {
     let too_large = |what: String| {
         Error::new(Kind::TooLarge, what).mended_by("write it in parts, in the same transaction")
     };
@@ -180,7 +230,13 @@ pub(crate) fn batch(messages: &[Message]) -> Result<Vec<Vec<u8>>, Error> {
             "the batch has {bytes} bytes, and its limit is {BATCH_BYTES_MAX}"
         )));
     }
-    Ok(messages.iter().map(frame::encode).collect())
+    Ok(())
+}
+
+/// The error of a batch of which fewer messages were written than given: the check that is never
+/// to fail.
+pub(crate) fn incomplete() -> Error {
+    Error::new(Kind::Database, "the database did not write every message")
 }
 
 /// A string constant, whatever the text has in it and however the session is set.
@@ -193,42 +249,5 @@ fn literal(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Answer, Outbox, Store, WRITTEN, literal};
-    use crate::statement::Statement;
-
-    #[test]
-    fn the_message_stands_in_the_outermost_select() {
-        let check = |text: &str, answer, frame, expected: &str| {
-            let statement = Statement::read(text).unwrap();
-            let merged = Outbox::new(Store::Wal).prefix("p").merged(&statement, answer, frame);
-            assert_eq!(merged, expected);
-            assert!(merged.contains(WRITTEN));
-        };
-
-        check(
-            "insert into t values ($1) returning id; -- done",
-            Answer::Rows,
-            2,
-            "WITH business AS (insert into t values ($1) returning id) SELECT business.*, \
-             (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $2::bytea)) \
-             AS tailrace_message FROM business",
-        );
-        check(
-            "delete from t",
-            Answer::Count,
-            1,
-            "WITH business AS (delete from t RETURNING true) SELECT pg_catalog.count(*), \
-             CASE WHEN pg_catalog.count(*) > 0 THEN \
-             (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $1::bytea)) END \
-             AS tailrace_message FROM business",
-        );
-    }
-
-    #[test]
-    fn a_prefix_of_any_letters_stays_one_constant() {
-        assert_eq!(literal("tailrace"), "'tailrace'");
-        assert_eq!(literal("it's"), "'it''s'");
-        assert_eq!(literal(r"\'"), r" E'\\'''");
-    }
-}
+#[cfg(feature = "sqlx")]
+mod tests;

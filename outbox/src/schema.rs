@@ -64,7 +64,7 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
 }];
 
 /// The schema everything lives in unless another one is named.
-const DEFAULT: &str = "tailrace";
+pub(crate) const DEFAULT: &str = "tailrace";
 
 /// Postgres cuts names after so many bytes.
 const NAME_BYTES_MAX: usize = 63;

@@ -31,10 +31,12 @@
 use ::tokio_postgres::types::{FromSql, ToSql, Type};
 use ::tokio_postgres::{GenericClient, Row, Statement as Handle};
 
-use crate::check::{QUERY, Reply};
-use crate::outbox::{Answer, batch};
+#[cfg(doc)]
+use crate::Kind;
+use crate::check::{QUERY, Reply, Table};
+use crate::outbox::{Answer, incomplete, journal, must_fit};
 use crate::statement::{Statement, must_return, must_take};
-use crate::{Error, Kind, Message, Outbox, frame};
+use crate::{Error, Message, Outbox, Store, frame};
 
 const DOING: &str = "the message could not be written";
 
@@ -52,9 +54,9 @@ pub async fn write<C: GenericClient + Sync>(
     client: &C,
     message: &Message,
 ) -> Result<(), Error> {
-    let frame = frame::encode(message);
+    let parameters = Parameters::of(outbox.store(), message);
     client
-        .query_typed(&outbox.one(), &[(&frame, Type::BYTEA)])
+        .query_typed(&outbox.one(), &parameters.typed())
         .await
         .map_err(|error| failed(DOING, error).in_our_statement())?;
     Ok(())
@@ -80,16 +82,79 @@ pub async fn write_all<C: GenericClient + Sync>(
         [message] => return write(outbox, client, message).await,
         _ => {}
     }
-    let frames = batch(messages)?;
-    let rows = client
-        .query_typed(&outbox.many(), &[(&frames, Type::BYTEA_ARRAY)])
-        .await
-        .map_err(|error| failed(DOING, error).in_our_statement())?;
+    must_fit(messages)?;
+    let rows = match outbox.store() {
+        Store::Wal => {
+            let frames: Vec<Vec<u8>> = messages.iter().map(frame::encode).collect();
+            client.query_typed(&outbox.many(), &[(&frames, Type::BYTEA_ARRAY)]).await
+        }
+        Store::Journal => insert_rows(outbox, client, messages).await,
+    };
+    let rows = rows.map_err(|error| failed(DOING, error).in_our_statement())?;
     let written: Option<i64> = rows.first().and_then(|row| row.try_get(0).ok());
     if written.and_then(|count| usize::try_from(count).ok()) != Some(messages.len()) {
-        return Err(Error::new(Kind::Database, "the database did not write every message"));
+        return Err(incomplete());
     }
     Ok(())
+}
+
+/// One array per column.
+async fn insert_rows<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    messages: &[Message],
+) -> Result<Vec<Row>, ::tokio_postgres::Error> {
+    let rows: Vec<journal::Row<'_>> = messages.iter().map(journal::Row::of).collect();
+    let parameters: [(&(dyn ToSql + Sync), Type); 12] = [
+        (&rows.iter().map(|row| row.id).collect::<Vec<_>>(), Type::UUID_ARRAY),
+        (&rows.iter().map(|row| row.time_micros).collect::<Vec<_>>(), Type::INT8_ARRAY),
+        (&rows.iter().map(|row| row.topic).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.key).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
+        (&rows.iter().map(|row| row.r#type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.source).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.subject).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.content_type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.attributes.as_str()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.headers.as_str()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.tombstone).collect::<Vec<_>>(), Type::BOOL_ARRAY),
+        (&rows.iter().map(|row| row.payload).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
+    ];
+    client.query_typed(&outbox.many(), &parameters).await
+}
+
+/// What a statement is given for a message.
+enum Parameters<'m> {
+    Frame(Vec<u8>),
+    Row(Box<journal::Row<'m>>),
+}
+
+impl<'m> Parameters<'m> {
+    fn of(store: Store, message: &'m Message) -> Self {
+        match store {
+            Store::Wal => Parameters::Frame(frame::encode(message)),
+            Store::Journal => Parameters::Row(Box::new(journal::Row::of(message))),
+        }
+    }
+
+    fn typed(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+        match self {
+            Parameters::Frame(frame) => vec![(frame, Type::BYTEA)],
+            Parameters::Row(row) => vec![
+                (&row.id, Type::UUID),
+                (&row.time_micros, Type::INT8),
+                (&row.topic, Type::TEXT),
+                (&row.key, Type::BYTEA),
+                (&row.r#type, Type::TEXT),
+                (&row.source, Type::TEXT),
+                (&row.subject, Type::TEXT),
+                (&row.content_type, Type::TEXT),
+                (&row.attributes, Type::TEXT),
+                (&row.headers, Type::TEXT),
+                (&row.tombstone, Type::BOOL),
+                (&row.payload, Type::BYTEA),
+            ],
+        }
+    }
 }
 
 /// Fails unless what is written now would reach a relay.
@@ -103,13 +168,14 @@ pub async fn write_all<C: GenericClient + Sync>(
 pub async fn check<C: GenericClient + Sync>(outbox: &Outbox, client: &C) -> Result<(), Error> {
     let doing = "the database could not be checked";
     let slot = outbox.slot_name();
+    let table = (outbox.store() == Store::Journal).then(|| outbox.table());
+    let schema = table.as_ref().map(|_| outbox.schema_name());
     let rows = client
-        .query_typed(QUERY, &[(&slot, Type::TEXT)])
+        .query_typed(QUERY, &[(&slot, Type::TEXT), (&schema, Type::TEXT), (&table, Type::TEXT)])
         .await
-        .map_err(|error| failed(doing, error))?;
-    let row = rows.first().expect("a query without FROM has one row");
-    let reply = reply(row).map_err(|error| failed(doing, error))?;
-    reply.judge(slot)
+        .map_err(|error| failed(doing, error).in_our_statement())?;
+    let row = rows.first().expect("the query has one row");
+    reply(row).map_err(|error| failed(doing, error))?.judge(slot, table.as_deref())
 }
 
 fn reply(row: &Row) -> Result<Reply, ::tokio_postgres::Error> {
@@ -121,6 +187,11 @@ fn reply(row: &Row) -> Result<Reply, ::tokio_postgres::Error> {
         slot_database: row.try_get(4)?,
         plugin: row.try_get(5)?,
         wal_status: row.try_get(6)?,
+        table: Table {
+            exists: row.try_get(7)?,
+            may_insert: row.try_get(8)?,
+            is_published: row.try_get(9)?,
+        },
     })
 }
 
@@ -146,7 +217,7 @@ pub async fn prepare<C: GenericClient + Sync>(
         .prepare(&text)
         .await
         .map_err(|error| failed("the merged write could not be prepared", error))?;
-    Ok(Prepared { handle, returns, parameters: statement.parameters() })
+    Ok(Prepared { handle, store: outbox.store(), returns, parameters: statement.parameters() })
 }
 
 /// A merged write: the message travels inside the business statement and costs no round trip.
@@ -164,6 +235,7 @@ pub async fn prepare<C: GenericClient + Sync>(
 #[derive(Clone)]
 pub struct Prepared {
     handle: Handle,
+    store: Store,
     returns: bool,
     parameters: usize,
 }
@@ -259,9 +331,9 @@ impl Prepared {
         message: &Message,
     ) -> Result<Vec<Row>, Error> {
         must_take(self.parameters, values.len())?;
-        let frame = frame::encode(message);
-        let mut all = values.to_vec();
-        all.push(&frame);
+        let parameters = Parameters::of(self.store, message);
+        let message = parameters.typed().into_iter().map(|(value, _)| value);
+        let all: Vec<_> = values.iter().copied().chain(message).collect();
         client.query(&self.handle, &all).await.map_err(merged)
     }
 }

@@ -1,9 +1,14 @@
 //! Writing messages through sqlx, each in a statement of its own or many in one.
 
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments, AssertSqlSafe, PgConnection, PgExecutor};
 
-use crate::outbox::batch;
-use crate::{Error, Kind, Message, Outbox, Store, frame};
+#[cfg(doc)]
+use crate::Kind;
+use crate::outbox::journal::Row;
+use crate::outbox::{incomplete, must_fit};
+use crate::{Error, Message, Outbox, Store, check, frame};
 
 static DEFAULT: Outbox = Outbox::new(Store::Wal);
 
@@ -46,11 +51,16 @@ impl Outbox {
         connection: &mut PgConnection,
         message: &Message,
     ) -> Result<(), Error> {
-        sqlx::query(AssertSqlSafe(self.one()))
-            .bind(frame::encode(message))
-            .execute(&mut *connection)
-            .await
-            .map_err(failed)?;
+        match self.store() {
+            Store::Wal => {
+                sqlx::query(AssertSqlSafe(self.one_frame()))
+                    .bind(frame::encode(message))
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(failed)?;
+            }
+            Store::Journal => self.journal().insert(connection, message).await?,
+        }
         #[cfg(feature = "testing")]
         crate::testing::note(self, connection, std::slice::from_ref(message)).await?;
         Ok(())
@@ -77,28 +87,69 @@ impl Outbox {
             [message] => return self.write(connection, message).await,
             _ => {}
         }
-        let written: i64 = sqlx::query_scalar(AssertSqlSafe(self.many()))
-            .bind(batch(messages)?)
+        must_fit(messages)?;
+        let arguments = match self.store() {
+            Store::Wal => frames(messages),
+            Store::Journal => arrays(messages),
+        };
+        let arguments = arguments.map_err(|error| failed(sqlx::Error::Encode(error)))?;
+        let written: i64 = sqlx::query_scalar_with(AssertSqlSafe(self.many()), arguments)
             .fetch_one(&mut *connection)
             .await
             .map_err(failed)?;
         if usize::try_from(written) != Ok(messages.len()) {
-            return Err(Error::new(Kind::Database, "the database did not write every message"));
+            return Err(incomplete());
         }
         #[cfg(feature = "testing")]
         crate::testing::note(self, connection, messages).await?;
         Ok(())
     }
 
-    /// Fails unless what is written now would reach a relay: [`check`](crate::check()) for this
-    /// outbox.
+    /// Fails unless what is written now would reach a relay.
+    ///
+    /// For the start of a service, in one query: what [`check`](fn@crate::check) asks about the
+    /// slot, and for [`Store::Journal`] whether the table is there, may be written and is
+    /// published.
     ///
     /// # Errors
     ///
-    /// See [`check`](crate::check()).
+    /// [`Kind::Setup`] with how to mend it; otherwise what the database says, sorted by
+    /// [`Error::kind`].
     pub async fn check<'c>(&self, executor: impl PgExecutor<'c>) -> Result<(), Error> {
-        crate::check(executor, self.slot_name()).await
+        match self.store() {
+            Store::Wal => check::ask(executor, self.slot_name(), None).await,
+            Store::Journal => {
+                let table = Some((self.schema_name(), &*self.table()));
+                check::ask(executor, self.slot_name(), table).await
+            }
+        }
     }
+}
+
+/// One array per column.
+fn arrays(messages: &[Message]) -> Result<PgArguments, BoxDynError> {
+    let rows: Vec<Row<'_>> = messages.iter().map(Row::of).collect();
+    let mut arguments = PgArguments::default();
+    arguments.add(rows.iter().map(|row| row.id).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.time_micros).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.topic).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.key).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.r#type).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.source).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.subject).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.content_type).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.attributes.as_str()).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.headers.as_str()).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.tombstone).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.payload).collect::<Vec<_>>())?;
+    Ok(arguments)
+}
+
+/// One array of frames.
+fn frames(messages: &[Message]) -> Result<PgArguments, BoxDynError> {
+    let mut arguments = PgArguments::default();
+    arguments.add(messages.iter().map(frame::encode).collect::<Vec<_>>())?;
+    Ok(arguments)
 }
 
 fn failed(error: sqlx::Error) -> Error {

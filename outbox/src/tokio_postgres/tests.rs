@@ -1,9 +1,10 @@
 use ::tokio_postgres::{Client, NoTls};
 
 use super::{check, prepare, write, write_all};
-use crate::database::slot;
+use crate::database::{fresh, slot};
 use crate::logged::{frames, logged, message, watched};
-use crate::{Kind, Outbox, Store};
+use crate::schema::Schema;
+use crate::{Kind, Outbox, Store, schema};
 
 const WAL: Outbox = Outbox::new(Store::Wal);
 
@@ -105,6 +106,37 @@ async fn a_lost_connection_is_unavailable() {
     let error = write(&WAL, &lost, &message(1)).await.unwrap_err();
 
     assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+}
+
+#[tokio::test]
+async fn the_journal_takes_every_way_to_write() {
+    let (database, mut connection) = fresh("tokio_journal").await;
+    schema::install(&mut connection).await.unwrap();
+    let client = client(database.url()).await;
+    client.batch_execute("CREATE TABLE orders (id int)").await.unwrap();
+    let journal = Outbox::new(Store::Journal);
+    let messages: Vec<_> = (0..5).map(message).collect();
+    let insert = "INSERT INTO orders VALUES ($1), ($1 + 1) RETURNING id";
+    let insert = prepare(&journal, &client, insert).await.unwrap();
+    let delete = prepare(&journal, &client, "DELETE FROM orders WHERE id = $1").await.unwrap();
+
+    write(&journal, &client, &messages[0]).await.unwrap();
+    write_all(&journal, &client, &messages[1..3]).await.unwrap();
+    assert_eq!(insert.query(&client, &[&1], &messages[3]).await.unwrap().len(), 2);
+    assert_eq!(delete.execute(&client, &[&1], &messages[4]).await.unwrap(), 1);
+    let none = delete.execute(&client, &[&9], &message(9)).await.unwrap_err();
+
+    assert_eq!(none.kind(), Kind::NoRow);
+    let rows = "SELECT id, topic, payload FROM tailrace.outbox ORDER BY id";
+    let rows = client.query(rows, &[]).await.unwrap();
+    let rows: Vec<_> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    let expected: Vec<(uuid::Uuid, &str, Option<&[u8]>)> =
+        messages.iter().map(|message| (message.id(), message.topic(), message.payload())).collect();
+    assert_eq!(rows, expected);
+    let elsewhere = journal.schema(Schema::named("nowhere").unwrap());
+    let error = write(&elsewhere, &client, &message(9)).await.unwrap_err();
+    assert!(error.is_setup(), "{error:?}");
+    assert!(check(&elsewhere, &client).await.unwrap_err().is_setup());
 }
 
 #[tokio::test]
