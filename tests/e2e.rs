@@ -14,6 +14,8 @@ mod gaps;
 mod half_made;
 #[path = "e2e/idle.rs"]
 mod idle;
+#[path = "e2e/journal.rs"]
+mod journal;
 #[path = "e2e/outages.rs"]
 mod outages;
 #[path = "e2e/proofs.rs"]

@@ -9,7 +9,8 @@ pub(crate) const QUERY: &str = "SELECT current_setting('wal_level'), current_dat
             to_regclass($3::text) IS NOT NULL, \
             coalesce(has_table_privilege(to_regclass($3::text), 'INSERT'), false), \
             EXISTS (SELECT FROM pg_catalog.pg_publication_tables \
-                    WHERE schemaname = $2::text AND tablename = 'outbox') \
+                    WHERE schemaname = $2::text AND tablename = 'outbox'), \
+            s.confirmed_flush_lsn IS NOT NULL \
      FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1::text";
 
 /// What the database says about itself, about the slot, if there is one, and about the journal.
@@ -21,6 +22,7 @@ pub(crate) struct Reply {
     pub(crate) slot_database: Option<String>,
     pub(crate) plugin: Option<String>,
     pub(crate) wal_status: Option<String>,
+    pub(crate) is_complete: bool,
     pub(crate) table: Table,
 }
 
@@ -43,6 +45,7 @@ impl Reply {
                 is_logical: self.slot_type.as_deref() == Some("logical"),
                 database: self.slot_database.as_deref(),
                 plugin: self.plugin.as_deref(),
+                is_complete: self.is_complete,
                 is_lost: self.wal_status.as_deref() == Some("lost"),
             }),
             wanted: slot,
@@ -117,6 +120,7 @@ pub(crate) async fn ask<'c>(
             slot_database: row.try_get(4)?,
             plugin: row.try_get(5)?,
             wal_status: row.try_get(6)?,
+            is_complete: row.try_get(10)?,
             table: Table {
                 exists: row.try_get(7)?,
                 may_insert: row.try_get(8)?,
@@ -141,6 +145,8 @@ struct Slot<'a> {
     is_logical: bool,
     database: Option<&'a str>,
     plugin: Option<&'a str>,
+    /// Made, and not only begun: a slot waits for the transactions that run at its beginning.
+    is_complete: bool,
     is_lost: bool,
 }
 
@@ -185,6 +191,12 @@ fn judge(found: &Found<'_>) -> Result<(), Error> {
                 slot.plugin.unwrap_or_default()
             ),
             "name the relay's slot".to_owned(),
+        ));
+    }
+    if !slot.is_complete && !slot.is_lost {
+        return Err(setup(
+            format!("replication slot {name:?} is still being made"),
+            "wait: it is complete when the transactions that are running now have ended".to_owned(),
         ));
     }
     if slot.is_lost {

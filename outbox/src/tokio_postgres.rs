@@ -187,6 +187,7 @@ fn reply(row: &Row) -> Result<Reply, ::tokio_postgres::Error> {
         slot_database: row.try_get(4)?,
         plugin: row.try_get(5)?,
         wal_status: row.try_get(6)?,
+        is_complete: row.try_get(10)?,
         table: Table {
             exists: row.try_get(7)?,
             may_insert: row.try_get(8)?,

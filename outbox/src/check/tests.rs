@@ -15,6 +15,7 @@ const GOOD: Found<'_> = Found {
         is_logical: true,
         database: Some("shop"),
         plugin: Some("pgoutput"),
+        is_complete: true,
         is_lost: false,
     }),
 };
@@ -53,6 +54,10 @@ fn what_keeps_messages_from_the_relay_is_said_with_the_way_to_mend_it() {
     check(
         Found { slot: Some(Slot { plugin: Some("wal2json"), ..slot }), ..GOOD },
         "replication slot \"tailrace\" has the plugin \"wal2json\", and the relay reads pgoutput",
+    );
+    check(
+        Found { slot: Some(Slot { is_complete: false, ..slot }), ..GOOD },
+        "replication slot \"tailrace\" is still being made; wait",
     );
     check(
         Found { slot: Some(Slot { is_lost: true, ..slot }), ..GOOD },

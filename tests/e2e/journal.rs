@@ -1,0 +1,65 @@
+//! Messages that are kept as rows of the journal.
+
+use tailrace_outbox::journal::{self, Retention};
+use tailrace_outbox::{Message, Outbox, Store, schema};
+use tests::Variant;
+use tests::crash_point::CrashPoint;
+
+use crate::run::{LEAD_MAX, PUBLISH_MAX, site, stop};
+
+/// Rows that are committed one by one.
+const ROWS: usize = 200;
+
+#[tokio::test]
+async fn rows_of_the_journal_are_published_once_in_order_with_what_their_messages_say() {
+    let site = site("journal").await;
+    let mut connection = site.connect().await;
+    schema::install(&mut connection).await.expect("the schema is installed");
+    journal::maintain(&mut connection, &Retention::default()).await.expect("there are partitions");
+    let outbox = Outbox::new(Store::Journal).slot(site.slot.clone());
+    let topic = site.topics.first().expect("a site has topics");
+    let message = |number: usize| {
+        let message = Message::builder(topic, "order.placed.v1").source("/orders").key("one key");
+        message.subject("s").header("zone", "ä").header("a", number.to_string()).json(&number)
+    };
+    // The relay's first start makes a publication that has the journal.
+    let mut relay = site.relay(Variant::default());
+    relay.says("leading", LEAD_MAX).await;
+    outbox.check(&mut connection).await.expect("messages would arrive");
+    stop(&mut relay).await;
+
+    let mut messages = Vec::new();
+    for number in 0..ROWS {
+        let message = message(number).build().expect("it keeps every rule");
+        outbox.write(&mut connection, &message).await.expect("a row is written");
+        messages.push(message);
+    }
+    let gone = Message::builder(topic, "order.gone.v1").source("/orders").key("one key");
+    messages.push(gone.tombstone().build().expect("it keeps every rule"));
+    outbox
+        .write_all(&mut connection, messages.get(ROWS..).expect("the last"))
+        .await
+        .expect("a row");
+    for milestone in ["produced:50", "committed:1"] {
+        let die_at: CrashPoint = milestone.parse().expect("a point");
+        let mut doomed = site.relay(Variant { die_at: Some(die_at), ..Variant::default() });
+        doomed.ends(LEAD_MAX).await;
+    }
+    let mut relay = site.relay(Variant::default());
+    site.read_until(PUBLISH_MAX, |seen| seen.len() > ROWS).await;
+    stop(&mut relay).await;
+
+    let seen = site.read_to_end().await;
+    let ids: Vec<&str> = seen.iter().map(|record| record.header("ce_id")).collect();
+    let expected: Vec<String> = messages.iter().map(|message| message.id().to_string()).collect();
+    assert_eq!(ids, expected);
+    for (record, message) in seen.iter().zip(&messages) {
+        assert_eq!(record.value.as_deref(), message.payload());
+        assert_eq!(record.key.as_deref(), message.key());
+        assert_eq!(record.header("ce_type"), message.r#type());
+        assert_eq!(record.header("ce_subject"), message.subject().unwrap_or_default());
+        for (name, value) in message.headers() {
+            assert_eq!(record.header(name), value);
+        }
+    }
+}
