@@ -44,12 +44,7 @@ pub(crate) async fn lead<'a>(
     let server = identify(&mut client).await?;
     let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
     match slot(&mut client, config.slot_name()).await? {
-        Some(slot) => {
-            slot.check(&server)?;
-            if !has_publication(config, &mut client).await? {
-                return Err(lost_publication(config));
-            }
-        }
+        Some(slot) => slot.check(&server)?,
         None => create(config, observer, &server, &relay_id, &mut client).await?,
     }
     // Kafka first: a relay that can not publish must not hold the slot.
@@ -135,7 +130,12 @@ async fn decide(config: &Config, stored: &Stored) -> Result<Start, Error> {
             column(&rows, 1, "the timeline history")?.to_owned()
         }
     };
-    resume::resume(&server, &slot, stored, |timeline| resume::left_at(&history, timeline))
+    let start =
+        resume::resume(&server, &slot, stored, |timeline| resume::left_at(&history, timeline))?;
+    if !has_publication(config, &mut client).await? {
+        return Err(lost_publication(config));
+    }
+    Ok(start)
 }
 
 async fn identify(client: &mut Client) -> Result<Server, Error> {

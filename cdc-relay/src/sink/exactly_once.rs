@@ -31,7 +31,7 @@ const QUEUE_KBYTES: u32 = 32 * 1024;
 /// Longest record that is handed over.
 const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
-/// How long a refusal is waited for once a call has failed.
+/// How long reports of refused records are waited for once a call has failed.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Topics whose existence is remembered; beyond it all are asked for again.
@@ -120,8 +120,10 @@ impl ExactlyOnce {
         record.each_header(|key, value| {
             headers = headers.take().map(|list| list.insert(Header { key, value: Some(value) }));
         });
-        let mut out: BaseRecord<'_, [u8], [u8]> =
-            BaseRecord::to(record.topic()).timestamp(record.timestamp_ms());
+        let timestamp_ms = record.timestamp_ms();
+        let mut out: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(record.topic(), opaque(timestamp_ms));
+        out = out.timestamp(timestamp_ms);
         if let Some(headers) = headers {
             out = out.headers(headers);
         }
@@ -220,7 +222,8 @@ impl ExactlyOnce {
     }
 
     async fn put(&mut self, key: &str, value: &[u8]) -> Result<(), Error> {
-        let record = BaseRecord::to(&self.checkpoint_topic).key(key).payload(value).partition(0);
+        let record = BaseRecord::with_opaque_to(&self.checkpoint_topic, opaque(0));
+        let record = record.key(key).payload(value).partition(0);
         match self.producer.send(record) {
             Ok(()) => Ok(()),
             Err((error, _)) => Err(self.failed("producing the checkpoint", code(&error)).await),
@@ -230,11 +233,9 @@ impl ExactlyOnce {
     /// The error that follows from a failed call: the refusal of a record behind it, if there is
     /// one, since the call itself only says that the transaction is broken.
     async fn failed(&mut self, what: &str, code: RDKafkaErrorCode) -> Error {
-        if self.producer.context().refusal().is_none() {
-            // The report of a refusal may still be under way; a flush waits for reports.
-            let flushed = self.run(|producer| producer.flush(REPORT_TIMEOUT)).await;
-            tracing::debug!(?flushed, "waited for delivery reports");
-        }
+        // The reports of a refused batch may still be under way; a flush waits for all of them.
+        let flushed = self.run(|producer| producer.flush(REPORT_TIMEOUT)).await;
+        tracing::debug!(?flushed, "waited for delivery reports");
         match self.producer.context().refusal() {
             Some(refusal) => refusal.error(&self.cluster),
             None => self.cluster.code_error(what, code),
@@ -294,6 +295,12 @@ impl std::fmt::Debug for ExactlyOnce {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ExactlyOnce").field("cluster", &self.cluster).finish_non_exhaustive()
     }
+}
+
+/// What a delivery report brings back of a record without an allocation: its timestamp.
+fn opaque(timestamp_ms: i64) -> usize {
+    // The relay is built for 64 bits; elsewhere only the naming of a refused record suffers.
+    timestamp_ms.cast_unsigned() as usize
 }
 
 fn code(error: &KafkaError) -> RDKafkaErrorCode {

@@ -206,9 +206,10 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {}
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = ();
+    /// The record's timestamp, milliseconds since the Unix epoch.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, timestamp_ms: usize) {
         let Err((error, record)) = result else { return };
         let Some(code) = error.rdkafka_error_code() else { return };
         // What was purged or timed out says nothing about the record itself, nor does the fate of
@@ -216,7 +217,7 @@ impl ProducerContext for Context {
         if !matches!(kind(code), Kind::Rejected | Kind::Permission) {
             return;
         }
-        let refusal = Refusal::of(record, code);
+        let refusal = Refusal::of(record, timestamp_ms.cast_signed() as i64, code);
         let mut known = self.refusal.lock().expect("no panic while it is held");
         if known.as_ref().is_none_or(|known| refusal.tells_more_than(known)) {
             *known = Some(refusal);

@@ -6,6 +6,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::kafka::Cluster;
 use crate::error::{Error, Kind};
 use crate::position::Place;
+use crate::publisher::unix_ms;
 
 /// What a delivery report says of a refused record.
 #[derive(Clone, Debug)]
@@ -13,35 +14,52 @@ pub(super) struct Refusal {
     topic: String,
     code: RDKafkaErrorCode,
     bytes: usize,
+    /// How far this record is from what the broker takes, where the code tells what to look at.
+    suspicion: u64,
     /// The message's place in the source, from its own `ce_sequence`.
     place: Option<Place>,
 }
 
 impl Refusal {
-    pub(super) fn of(record: &BorrowedMessage<'_>, code: RDKafkaErrorCode) -> Self {
+    /// The client's report keeps the time of a refused record to itself, so it is given beside.
+    pub(super) fn of(
+        record: &BorrowedMessage<'_>,
+        timestamp_ms: i64,
+        code: RDKafkaErrorCode,
+    ) -> Self {
         let header = |name: &str| {
             let headers = record.headers()?;
             headers.iter().find(|header| header.key == name)?.value
         };
+        let bytes = record.payload_len() + record.key_len();
+        let suspicion = match code {
+            RDKafkaErrorCode::MessageSizeTooLarge => bytes as u64,
+            RDKafkaErrorCode::InvalidTimestamp => {
+                let now_ms = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
+                timestamp_ms.abs_diff(now_ms)
+            }
+            // A compacted topic takes no record without a key.
+            RDKafkaErrorCode::InvalidRecord => u64::from(record.key().is_none()),
+            _ => 0,
+        };
         Refusal {
             topic: record.topic().to_owned(),
             code,
-            bytes: record.payload_len() + record.key_len(),
+            bytes,
+            suspicion,
             place: header("ce_sequence").and_then(Place::of_sequence),
         }
     }
 
-    /// Which of two refusals tells more: a batch is refused as a whole for its size, and then its
-    /// largest record is the likeliest reason.
+    /// Whether it is likelier the cause than another one. A batch is refused as a whole, so the
+    /// records around the bad one are reported too.
     pub(super) fn tells_more_than(&self, other: &Refusal) -> bool {
-        self.code == RDKafkaErrorCode::MessageSizeTooLarge
-            && other.code == self.code
-            && self.bytes > other.bytes
+        self.code == other.code && self.suspicion > other.suspicion
     }
 
     /// The error that follows, naming the message and the way past it.
     pub(super) fn error(&self, cluster: &Cluster) -> Error {
-        let Refusal { topic, code, bytes, place } = self;
+        let Refusal { topic, code, bytes, place, .. } = self;
         let message = match place {
             Some(place) => format!("the message at {place} ({bytes} bytes, topic {topic:?})"),
             None => format!("a record of {bytes} bytes of topic {topic:?}"),
