@@ -78,8 +78,9 @@ impl Outbox {
     /// There `emit` stands in the outermost SELECT, and has to: in a CTE nobody reads, it would
     /// not run.
     pub fn merge<'q>(&self, mut statement: impl Execute<'q, Postgres>) -> Merge<'_> {
-        let arguments = statement.take_arguments();
+        // In this order: once its arguments are taken, a mapped query says that it is not.
         let persistent = statement.persistent();
+        let arguments = statement.take_arguments();
         Merge {
             outbox: self,
             arguments: arguments

@@ -207,9 +207,13 @@ impl Outbox {
         )
     }
 
+    /// The call that writes a frame.
+    ///
+    /// Its result is a position, as text: sqlx has no type for one, and would look it up by a
+    /// query of its own on every connection, which an unnamed statement does not survive.
     fn emit(&self, frame: &str) -> String {
         let prefix = literal(&self.prefix);
-        format!("pg_catalog.pg_logical_emit_message(true, {prefix}, {frame}::bytea)")
+        format!("pg_catalog.pg_logical_emit_message(true, {prefix}, {frame}::bytea)::text")
     }
 }
 

@@ -288,9 +288,10 @@ impl<'a> Scanner<'a> {
         self.pass(1);
         let digits = self.pass_while(|next| next.is_ascii_digit());
         if !digits.is_empty() {
-            let number = digits.parse();
+            // Postgres takes 65,535 of them.
+            let number: Result<u16, _> = digits.parse();
             return number
-                .map(Token::Parameter)
+                .map(|number| Token::Parameter(number.into()))
                 .map_err(|_| invalid("has a parameter out of range".to_owned()));
         }
         let tag = self.rest().find(|next: char| !(begins_word(next) || next.is_ascii_digit()));

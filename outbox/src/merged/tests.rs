@@ -2,7 +2,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, Executor, FromRow, PgConnection, Row};
 
 use crate::logged::{frames, logged, message, watched};
-use crate::{Kind, Message, Reaction, frame, merge};
+use crate::{Kind, Message, Reaction, frame, merge, schema};
 
 /// A table of orders, two of them there already.
 async fn shop(name: &str) -> (tailrace_stack::Database, PgConnection, String) {
@@ -259,6 +259,16 @@ async fn what_postgres_refuses_has_its_sqlstate() {
     assert!(logged(&mut connection, &slot).await.is_empty());
 }
 
+/// How many merged writes are prepared on this connection.
+async fn prepared(connection: &mut PgConnection) -> i64 {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'WITH business%'",
+    )
+    .fetch_one(connection)
+    .await
+    .unwrap()
+}
+
 #[tokio::test]
 async fn a_text_is_prepared_once() {
     let (_database, mut connection, _slot) = shop("merged_prepared").await;
@@ -268,11 +278,59 @@ async fn a_text_is_prepared_once() {
         write.message(&message(1)).execute(&mut connection).await.unwrap();
     }
 
-    let prepared: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'WITH business%'",
+    assert_eq!(prepared(&mut connection).await, 1);
+}
+
+/// The way that `Outbox::merge` shows for a message that needs a generated id.
+#[tokio::test]
+async fn the_database_writes_a_message_with_the_id_it_generated() {
+    let (_database, mut connection, slot) = shop("merged_generated").await;
+    schema::install(&mut connection).await.unwrap();
+
+    let (id, minted): (i64, uuid::Uuid) = sqlx::query_as(
+        "WITH placed AS ( \
+             INSERT INTO orders (customer, total) VALUES ($1, $2) RETURNING id, customer \
+         ) \
+         SELECT id, tailrace.emit('orders', 'order-' || id, 'order.placed.v1', \
+                                  jsonb_build_object('order', id, 'customer', customer)) \
+         FROM placed",
     )
+    .bind("third")
+    .bind(3_i64)
     .fetch_one(&mut connection)
     .await
     .unwrap();
-    assert_eq!(prepared, 1);
+
+    let logged = logged(&mut connection, &slot).await;
+    assert_eq!(logged.len(), 1);
+    let read = frame::Frame::decode(&logged[0]).unwrap();
+    assert_eq!((id, read.id(), read.key()), (3, minted, Some(&b"order-3"[..])));
+}
+
+#[tokio::test]
+async fn a_mapped_query_is_taken_with_what_is_bound_to_it() {
+    let (_database, mut connection, slot) = shop("merged_mapped").await;
+    let message = message(1);
+    // What the macros of sqlx make is a query of this type.
+    let mapped = sqlx::query("DELETE FROM orders WHERE customer = $1 RETURNING id, customer")
+        .bind("second")
+        .map(|row: PgRow| row.len());
+
+    let gone: Order = merge(mapped).message(&message).fetch_one(&mut connection).await.unwrap();
+
+    assert_eq!(prepared(&mut connection).await, 1);
+    assert_eq!(gone, Order { id: 2, customer: "second".to_owned() });
+    assert_eq!(logged(&mut connection, &slot).await, frames([&message]));
+}
+
+#[tokio::test]
+async fn a_statement_that_is_not_to_be_prepared_is_not() {
+    let (_database, mut connection, slot) = shop("merged_unprepared").await;
+    let message = message(1);
+    let delete = sqlx::query("DELETE FROM orders").persistent(false);
+
+    merge(delete).message(&message).execute(&mut connection).await.unwrap();
+
+    assert_eq!(prepared(&mut connection).await, 0);
+    assert_eq!(logged(&mut connection, &slot).await, frames([&message]));
 }

@@ -22,7 +22,7 @@ fn the_message_stands_in_the_outermost_select() {
         Answer::Rows,
         2,
         "WITH business AS (insert into t values ($1) returning id) SELECT business.*, \
-         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $2::bytea)) \
+         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $2::bytea)::text) \
          AS tailrace_message FROM business",
     );
     check(
@@ -31,7 +31,7 @@ fn the_message_stands_in_the_outermost_select() {
         1,
         "WITH business AS (delete from t RETURNING true) SELECT pg_catalog.count(*), \
          CASE WHEN pg_catalog.count(*) > 0 THEN \
-         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $1::bytea)) END \
+         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $1::bytea)::text) END \
          AS tailrace_message FROM business",
     );
 }

@@ -3,7 +3,7 @@ use sqlx::{Connection, Executor};
 use super::{expect_messages, record};
 use crate::database::fresh;
 use crate::logged::{builder, frames, logged, message, watched};
-use crate::{Message, Outbox, Store};
+use crate::{Message, Outbox, Store, schema};
 
 const WAL: Outbox = Outbox::new(Store::Wal);
 
@@ -28,6 +28,31 @@ async fn a_transaction_sees_what_it_wrote_and_the_log_has_it_after_commit() {
 
     assert_eq!(written, messages);
     assert_eq!(logged(&mut connection, &slot).await, frames(&messages));
+}
+
+#[tokio::test]
+async fn what_goes_into_the_journal_is_seen_too() {
+    let (_database, mut connection) = fresh("testing_journal").await;
+    schema::install(&mut connection).await.unwrap();
+    connection.execute("CREATE TABLE orders (id int)").await.unwrap();
+    let messages = [1, 2, 3, 4].map(message);
+
+    let mut tx = connection.begin().await.unwrap();
+    let outbox = record(&mut tx, &Outbox::new(Store::Journal)).await.unwrap();
+    outbox.write(&mut tx, &messages[0]).await.unwrap();
+    outbox.write_all(&mut tx, &messages[1..3]).await.unwrap();
+    let insert = "INSERT INTO orders VALUES (1) RETURNING id";
+    let insert = outbox.merge(insert).message(&messages[3]);
+    insert.fetch_one::<(i32,)>(&mut tx).await.unwrap();
+    let untold = message(9);
+    let delete = outbox.merge("DELETE FROM orders WHERE id = 9").message(&untold);
+    assert_eq!(delete.allow_none().execute(&mut tx).await.unwrap(), 0);
+    let written = expect_messages(&mut tx).await.unwrap().into_messages();
+    let (rows,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM tailrace.outbox").fetch_one(&mut *tx).await.unwrap();
+
+    assert_eq!(written, messages);
+    assert_eq!(rows, 4);
 }
 
 #[tokio::test]
