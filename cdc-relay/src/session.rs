@@ -22,9 +22,10 @@ const SLOT_TIMEOUT: Duration = Duration::from_secs(60);
 /// From then on it is said for what.
 const SLOT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The SQLSTATEs of something that does not exist, and of something that exists already.
+/// SQLSTATEs of what does not exist, of what exists already, and of what was made just now.
 const UNDEFINED_OBJECT: &str = "42704";
 const DUPLICATE_OBJECT: &str = "42710";
+const UNIQUE_VIOLATION: &str = "23505";
 
 /// A relay that holds the slot and knows where to go on.
 pub(crate) struct Session<'a> {
@@ -264,7 +265,10 @@ async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> 
     );
     match client.query(&command).await {
         Ok(_) => Ok(()),
-        Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => Ok(()),
+        // Another relay was faster; at the very same moment the catalog's index says so.
+        Err(error) if matches!(error.sqlstate(), Some(DUPLICATE_OBJECT | UNIQUE_VIOLATION)) => {
+            Ok(())
+        }
         Err(error) => Err(error.hint(format!(
             "the role needs CREATE on the database once, and to own the journal; or let their \
              owner run: {command}"

@@ -236,9 +236,11 @@ impl ExactlyOnce {
         // The reports of a refused batch may still be under way; a flush waits for all of them.
         let flushed = self.run(|producer| producer.flush(REPORT_TIMEOUT)).await;
         tracing::debug!(?flushed, "waited for delivery reports");
+        // A fenced producer answers later calls with no more than that its state is wrong.
+        let fatal = self.producer.client().fatal_error().map(|(fatal, _)| fatal);
         match self.producer.context().refusal() {
             Some(refusal) => refusal.error(&self.cluster),
-            None => self.cluster.code_error(what, code),
+            None => self.cluster.code_error(what, fatal.unwrap_or(code)),
         }
     }
 
