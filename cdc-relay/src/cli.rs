@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::Config;
+use crate::config::{Config, Delivery};
 use crate::error::Error;
 use crate::position::Place;
 use crate::relay::Relay;
@@ -100,15 +100,27 @@ struct RunArgs {
     /// Refuse messages whose topic does not exist instead of making it
     #[arg(long)]
     no_create_topics: bool,
-    /// How long a Kafka transaction waits for more, in milliseconds
-    #[arg(long, env = "CDC_RELAY__LINGER_MS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=1_000))]
-    linger_ms: u64,
+    /// What readers of the topics may rely on
+    #[arg(long, env = "CDC_RELAY__DELIVERY", value_enum, default_value = "exactly-once")]
+    delivery: DeliveryArg,
+    /// How long a batch waits for more once the relay has caught up, in milliseconds
+    /// [default: exactly once as long as the commit before takes, at least once 200]
+    #[arg(long, env = "CDC_RELAY__LINGER_MS", value_parser = clap::value_parser!(u64).range(..=1_000))]
+    linger_ms: Option<u64>,
     /// A librdkafka setting, as name=value; may be repeated
     #[arg(short = 'X', long, value_name = "NAME=VALUE", value_parser = property)]
     kafka_property: Vec<(String, String)>,
     /// Go past this one message, as an earlier run has named it; may be repeated
     #[arg(long, value_name = "LSN:ORDINAL")]
     skip: Vec<Place>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeliveryArg {
+    /// Each message once, for read_committed readers
+    ExactlyOnce,
+    /// As early as can be; after a crash some messages come again
+    AtLeastOnce,
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
@@ -127,7 +139,13 @@ impl RunArgs {
             .schema(self.schema)
             .init(!self.no_init)
             .create_topics(!self.no_create_topics)
-            .linger(Duration::from_millis(self.linger_ms));
+            .delivery(match self.delivery {
+                DeliveryArg::ExactlyOnce => Delivery::ExactlyOnce,
+                DeliveryArg::AtLeastOnce => Delivery::AtLeastOnce,
+            });
+        if let Some(milliseconds) = self.linger_ms {
+            config = config.linger(Duration::from_millis(milliseconds));
+        }
         if let Some(relay_id) = self.relay_id {
             config = config.relay_id(relay_id);
         }

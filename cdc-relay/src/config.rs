@@ -13,8 +13,21 @@ use crate::sink::Cluster;
 /// Longest name that Postgres keeps whole (`NAMEDATALEN` - 1).
 const NAME_BYTES_MAX: usize = 63;
 
+/// Measured: transactions of about this size cost least under backlog.
+const BATCH_RECORDS: usize = 10_000;
+
 /// A relay id names topics and transactional ids.
 const RELAY_ID_BYTES_MAX: usize = 200;
+
+/// What readers of the topics may rely on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// Readers with `isolation.level=read_committed` see each message once.
+    #[default]
+    ExactlyOnce,
+    /// Every reader sees each message as early as can be; after a crash some come again.
+    AtLeastOnce,
+}
 
 /// Settings of a relay.
 ///
@@ -33,6 +46,8 @@ const RELAY_ID_BYTES_MAX: usize = 200;
 pub struct Config {
     database_url: String,
     brokers: String,
+    /// Whether records go to Kafka at all.
+    kafka: bool,
     slot: String,
     publication: String,
     prefix: String,
@@ -40,7 +55,9 @@ pub struct Config {
     relay_id: Option<String>,
     init: bool,
     create_topics: bool,
-    linger: Duration,
+    delivery: Delivery,
+    linger: Option<Duration>,
+    batch_records: usize,
     split_bytes: usize,
     kafka_properties: Vec<(String, String)>,
     skip: BTreeSet<Place>,
@@ -52,6 +69,7 @@ impl Config {
         Config {
             database_url: database_url.into(),
             brokers: brokers.into(),
+            kafka: true,
             slot: "tailrace".to_owned(),
             publication: "tailrace".to_owned(),
             prefix: "tailrace".to_owned(),
@@ -59,11 +77,19 @@ impl Config {
             relay_id: None,
             init: true,
             create_topics: true,
-            linger: Duration::from_millis(5),
+            delivery: Delivery::default(),
+            linger: None,
+            batch_records: BATCH_RECORDS,
             split_bytes: 64 * 1024 * 1024,
             kafka_properties: Vec::new(),
             skip: BTreeSet::new(),
         }
+    }
+
+    /// Settings for one database, for a relay with a sink of its own
+    /// ([`Relay::with_sink`](crate::Relay::with_sink)): what concerns Kafka has no meaning then.
+    pub fn for_sink(database_url: impl Into<String>) -> Self {
+        Config { kafka: false, ..Config::new(database_url, "") }
     }
 
     /// The replication slot. Default `tailrace`.
@@ -117,10 +143,27 @@ impl Config {
         self
     }
 
-    /// How long a Kafka transaction stays open for more source transactions. Default 5 ms.
+    /// What readers may rely on. Default exactly once.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
+    /// How long a batch stays open for more source transactions when the relay has caught up. By
+    /// default, exactly once, a batch is sealed as soon as the commit before it is done, which at
+    /// low rates is at once; at least once, where readers do not wait for it, 200 ms.
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> Self {
-        self.linger = linger;
+        self.linger = Some(linger);
+        self
+    }
+
+    /// Records after which a batch is sealed, judged where a source transaction ends. Default
+    /// 10,000.
+    #[must_use]
+    pub fn batch_records(mut self, records: usize) -> Self {
+        self.batch_records = records;
         self
     }
 
@@ -163,7 +206,9 @@ impl Config {
                 None => error.to_string(),
             });
         }
-        faults.extend(self.cluster().faults());
+        if self.kafka {
+            faults.extend(self.cluster().faults());
+        }
         let slot_bytes = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
         if !named(&self.slot, NAME_BYTES_MAX, slot_bytes) {
             faults.push(format!(
@@ -196,6 +241,10 @@ impl Config {
 
     pub(crate) fn cluster(&self) -> Cluster {
         Cluster::new(&self.brokers, &self.kafka_properties)
+    }
+
+    pub(crate) fn delivery_mode(&self) -> Delivery {
+        self.delivery
     }
 
     pub(crate) fn slot_name(&self) -> &str {
@@ -241,10 +290,13 @@ impl Config {
 
     pub(crate) fn limits(&self) -> Limits {
         Limits {
-            // Measured: transactions of about this size cost least under backlog.
-            batch_records: 10_000,
+            batch_records: self.batch_records,
             batch_bytes: 8 * 1024 * 1024,
-            linger: self.linger,
+            linger: self.linger.unwrap_or(match self.delivery {
+                Delivery::ExactlyOnce => Duration::ZERO,
+                Delivery::AtLeastOnce => Duration::from_millis(200),
+            }),
+            behind_age: Duration::from_millis(100),
             split_bytes: self.split_bytes,
             // A third of the transaction time-out that the broker is given.
             split_age: Duration::from_secs(5),

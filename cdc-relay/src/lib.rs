@@ -40,10 +40,13 @@ mod relay;
 #[cfg_attr(not(test), expect(dead_code, reason = "tests look their own backend up by its pid"))]
 mod replication;
 mod resume;
+mod saved;
 mod session;
-mod sink;
+mod setup;
+pub mod sink;
+mod source;
 
-pub use config::Config;
+pub use config::{Config, Delivery};
 pub use error::{Error, Kind, Reaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;

@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::checkpoint::{Checkpoint, Published, Source};
+use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Published, Source};
 use crate::config::Config;
 use crate::error::{Error, Kind};
 use crate::journal::Journal;
@@ -13,17 +13,21 @@ use crate::position::Position;
 use crate::progress::{Progress, Verdict};
 use crate::record::{self, Record};
 use crate::replication::{Event, StatusHandle};
-use crate::sink::{ExactlyOnce, Produced};
+use crate::sink::{Obstacle, Sink};
+
+/// Obstacles that a record may meet before it is given up: a topic that is not known yet, a queue
+/// without room, and each of them once more.
+const OBSTACLES_MAX: usize = 4;
 
 /// The way of a change from the stream to Kafka.
 #[derive(Debug)]
-pub(crate) struct Publisher<'a> {
+pub(crate) struct Publisher<'a, S> {
     pub(crate) config: &'a Config,
     pub(crate) observer: Observer,
     pub(crate) relay_id: String,
     pub(crate) source: Source,
     pub(crate) progress: Progress,
-    pub(crate) sink: ExactlyOnce,
+    pub(crate) sink: S,
     pub(crate) status: StatusHandle,
     pub(crate) journal: Journal,
     /// Reused for each record.
@@ -34,7 +38,7 @@ pub(crate) struct Publisher<'a> {
     pub(crate) warned_of_rows: bool,
 }
 
-impl Publisher<'_> {
+impl<S: Sink> Publisher<'_, S> {
     /// Takes in one event of the stream.
     pub(crate) async fn take(&mut self, event: Event<'_>, now: Instant) -> Result<(), Error> {
         match event {
@@ -75,13 +79,23 @@ impl Publisher<'_> {
         }
     }
 
-    /// Commits what was produced with its checkpoint; then, and only then, flushes the slot.
-    pub(crate) async fn commit(&mut self, published: Published) -> Result<(), Error> {
+    /// Seals what was produced with its checkpoint, once the batch before is durable.
+    pub(crate) async fn seal(&mut self, published: Published) -> Result<(), Error> {
+        if self.progress.is_committing() {
+            self.confirmed().await?;
+        }
         let checkpoint = Checkpoint { source: self.source.clone(), progress: published };
         self.observer.at(Milestone::Committing);
-        self.sink.commit(&checkpoint, unix_ms()).await?;
+        self.sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
+        self.progress.sealed(published, Instant::now());
+        Ok(())
+    }
+
+    /// Waits until the sealed batch is durable; then, and only then, flushes the slot. Cancel safe.
+    pub(crate) async fn confirmed(&mut self) -> Result<(), Error> {
+        self.sink.confirmed().await?;
         self.observer.at(Milestone::Committed);
-        self.progress.committed(published, Instant::now());
+        self.progress.committed();
         self.status.flushed(self.progress.flush_lsn());
         self.observer.at(Milestone::Flushed);
         Ok(())
@@ -151,29 +165,22 @@ impl Publisher<'_> {
     }
 
     async fn produce(&mut self, record: &Record<'_>, position: Position) -> Result<(), Error> {
-        // Each obstacle is cleared at most once: what does not fit an empty queue never will.
-        let (mut made_room, mut prepared) = (false, false);
-        loop {
-            match self.sink.produce(record, position.place()).await? {
-                Produced::Queued => return Ok(()),
-                Produced::UnknownTopic if !prepared => {
-                    self.sink.prepare(record.topic(), position.place()).await?;
-                    prepared = true;
+        let place = position.place();
+        for _ in 0..OBSTACLES_MAX {
+            match self.sink.produce(record) {
+                Ok(()) => return Ok(()),
+                Err(Obstacle::Refused(why)) => {
+                    let text = format!("the message at {place} can not be published: {why}");
+                    return Err(record::skippable(Kind::Rejected, text, place));
                 }
-                Produced::Full if !made_room => {
-                    self.sink.room().await?;
-                    made_room = true;
-                }
-                Produced::UnknownTopic | Produced::Full => {
-                    let text = format!(
-                        "the message at {} has {} bytes, more than the relay's queue",
-                        position.place(),
-                        record.size()
-                    );
-                    return Err(record::skippable(Kind::Rejected, text, position.place()));
-                }
+                Err(obstacle) => self.sink.overcome(obstacle, record).await?,
             }
         }
+        let text = format!(
+            "the message at {place} has {} bytes, more than the relay's queue",
+            record.size()
+        );
+        Err(record::skippable(Kind::Rejected, text, place))
     }
 
     fn row(&mut self, change_lsn: Lsn) -> Result<(), Error> {

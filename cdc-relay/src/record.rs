@@ -6,9 +6,8 @@ use crate::checkpoint;
 use crate::error::{Error, Kind};
 use crate::position::{Place, Position};
 
-/// A Kafka record as it will be: nothing in it is copied.
-#[derive(Debug)]
-pub(crate) struct Record<'a> {
+/// A record as it will be: nothing in it is copied.
+pub struct Record<'a> {
     frame: Frame<'a>,
     sequence: &'a str,
 }
@@ -19,25 +18,28 @@ impl<'a> Record<'a> {
         Record { frame, sequence }
     }
 
-    pub(crate) fn topic(&self) -> &'a str {
+    /// Where it goes.
+    pub fn topic(&self) -> &'a str {
         self.frame.topic()
     }
 
-    pub(crate) fn key(&self) -> Option<&'a [u8]> {
+    /// Records of one key keep their order.
+    pub fn key(&self) -> Option<&'a [u8]> {
         self.frame.key()
     }
 
-    pub(crate) fn value(&self) -> Option<&'a [u8]> {
+    /// The payload; `None` is a tombstone.
+    pub fn value(&self) -> Option<&'a [u8]> {
         self.frame.payload()
     }
 
-    /// When the message was written.
-    pub(crate) fn timestamp_ms(&self) -> i64 {
+    /// When the message was written, in milliseconds since the Unix epoch.
+    pub fn timestamp_ms(&self) -> i64 {
         self.frame.time_micros().div_euclid(1_000)
     }
 
     /// Headers of the wire contract, then what the writer gave, in order.
-    pub(crate) fn each_header(&self, mut header: impl FnMut(&str, &[u8])) {
+    pub fn each_header(&self, mut header: impl FnMut(&str, &[u8])) {
         let mut id = [0; 36];
         header("ce_specversion", b"1.0");
         header("ce_id", self.frame.id().hyphenated().encode_lower(&mut id).as_bytes());
@@ -54,10 +56,21 @@ impl<'a> Record<'a> {
     }
 
     /// Bytes that count against the bounds of a batch: key, value and what the headers cost.
-    pub(crate) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         let mut size = self.key().map_or(0, <[u8]>::len) + self.value().map_or(0, <[u8]>::len);
         self.each_header(|name, value| size += name.len() + value.len());
         size
+    }
+}
+
+impl std::fmt::Debug for Record<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A key or a payload may be a secret.
+        f.debug_struct("Record")
+            .field("topic", &self.topic())
+            .field("id", &self.frame.id())
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
     }
 }
 

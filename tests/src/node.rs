@@ -7,7 +7,6 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use clap::{Args, Parser};
 use rustix::process::{Signal, getpid, kill_process};
@@ -44,8 +43,9 @@ struct RelayArgs {
     /// A source transaction with more bytes is split
     #[arg(long)]
     split_bytes: Option<usize>,
+    /// Records after which a batch is sealed
     #[arg(long)]
-    linger_ms: Option<u64>,
+    batch_records: Option<usize>,
     /// MILESTONE:N, MILESTONE:N:stop or MILESTONE:N:MICROSECONDS
     #[arg(long)]
     die_at: Option<CrashPoint>,
@@ -79,8 +79,8 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     if let Some(bytes) = arguments.split_bytes {
         config = config.split_bytes(bytes);
     }
-    if let Some(milliseconds) = arguments.linger_ms {
-        config = config.linger(Duration::from_millis(milliseconds));
+    if let Some(records) = arguments.batch_records {
+        config = config.batch_records(records);
     }
     let mut relay = Relay::new(config);
     if let Some(point) = arguments.die_at {

@@ -95,16 +95,16 @@ fn crashes(measure: &Measure, dice: &mut Dice) -> Vec<Variant> {
             crashes.push(Variant { die_at, ..variant() });
         }
         for milestone in [Milestone::Committing, Milestone::Committed, Milestone::Flushed] {
-            // Without lingering each source transaction has a commit of its own.
+            // In batches of one each source transaction has a commit of its own.
             let die_at = Some(CrashPoint::at(milestone, occurrence()));
-            crashes.push(Variant { die_at, linger_ms: Some(0), ..variant() });
+            crashes.push(Variant { die_at, batch_records: Some(1), ..variant() });
         }
     }
     let inside: Vec<u32> = (0..measure.inside_commit).map(|_| occurrence()).collect();
     for occurrence in inside {
         let after = Duration::from_micros(dice.below(INSIDE_COMMIT_MICROS_MAX));
         let die_at = Some(CrashPoint::at(Milestone::Committing, occurrence).after(after));
-        crashes.push(Variant { die_at, linger_ms: Some(0), ..variant() });
+        crashes.push(Variant { die_at, batch_records: Some(1), ..variant() });
     }
     for at in (1..crashes.len()).rev() {
         let other = usize::try_from(dice.below(at as u64 + 1)).expect("a small number");

@@ -3,7 +3,7 @@
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::kafka::Cluster;
+use super::cluster::Cluster;
 use crate::error::{Error, Kind};
 use crate::position::Place;
 use crate::publisher::unix_ms;
