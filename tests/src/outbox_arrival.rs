@@ -62,12 +62,13 @@ pub async fn prove(bench: Bench<'_>) -> Report {
     bench.bar.set_length(measure.messages as u64);
     let started = Instant::now();
 
-    // How much there is to arrive is known when the last writer is gone.
+    // How much there is to arrive is known when the last writer is gone. What has not arrived in
+    // time is for the verdict to name.
     let committed = Arc::new(AtomicUsize::new(usize::MAX));
     let (enough, bar) = (Arc::clone(&committed), bench.bar.clone());
-    let arriving = site.read_until(measure.arrive_max, move |seen| {
+    let arriving = site.read_until(2 * measure.arrive_max, move |seen| {
         bar.set_position(seen.len() as u64);
-        seen.len() >= enough.load(Ordering::Relaxed)
+        seen.len() >= enough.load(Ordering::Relaxed) || started.elapsed() > measure.arrive_max
     });
     let mut dice_of_the_doomed = dice.fork();
     let writing = async {
