@@ -7,6 +7,7 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use clap::{Args, Parser};
 use rustix::process::{Signal, getpid, kill_process};
