@@ -1,32 +1,40 @@
-//! The command line of the sidecar: `cdc-relay run`.
+//! The command line of the sidecar.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, Delivery};
-use crate::error::Error;
-use crate::position::Place;
+use crate::config::file::File;
+use crate::config::layers::{Layers, Settings};
+use crate::config::settings::{SETTINGS, VARIABLES};
+use crate::error::{Error, Kind};
 use crate::relay::Relay;
+use given::Flags;
+
+mod given;
 
 /// Runs the sidecar with these arguments, of which the first is the program's name.
 ///
 /// All of `cdc-relay` but its `main`, so that another program can carry the same command, as the
-/// end-to-end tests do. It installs a log subscriber, reads the environment, ends the process
-/// itself on arguments that it does not understand, and resolves when SIGTERM or SIGINT has
-/// stopped the relay or an error has, which it has then written to standard error.
+/// end-to-end tests do. It installs a log subscriber, reads the environment and the configuration
+/// file, ends the process itself on arguments that it does not understand, and resolves when the
+/// command is done: `run` when SIGTERM or SIGINT has stopped the relay or an error has, which it
+/// has then written to standard error.
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
-    let Command::Run(run) = cli.command;
-    match Relay::new(run.config()).run(stop_signal()).await {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = match settings(cli.config, cli.flags) {
+        Ok(settings) => Box::pin(obey(cli.command, settings)).await,
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok(code) => code,
         Err(error) => {
             complain(&error);
             ExitCode::from(error.exit_code())
@@ -34,22 +42,37 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+async fn obey(command: Command, settings: Settings) -> Result<ExitCode, Error> {
+    match command {
+        Command::Run => Relay::new(settings.config).run(stop_signal()).await?,
+        Command::Config => say(&configuration(&settings)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Tails a Postgres write-ahead log and publishes its messages to Kafka: exactly once, keyed, in
 /// order.
 #[derive(Parser)]
-#[command(name = "cdc-relay", version, about, after_help = EXIT_CODES)]
+#[command(name = "cdc-relay", version, about, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// A TOML file with settings; the environment wins over it, and flags over both
+    #[arg(long, global = true, env = "CDC_RELAY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
     /// How log lines are written, to standard error; RUST_LOG sets their level
     #[arg(long, global = true, env = "LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
+    #[command(flatten)]
+    flags: Flags,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 stopped as asked, 2 configuration or a server's set-up, 3 permission, 4 slot, \
-checkpoint and server do not belong together, 5 a message that can not be published, 6 a server \
-is out of reach";
+const AFTER_HELP: &str = "\
+DATABASE_URL and KAFKA_BROKERS are enough to run.
+
+Exit codes: 0 done, or stopped as asked; 1 a check failed; 2 configuration or a server's set-up; \
+3 permission; 4 slot, checkpoint and server do not belong together; 5 a message that can not be \
+published; 6 a server is out of reach; 7 another relay leads or took over";
 
 #[derive(Clone, Copy, ValueEnum)]
 enum LogFormat {
@@ -61,99 +84,59 @@ enum LogFormat {
 enum Command {
     /// Publishes until SIGTERM or Ctrl-C; makes publication, slot and checkpoint topic at the
     /// first run
-    Run(Box<RunArgs>),
+    Run,
+    /// Shows every setting with its value and where that comes from; secrets are hidden
+    Config,
 }
 
-#[derive(Args)]
-struct RunArgs {
-    /// The database, as postgres://user:password@host:port/database?sslmode=disable
-    // Empty where it is missing: the relay names every missing setting at once.
-    #[arg(
-        long,
-        env = "DATABASE_URL",
-        hide_env_values = true,
-        default_value = "",
-        hide_default_value = true
-    )]
-    database_url: String,
-    /// The brokers, as host:port, separated by commas
-    #[arg(long, env = "KAFKA_BROKERS", default_value = "", hide_default_value = true)]
-    kafka_brokers: String,
-    /// The replication slot
-    #[arg(long, env = "CDC_RELAY__SLOT", default_value = "tailrace")]
-    slot: String,
-    /// The publication; for messages alone it stays empty
-    #[arg(long, env = "CDC_RELAY__PUBLICATION", default_value = "tailrace")]
-    publication: String,
-    /// The prefix of the logical messages to publish
-    #[arg(long, env = "CDC_RELAY__PREFIX", default_value = "tailrace")]
-    prefix: String,
-    /// The schema of the journal table
-    #[arg(long, env = "CDC_RELAY__SCHEMA", default_value = "tailrace")]
-    schema: String,
-    /// The relay's name in Kafka [default: SYSTEM-DATABASE-SLOT]
-    #[arg(long, env = "CDC_RELAY__ID")]
-    relay_id: Option<String>,
-    /// Refuse to run when publication and slot are still to be made
-    #[arg(long)]
-    no_init: bool,
-    /// Refuse messages whose topic does not exist instead of making it
-    #[arg(long)]
-    no_create_topics: bool,
-    /// What readers of the topics may rely on
-    #[arg(long, env = "CDC_RELAY__DELIVERY", value_enum, default_value = "exactly-once")]
-    delivery: DeliveryArg,
-    /// How long a batch waits for more once the relay has caught up, in milliseconds
-    /// [default: exactly once as long as the commit before takes, at least once 200]
-    #[arg(long, env = "CDC_RELAY__LINGER_MS", value_parser = clap::value_parser!(u64).range(..=1_000))]
-    linger_ms: Option<u64>,
-    /// A librdkafka setting, as name=value; may be repeated
-    #[arg(short = 'X', long, value_name = "NAME=VALUE", value_parser = property)]
-    kafka_property: Vec<(String, String)>,
-    /// Go past this one message, as an earlier run has named it; may be repeated
-    #[arg(long, value_name = "LSN:ORDINAL")]
-    skip: Vec<Place>,
+/// The settings of flags, environment and file.
+fn settings(file: Option<PathBuf>, flags: Flags) -> Result<Settings, Error> {
+    let file = match file {
+        None => None,
+        Some(path) => {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                let text = format!("the configuration file {name:?} can not be read");
+                Error::new(Kind::Config, text)
+                    .hint("check the path given by --config or CDC_RELAY_CONFIG")
+                    .caused_by(error)
+            })?;
+            Some(File { name, text })
+        }
+    };
+    let is_ours = |name: &str| {
+        name.starts_with(VARIABLES) || SETTINGS.iter().any(|setting| setting.common == Some(name))
+    };
+    let environment = std::env::vars_os()
+        .filter_map(|(name, text)| Some((name.into_string().ok()?, text)))
+        .filter(|(name, _)| is_ours(name))
+        .map(|(name, text)| match text.into_string() {
+            Ok(text) => Ok((name, text)),
+            Err(_) => Err(Error::new(Kind::Config, format!("environment: {name} is not UTF-8"))
+                .hint("write it in UTF-8")),
+        })
+        .collect::<Result<_, _>>()?;
+    Layers { file, environment, flags: flags.0 }.settings()
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DeliveryArg {
-    /// Each message once, for read_committed readers
-    ExactlyOnce,
-    /// As early as can be; after a crash some messages come again
-    AtLeastOnce,
-}
-
-fn property(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("not of the form name=value".to_owned()),
+/// `key = value`, with the origin of each as a comment.
+fn configuration(settings: &Settings) -> String {
+    let lines = settings.lines();
+    let width = |text: fn(&(String, String, String)) -> usize| {
+        lines.iter().map(text).max().unwrap_or_default()
+    };
+    let (keys, values) = (width(|line| line.0.len()), width(|line| line.1.len()));
+    let mut text = String::new();
+    for (key, value, origin) in &lines {
+        // A string takes any text.
+        let _ = writeln!(text, "{key:keys$}  {value:values$}  {origin}");
     }
+    text
 }
 
-impl RunArgs {
-    fn config(self) -> Config {
-        let mut config = Config::new(self.database_url, self.kafka_brokers)
-            .slot(self.slot)
-            .publication(self.publication)
-            .prefix(self.prefix)
-            .schema(self.schema)
-            .init(!self.no_init)
-            .create_topics(!self.no_create_topics)
-            .delivery(match self.delivery {
-                DeliveryArg::ExactlyOnce => Delivery::ExactlyOnce,
-                DeliveryArg::AtLeastOnce => Delivery::AtLeastOnce,
-            });
-        if let Some(milliseconds) = self.linger_ms {
-            config = config.linger(Duration::from_millis(milliseconds));
-        }
-        if let Some(relay_id) = self.relay_id {
-            config = config.relay_id(relay_id);
-        }
-        for (name, value) in self.kafka_property {
-            config = config.kafka_property(name, value);
-        }
-        self.skip.into_iter().fold(config, Config::skip)
-    }
+/// Writes to standard output; a reader that has gone away is no error.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn log_to_stderr(format: LogFormat) {
@@ -171,7 +154,8 @@ fn log_to_stderr(format: LogFormat) {
 
 #[expect(clippy::print_stderr, reason = "the one error of the process is for its user")]
 fn complain(error: &Error) {
-    let mut text = format!("error: {error}");
+    // Several faults stand on a line each.
+    let mut text = format!("error: {error}").replace('\n', "\n       ");
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         // A string takes any text.

@@ -10,11 +10,19 @@ use crate::progress::Limits;
 use crate::replication::Endpoint;
 use crate::sink::Cluster;
 
+pub(crate) mod file;
+pub(crate) mod layers;
+pub(crate) mod measure;
+pub(crate) mod settings;
+
 /// Longest name that Postgres keeps whole (`NAMEDATALEN` - 1).
 const NAME_BYTES_MAX: usize = 63;
 
 /// Measured: transactions of about this size cost least under backlog.
 const BATCH_RECORDS: usize = 10_000;
+
+/// A reader waits at least that long for each message.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// A relay id names topics and transactional ids.
 const RELAY_ID_BYTES_MAX: usize = 200;
@@ -27,6 +35,27 @@ pub enum Delivery {
     ExactlyOnce,
     /// Every reader sees each message as early as can be; after a crash some come again.
     AtLeastOnce,
+}
+
+/// What happens to a source transaction that is too large for one Kafka transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LargeTransactions {
+    /// It is split over several: readers see its first part before its last, each part once.
+    #[default]
+    Split,
+    /// The relay stops at it, before any of it can be read.
+    Refuse,
+}
+
+/// How topics are made that are missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NewTopics {
+    pub(crate) create: bool,
+    /// -1 for the brokers' default (KIP-464).
+    pub(crate) partitions: i32,
+    /// -1 for the brokers' default.
+    pub(crate) replication_factor: i32,
+    pub(crate) configs: Vec<(String, String)>,
 }
 
 /// Settings of a relay.
@@ -54,11 +83,12 @@ pub struct Config {
     outbox_schema: String,
     relay_id: Option<String>,
     init: bool,
-    create_topics: bool,
+    topics: NewTopics,
     delivery: Delivery,
     linger: Option<Duration>,
     batch_records: usize,
     split_bytes: usize,
+    large: LargeTransactions,
     kafka_properties: Vec<(String, String)>,
     skip: BTreeSet<Place>,
 }
@@ -76,11 +106,17 @@ impl Config {
             outbox_schema: "tailrace".to_owned(),
             relay_id: None,
             init: true,
-            create_topics: true,
+            topics: NewTopics {
+                create: true,
+                partitions: -1,
+                replication_factor: -1,
+                configs: Vec::new(),
+            },
             delivery: Delivery::default(),
             linger: None,
             batch_records: BATCH_RECORDS,
             split_bytes: 64 * 1024 * 1024,
+            large: LargeTransactions::default(),
             kafka_properties: Vec::new(),
             skip: BTreeSet::new(),
         }
@@ -136,10 +172,32 @@ impl Config {
         self
     }
 
-    /// Whether missing topics are made, with the broker's defaults. Default true.
+    /// Whether missing topics are made. Default true.
     #[must_use]
     pub fn create_topics(mut self, create_topics: bool) -> Self {
-        self.create_topics = create_topics;
+        self.topics.create = create_topics;
+        self
+    }
+
+    /// Partitions of the topics that the relay makes. Default the brokers'.
+    #[must_use]
+    pub fn topic_partitions(mut self, partitions: u16) -> Self {
+        self.topics.partitions = i32::from(partitions);
+        self
+    }
+
+    /// Replicas of the topics that the relay makes, the checkpoint's among them. Default the
+    /// brokers'.
+    #[must_use]
+    pub fn topic_replication_factor(mut self, replicas: u16) -> Self {
+        self.topics.replication_factor = i32::from(replicas);
+        self
+    }
+
+    /// A setting of the topics that the relay makes, such as `retention.ms`. Default the brokers'.
+    #[must_use]
+    pub fn topic_config(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.topics.configs.push((name.into(), value.into()));
         self
     }
 
@@ -167,12 +225,19 @@ impl Config {
         self
     }
 
-    /// A source transaction with more bytes than this is split over several Kafka transactions;
-    /// readers then see its first part before its last. A crash between them repeats nothing.
-    /// Default 64 MiB.
+    /// A source transaction with more bytes than this is a large one, as is one that takes longer
+    /// than a Kafka transaction may (5 s): see [`Config::large_transactions`]. Default 64 MiB.
     #[must_use]
     pub fn split_bytes(mut self, bytes: usize) -> Self {
         self.split_bytes = bytes;
+        self
+    }
+
+    /// What happens to a large source transaction. Split, readers see its first part before its
+    /// last; a crash between them repeats nothing. Default split.
+    #[must_use]
+    pub fn large_transactions(mut self, large: LargeTransactions) -> Self {
+        self.large = large;
         self
     }
 
@@ -193,46 +258,80 @@ impl Config {
 
     /// Checks everything that can be checked without a server, and names every fault.
     pub fn validate(&self) -> Result<(), Error> {
-        let mut faults = Vec::new();
-        if self.database_url.trim().is_empty() {
-            faults.push(
-                "no database url given: set DATABASE_URL, for example \
-                 postgres://user:password@localhost:5432/shop?sslmode=disable"
-                    .to_owned(),
-            );
-        } else if let Err(error) = Endpoint::parse(&self.database_url) {
-            faults.push(match error.mend() {
-                Some(hint) => format!("{error} ({hint})"),
-                None => error.to_string(),
-            });
-        }
-        if self.kafka {
-            faults.extend(self.cluster().faults());
-        }
-        let slot_bytes = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
-        if !named(&self.slot, NAME_BYTES_MAX, slot_bytes) {
-            faults.push(format!(
-                "slot {:?}: lower case letters, digits and underscores, 1 to {NAME_BYTES_MAX}",
-                self.slot
-            ));
-        }
-        for (what, name) in [
-            ("publication", &self.publication),
-            ("prefix", &self.prefix),
-            ("schema", &self.outbox_schema),
-        ] {
-            if !named(name, NAME_BYTES_MAX, |byte| byte != 0) {
-                faults.push(format!("{what} {name:?}: 1 to {NAME_BYTES_MAX} bytes"));
-            }
-        }
-        if let Some(relay_id) = &self.relay_id {
-            faults.extend(relay_id_fault(relay_id));
-        }
+        let faults = self.faults();
         if faults.is_empty() {
             return Ok(());
         }
-        Err(Error::new(Kind::Config, faults.join("; "))
-            .hint("correct what is named; cdc-relay run --help explains every setting"))
+        let texts: Vec<String> = faults.into_iter().map(|(_, text)| text).collect();
+        Err(Error::new(Kind::Config, texts.join("; ")).hint("correct what is named"))
+    }
+
+    /// Every fault, with the key of the setting that has it.
+    pub(crate) fn faults(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        faults.extend(self.url_fault().map(|fault| ("database.url", fault)));
+        if self.kafka {
+            let cluster = self.cluster();
+            faults.extend(cluster.broker_faults().into_iter().map(|text| ("kafka.brokers", text)));
+            let properties = cluster.property_faults().into_iter();
+            faults.extend(properties.map(|text| ("kafka.properties", text)));
+        }
+        let slot_bytes = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        if !named(&self.slot, NAME_BYTES_MAX, slot_bytes) {
+            let text = format!(
+                "slot {:?}: lower case letters, digits and underscores, 1 to {NAME_BYTES_MAX}",
+                self.slot
+            );
+            faults.push(("relay.slot", text));
+        }
+        for (key, what, name) in [
+            ("relay.publication", "publication", &self.publication),
+            ("relay.prefix", "prefix", &self.prefix),
+            ("relay.schema", "schema", &self.outbox_schema),
+        ] {
+            if !named(name, NAME_BYTES_MAX, |byte| byte != 0) {
+                faults.push((key, format!("{what} {name:?}: 1 to {NAME_BYTES_MAX} bytes")));
+            }
+        }
+        if let Some(relay_id) = &self.relay_id {
+            faults.extend(relay_id_fault(relay_id).map(|fault| ("relay.id", fault)));
+        }
+        let mut bounded = |key, within: bool, text: &str| {
+            if !within {
+                faults.push((key, text.to_owned()));
+            }
+        };
+        let linger_fits = self.linger.is_none_or(|linger| linger <= LINGER_MAX);
+        bounded("transaction.linger", linger_fits, "linger: at most 1s");
+        bounded("transaction.max_records", self.batch_records > 0, "max_records: at least 1");
+        bounded("transaction.max_bytes", self.split_bytes > 0, "max_bytes: at least 1B");
+        bounded("topics.partitions", self.topics.partitions != 0, "partitions: at least 1");
+        let replicas = self.topics.replication_factor != 0;
+        bounded("topics.replication_factor", replicas, "replication_factor: at least 1");
+        faults
+    }
+
+    fn url_fault(&self) -> Option<String> {
+        if self.database_url.trim().is_empty() {
+            let text = "no database url given: set DATABASE_URL, for example \
+                        postgres://user:password@localhost:5432/shop?sslmode=disable";
+            return Some(text.to_owned());
+        }
+        let error = Endpoint::parse(&self.database_url).err()?;
+        Some(match error.mend() {
+            Some(hint) => format!("{error} ({hint})"),
+            None => error.to_string(),
+        })
+    }
+
+    /// What of a setting with a secret in it may be shown.
+    pub(crate) fn without_secret(&self, key: &str) -> String {
+        match self.endpoint() {
+            Ok(endpoint) if key == "database.url" => {
+                format!("{} (password hidden)", endpoint.describe())
+            }
+            _ => "(hidden)".to_owned(),
+        }
     }
 
     pub(crate) fn endpoint(&self) -> Result<Endpoint, Error> {
@@ -267,8 +366,26 @@ impl Config {
         self.init
     }
 
-    pub(crate) fn may_create_topics(&self) -> bool {
-        self.create_topics
+    pub(crate) fn new_topics(&self) -> &NewTopics {
+        &self.topics
+    }
+
+    pub(crate) fn refuses_large_transactions(&self) -> bool {
+        self.large == LargeTransactions::Refuse
+    }
+
+    /// Every value, secrets too.
+    #[cfg(test)]
+    pub(crate) fn everything(&self) -> String {
+        format!(
+            "{:?}",
+            (
+                (&self.database_url, &self.brokers, self.kafka, &self.slot, &self.publication),
+                (&self.prefix, &self.outbox_schema, &self.relay_id, self.init, &self.topics),
+                (self.delivery, self.linger, self.batch_records, self.split_bytes, self.large),
+                (&self.kafka_properties, &self.skip),
+            )
+        )
     }
 
     pub(crate) fn skips(&self, place: Place) -> bool {
@@ -322,6 +439,13 @@ impl fmt::Debug for Config {
 
 fn named(name: &str, bytes_max: usize, allowed: impl Fn(u8) -> bool) -> bool {
     !name.is_empty() && name.len() <= bytes_max && name.bytes().all(allowed)
+}
+
+/// Whether the value of a Kafka setting is for nobody to see.
+pub(crate) fn is_secret_property(name: &str) -> bool {
+    let secret = ["password", "secret", "pem", "jaas", "oauthbearer.config", "token", "credential"];
+    let name = name.to_lowercase();
+    secret.iter().any(|part| name.contains(part))
 }
 
 fn relay_id_fault(relay_id: &str) -> Option<String> {

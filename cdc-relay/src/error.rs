@@ -106,14 +106,15 @@ impl Error {
     }
 
     /// The process exit code: 2 configuration or server set-up, 3 permission, 4 gap, 5 a message
-    /// that can not be published, 6 unavailable or fenced.
+    /// that can not be published, 6 unavailable, 7 another relay leads or took over.
     pub fn exit_code(&self) -> u8 {
         match self.0.kind {
             Kind::Config | Kind::Server => 2,
             Kind::Permission => 3,
             Kind::Gap => 4,
             Kind::Malformed | Kind::Rejected => 5,
-            Kind::Unavailable | Kind::SlotBusy | Kind::Fenced => 6,
+            Kind::Unavailable => 6,
+            Kind::SlotBusy | Kind::Fenced => 7,
         }
     }
 }

@@ -46,7 +46,7 @@ mod setup;
 pub mod sink;
 mod source;
 
-pub use config::{Config, Delivery};
+pub use config::{Config, Delivery, LargeTransactions};
 pub use error::{Error, Kind, Reaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;

@@ -84,6 +84,12 @@ impl<S: Sink> Publisher<'_, S> {
         if self.progress.is_committing() {
             self.confirmed().await?;
         }
+        if let Some(partial) = published.partial
+            && self.config.refuses_large_transactions()
+        {
+            self.sink.abort().await?;
+            return Err(too_large(partial.commit_lsn));
+        }
         let checkpoint = Checkpoint { source: self.source.clone(), progress: published };
         self.observer.at(Milestone::Committing);
         self.sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
@@ -204,6 +210,18 @@ impl<S: Sink> Publisher<'_, S> {
             );
         }
     }
+}
+
+/// A source transaction that would have to be split, and may not be.
+fn too_large(commit_lsn: Lsn) -> Error {
+    let text = format!(
+        "the source transaction that commits at {commit_lsn} is larger than one Kafka transaction \
+         may be"
+    );
+    Error::new(Kind::Rejected, text).hint(
+        "nothing of it was published, nor of what follows; raise transaction.max_bytes, or set \
+         transaction.large_transactions to split. One that takes longer than 5 s is refused too",
+    )
 }
 
 /// Now, for people who read a checkpoint; nothing is decided by it.

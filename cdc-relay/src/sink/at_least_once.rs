@@ -12,6 +12,7 @@ use super::producer::{Answer, Producer};
 use super::topics::Topics;
 use super::turns::{Turn, transactional_id};
 use super::{Obstacle, Saved, Sink};
+use crate::config::NewTopics;
 use crate::error::Error;
 use crate::record::Record;
 
@@ -31,12 +32,12 @@ impl AtLeastOnce {
     pub(super) async fn connect(
         cluster: &Cluster,
         relay_id: &str,
-        create_topics: bool,
+        new_topics: &NewTopics,
     ) -> Result<Self, Error> {
         let checkpoint = Producer::transactional(cluster, &transactional_id(relay_id, Turn::A))?;
         let second = Producer::transactional(cluster, &transactional_id(relay_id, Turn::B))?;
         let records = Producer::idempotent(cluster)?;
-        let topics = Topics::connect(cluster, relay_id, create_topics, &checkpoint).await?;
+        let topics = Topics::connect(cluster, relay_id, new_topics, &checkpoint).await?;
         Ok(AtLeastOnce { topics, records, checkpoint, second: Some(second), committing: None })
     }
 }

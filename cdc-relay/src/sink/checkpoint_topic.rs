@@ -27,9 +27,14 @@ const STABLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Makes the topic unless it exists: one partition, compacted, in small segments so that
 /// compaction keeps it short.
-pub(super) async fn ensure(cluster: &Cluster, topic: &str) -> Result<(), Error> {
+pub(super) async fn ensure(
+    cluster: &Cluster,
+    topic: &str,
+    replication_factor: i32,
+) -> Result<(), Error> {
     let config = [("cleanup.policy", "compact"), ("segment.bytes", "8388608")];
-    create(cluster, &Wanted { name: topic, partitions: 1, config: &config }).await
+    create(cluster, &Wanted { name: topic, partitions: 1, replication_factor, config: &config })
+        .await
 }
 
 /// What the topic holds. To be called after `init_transactions` has returned for every

@@ -56,8 +56,8 @@ impl Cluster {
         &self.brokers
     }
 
-    /// The faults of the settings, each in words.
-    pub(crate) fn faults(&self) -> Vec<String> {
+    /// The faults of the addresses, each in words.
+    pub(crate) fn broker_faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.brokers.trim().is_empty() {
             faults.push(
@@ -71,6 +71,12 @@ impl Cluster {
                 }),
             );
         }
+        faults
+    }
+
+    /// The faults of the properties, each in words.
+    pub(crate) fn property_faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
         for (name, _) in &self.properties {
             if RESERVED.contains(&name.as_str()) {
                 faults.push(format!(
@@ -238,7 +244,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_none_is_named() {
-        let faults = |brokers: &str| Cluster::new(brokers, &[]).faults();
+        let faults = |brokers: &str| Cluster::new(brokers, &[]).broker_faults();
 
         for right in ["a:1", "a:1, 10.0.0.1:9092", "[::1]:9092"] {
             assert_eq!(faults(right), Vec::<String>::new(), "{right}");
@@ -252,11 +258,11 @@ mod tests {
     fn settings_that_guarantees_rest_on_are_refused_by_name() {
         let property = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let fine = [property("compression.codec", "zstd"), property("security.protocol", "ssl")];
-        assert_eq!(Cluster::new("localhost:9092", &fine).faults(), Vec::<String>::new());
+        assert_eq!(Cluster::new("localhost:9092", &fine).property_faults(), Vec::<String>::new());
 
         let wrong = [property("acks", "1"), property("linger.msec", "1")];
-        let faults = Cluster::new(" ", &wrong).faults();
-        assert_eq!(faults.len(), 3, "{faults:?}");
-        assert!(faults[1].contains("acks") && faults[2].contains("linger.msec"), "{faults:?}");
+        let faults = Cluster::new(" ", &wrong).property_faults();
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(faults[0].contains("acks") && faults[1].contains("linger.msec"), "{faults:?}");
     }
 }

@@ -11,6 +11,8 @@ pub(super) struct Wanted<'a> {
     pub(super) name: &'a str,
     /// -1 for the broker's default.
     pub(super) partitions: i32,
+    /// -1 for the broker's default.
+    pub(super) replication_factor: i32,
     pub(super) config: &'a [(&'a str, &'a str)],
 }
 
@@ -21,7 +23,11 @@ pub(super) async fn create(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(),
         .config()
         .create_with_context(Context::default())
         .map_err(|error| cluster.error(&what, error))?;
-    let mut topic = NewTopic::new(wanted.name, wanted.partitions, TopicReplication::Fixed(-1));
+    let mut topic = NewTopic::new(
+        wanted.name,
+        wanted.partitions,
+        TopicReplication::Fixed(wanted.replication_factor),
+    );
     for (name, value) in wanted.config {
         topic = topic.set(name, value);
     }

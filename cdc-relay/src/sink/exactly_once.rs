@@ -8,6 +8,7 @@ use super::producer::{Answer, Producer};
 use super::topics::Topics;
 use super::turns::{Turn, Turns, transactional_id};
 use super::{Obstacle, Saved, Sink};
+use crate::config::NewTopics;
 use crate::error::Error;
 use crate::record::Record;
 
@@ -28,11 +29,11 @@ impl ExactlyOnce {
     pub(super) async fn connect(
         cluster: &Cluster,
         relay_id: &str,
-        create_topics: bool,
+        new_topics: &NewTopics,
     ) -> Result<Self, Error> {
         let a = Producer::transactional(cluster, &transactional_id(relay_id, Turn::A))?;
         let b = Producer::transactional(cluster, &transactional_id(relay_id, Turn::B))?;
-        let topics = Topics::connect(cluster, relay_id, create_topics, &a).await?;
+        let topics = Topics::connect(cluster, relay_id, new_topics, &a).await?;
         Ok(ExactlyOnce { topics, a, b, turns: Turns::new(), committing: None })
     }
 

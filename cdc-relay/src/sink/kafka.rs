@@ -4,7 +4,7 @@ use super::at_least_once::AtLeastOnce;
 use super::cluster::Cluster;
 use super::exactly_once::ExactlyOnce;
 use super::{Connect, Obstacle, Saved, Sink};
-use crate::config::{Config, Delivery};
+use crate::config::{Config, Delivery, NewTopics};
 use crate::error::Error;
 use crate::record::Record;
 
@@ -13,7 +13,7 @@ use crate::record::Record;
 pub struct Kafka {
     cluster: Cluster,
     delivery: Delivery,
-    create_topics: bool,
+    new_topics: NewTopics,
 }
 
 impl Kafka {
@@ -22,7 +22,7 @@ impl Kafka {
         Kafka {
             cluster: config.cluster(),
             delivery: config.delivery_mode(),
-            create_topics: config.may_create_topics(),
+            new_topics: config.new_topics().clone(),
         }
     }
 }
@@ -31,13 +31,13 @@ impl Connect for Kafka {
     type Sink = KafkaSink;
 
     async fn connect(&self, relay_id: &str) -> Result<KafkaSink, Error> {
-        let Kafka { cluster, delivery, create_topics } = self;
+        let Kafka { cluster, delivery, new_topics } = self;
         Ok(KafkaSink(match delivery {
             Delivery::ExactlyOnce => Mode::ExactlyOnce(Box::new(
-                ExactlyOnce::connect(cluster, relay_id, *create_topics).await?,
+                ExactlyOnce::connect(cluster, relay_id, new_topics).await?,
             )),
             Delivery::AtLeastOnce => Mode::AtLeastOnce(Box::new(
-                AtLeastOnce::connect(cluster, relay_id, *create_topics).await?,
+                AtLeastOnce::connect(cluster, relay_id, new_topics).await?,
             )),
         }))
     }

@@ -12,6 +12,7 @@ use super::partitions::Partitions;
 use super::producer::Producer;
 use super::{Obstacle, Saved};
 use crate::checkpoint;
+use crate::config::NewTopics;
 use crate::error::{Error, Kind};
 use crate::record::Record;
 
@@ -20,7 +21,7 @@ use crate::record::Record;
 pub(super) struct Topics {
     cluster: Cluster,
     checkpoint_topic: String,
-    create: bool,
+    new: NewTopics,
     partitions: Partitions,
     /// Found missing when it was last asked for; asked for anew with each record to it.
     missing: Option<String>,
@@ -31,18 +32,19 @@ impl Topics {
     pub(super) async fn connect(
         cluster: &Cluster,
         relay_id: &str,
-        create: bool,
+        new: &NewTopics,
         producer: &Producer,
     ) -> Result<Self, Error> {
         let topics = Topics {
             cluster: cluster.clone(),
             checkpoint_topic: checkpoint::topic(relay_id),
-            create,
+            new: new.clone(),
             partitions: Partitions::default(),
             missing: None,
         };
         if topics.partition_count(producer, &topics.checkpoint_topic).await?.is_none() {
-            checkpoint_topic::ensure(cluster, &topics.checkpoint_topic).await?;
+            let replicas = new.replication_factor;
+            checkpoint_topic::ensure(cluster, &topics.checkpoint_topic, replicas).await?;
             topics.appears(producer, &topics.checkpoint_topic).await?;
         }
         Ok(topics)
@@ -84,8 +86,8 @@ impl Topics {
         let count = match self.partition_count(producer, topic).await? {
             Some(count) if count > 0 => count,
             Some(_) => self.appears(producer, topic).await?,
-            None if self.create => {
-                create(&self.cluster, &Wanted { name: topic, partitions: -1, config: &[] }).await?;
+            None if self.new.create => {
+                self.make(topic).await?;
                 self.appears(producer, topic).await?
             }
             None => {
@@ -103,6 +105,19 @@ impl Topics {
             );
         }
         Ok(())
+    }
+
+    async fn make(&self, name: &str) -> Result<(), Error> {
+        let NewTopics { partitions, replication_factor, configs, .. } = &self.new;
+        let config = configs.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let config: Vec<_> = config.collect();
+        let wanted = Wanted {
+            name,
+            partitions: *partitions,
+            replication_factor: *replication_factor,
+            config: &config,
+        };
+        create(&self.cluster, &wanted).await
     }
 
     /// How many partitions a topic has: `None` if it does not exist, zero while the brokers do not
