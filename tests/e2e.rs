@@ -1,11 +1,15 @@
 //! The end-to-end tests: the product's own programs on a real Postgres and a real Kafka.
 
+#[path = "e2e/adopt.rs"]
+mod adopt;
 #[path = "e2e/bad_frames.rs"]
 mod bad_frames;
 #[path = "e2e/bad_settings.rs"]
 mod bad_settings;
 #[path = "e2e/brokers.rs"]
 mod brokers;
+#[path = "e2e/commands.rs"]
+mod commands;
 #[path = "e2e/complaint.rs"]
 mod complaint;
 #[path = "e2e/gaps.rs"]

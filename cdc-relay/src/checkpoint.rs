@@ -131,6 +131,12 @@ impl Stored {
     }
 }
 
+/// When the checkpoint was written, in milliseconds since the Unix epoch; for people.
+pub(crate) fn written_ms(saved: &Saved) -> Option<u64> {
+    let record: Record = decode(saved.get(CHECKPOINT_KEY)?).ok()?;
+    Some(record.time_ms)
+}
+
 fn record(
     source: &Source,
     flush_lsn: Option<Lsn>,

@@ -15,8 +15,13 @@ use crate::config::layers::{Layers, Settings};
 use crate::config::settings::{SETTINGS, VARIABLES};
 use crate::error::{Error, Kind};
 use crate::relay::Relay;
+use crate::sink::Kafka;
+use crate::{init, status};
+use adoption::Way;
 use given::Flags;
 
+mod adoption;
+mod drop_slot;
 mod given;
 
 /// Runs the sidecar with these arguments, of which the first is the program's name.
@@ -43,8 +48,20 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 async fn obey(command: Command, settings: Settings) -> Result<ExitCode, Error> {
+    let config = settings.config.clone();
     match command {
-        Command::Run => Relay::new(settings.config).run(stop_signal()).await?,
+        Command::Run => Relay::new(config).run(stop_signal()).await?,
+        Command::Init { dry_run: true } => say(&init::plan(&config).await?),
+        Command::Init { dry_run: false } => say(&init::init(&config, &Kafka::of(&config)).await?),
+        Command::Status { json } => {
+            let status = status::status(&config).await?;
+            match json {
+                true => say(&format!("{:#}\n", status.json(&config))),
+                false => say(&status.text(&config)),
+            }
+        }
+        Command::Adopt(way) => say(&adoption::adopt(&config, way.consent()).await?),
+        Command::DropSlot { yes } => say(&drop_slot::drop_slot(&config, yes).await?),
         Command::Config => say(&configuration(&settings)),
     }
     Ok(ExitCode::SUCCESS)
@@ -85,6 +102,27 @@ enum Command {
     /// Publishes until SIGTERM or Ctrl-C; makes publication, slot and checkpoint topic at the
     /// first run
     Run,
+    /// Makes publication, slot and checkpoint topic, so that messages are kept from then on
+    Init {
+        /// Print what would be made and which rights it needs, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Shows slot, lag, leader and checkpoint, and whether a relay would refuse to go on
+    Status {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Goes on from a slot that a relay refuses, once the gap is accepted; makes the slot where it
+    /// is gone or lost. Prints what is missing. Stop every relay first
+    Adopt(Way),
+    /// Drops the replication slot: from then on messages vanish. Stop every relay first
+    DropSlot {
+        /// Do it; without, only what would be lost is told
+        #[arg(long)]
+        yes: bool,
+    },
     /// Shows every setting with its value and where that comes from; secrets are hidden
     Config,
 }

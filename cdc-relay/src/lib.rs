@@ -19,10 +19,12 @@
 //! | transactions, fencing | KIP-98, KIP-447 |
 //! | record headers | CloudEvents 1.0.2, Kafka protocol binding |
 
+mod adopt;
 mod checkpoint;
 pub mod cli;
 mod config;
 mod error;
+mod init;
 mod journal;
 mod leadership;
 mod lsn;
@@ -45,6 +47,7 @@ mod session;
 mod setup;
 pub mod sink;
 mod source;
+mod status;
 
 pub use config::{Config, Delivery, LargeTransactions};
 pub use error::{Error, Kind, Reaction};

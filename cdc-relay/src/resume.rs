@@ -32,6 +32,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// Whether the server still has the log that the slot begins with.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.confirmed_flush.is_some() && self.wal_status != "lost"
+    }
+
     /// Refuses a slot that this relay could never read rightly, whatever it has published.
     pub(crate) fn check(&self, server: &Server) -> Result<(), Error> {
         let refused = |why: String, hint: &'static str| {
@@ -104,7 +109,7 @@ pub(crate) fn resume(
     stored: &Stored,
     switched: impl Fn(u32) -> Option<Lsn>,
 ) -> Result<Start, Error> {
-    let Some(confirmed) = slot.confirmed_flush.filter(|_| slot.wal_status != "lost") else {
+    let Some(confirmed) = slot.confirmed_flush.filter(|_| slot.is_readable()) else {
         let published = stored.checkpoint.as_ref().map(|checkpoint| checkpoint.progress.flush_lsn);
         let since = published.map_or_else(|| "its creation".to_owned(), |lsn| lsn.to_string());
         return Err(gap(format!(
@@ -114,7 +119,8 @@ pub(crate) fn resume(
         )));
     };
     match (&stored.checkpoint, &stored.intent) {
-        (Some(checkpoint), _) => {
+        (Some(checkpoint), intent) => {
+            finished(checkpoint, intent.as_ref())?;
             belongs(&checkpoint.source, server, slot)?;
             reaches(checkpoint, confirmed, server, switched)?;
             let source = Source { timeline: server.timeline, ..checkpoint.source.clone() };
@@ -131,6 +137,19 @@ pub(crate) fn resume(
              made or read by something else, or the checkpoint topic was lost",
             slot.name
         ))),
+    }
+}
+
+/// An adoption writes its intent before it makes a slot, and the checkpoint after.
+fn finished(checkpoint: &Checkpoint, intent: Option<&Intent>) -> Result<(), Error> {
+    match intent {
+        Some(intent) if intent.source.incarnation > checkpoint.source.incarnation => {
+            Err(gap(format!(
+                "a new incarnation was begun and not finished; messages are published up to {}",
+                checkpoint.progress.flush_lsn
+            )))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -196,8 +215,8 @@ fn reaches(
 
 fn gap(text: String) -> Error {
     Error::new(Kind::Gap, text).hint(
-        "nothing was published; to begin anew from now and accept the gap, drop the slot and run \
-         with a new --relay-id",
+        "nothing was published; when you know what is missing, cdc-relay adopt --accept-gap goes \
+         on from here, and after pg_upgrade with nothing missing cdc-relay adopt --upgraded",
     )
 }
 
@@ -285,6 +304,9 @@ mod tests {
         };
         let stored = published(500);
 
+        let mut begun = published(500);
+        begun.intent.as_mut().unwrap().source.incarnation = Incarnation(6);
+        refused(&server(), &slot(1), &begun);
         let skipped = refused(&server(), &slot(501), &stored);
         assert!(skipped.contains("0/1F5") && skipped.contains("0/1F4"), "{skipped}");
         refused(&server(), &slot(1), &Stored::default());

@@ -36,9 +36,8 @@ pub(crate) async fn create(
 ) -> Result<(), Error> {
     if !config.may_init() {
         let text = format!("slot {:?} does not exist", config.slot_name());
-        return Err(
-            Error::new(Kind::Config, text).hint("leave out --no-init to let the relay create it")
-        );
+        return Err(Error::new(Kind::Config, text)
+            .hint("run cdc-relay init, or leave out --no-init to let the relay create it"));
     }
     // Of several relays at their first start the last to come here fences the others.
     let stored = Stored::read(&sink.take_over().await?)?;
@@ -52,12 +51,25 @@ pub(crate) async fn create(
     sink.seal(&[(INTENT_KEY, &intent.encode(unix_ms()))]).await?;
     sink.confirmed().await?;
     observer.at(Milestone::Intended);
-    tracing::info!(slot = config.slot_name(), "creating the slot");
-    let failover = if client.server_version() >= 170_000 { ", FAILOVER true" } else { "" };
-    let command = format!(
+    if slot(config, client).await? {
+        observer.at(Milestone::SlotCreated);
+    }
+    Ok(())
+}
+
+/// The command that makes the slot.
+pub(crate) fn slot_command(config: &Config, server_version: u32) -> String {
+    let failover = if server_version >= 170_000 { ", FAILOVER true" } else { "" };
+    format!(
         "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})",
         quote_identifier(config.slot_name())
-    );
+    )
+}
+
+/// Makes the slot; answers whether it was this relay that did.
+pub(crate) async fn slot(config: &Config, client: &mut Client) -> Result<bool, Error> {
+    tracing::info!(slot = config.slot_name(), "creating the slot");
+    let command = slot_command(config, client.server_version());
     let mut creating = pin!(client.query_within(SLOT_TIMEOUT, &command));
     let created = match tokio::time::timeout(SLOT_PATIENCE, &mut creating).await {
         Ok(created) => created,
@@ -69,22 +81,18 @@ pub(crate) async fn create(
     };
     match created {
         // Another relay was faster: it leads, or this one will.
-        Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => Ok(()),
+        Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => Ok(false),
         Err(error) if error.kind() == Kind::Unavailable => Err(waits(config, error).await),
-        created => {
-            created?;
-            observer.at(Milestone::SlotCreated);
-            Ok(())
-        }
+        created => created.map(|_| true),
     }
 }
 
-/// Makes the publication, with the journal where there is one.
-async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> {
+/// The command that makes the publication, with the journal where there is one.
+pub(crate) async fn publication_command(
+    config: &Config,
+    client: &mut Client,
+) -> Result<String, Error> {
     let name = quote_identifier(config.publication_name());
-    if has_publication(config, client).await? {
-        return Ok(());
-    }
     let journal = journal_table(config);
     let exists = client
         .query(&format!("SELECT pg_catalog.to_regclass({})", quote_literal(&journal)))
@@ -92,9 +100,17 @@ async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> 
         .first()
         .is_some_and(|row| row.get(0).is_some());
     let tables = if exists { format!("FOR TABLE {journal} ") } else { String::new() };
-    let command = format!(
+    Ok(format!(
         "CREATE PUBLICATION {name} {tables}WITH (publish = 'insert', publish_via_partition_root = true)"
-    );
+    ))
+}
+
+/// Makes the publication unless it exists.
+pub(crate) async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> {
+    if has_publication(config, client).await? {
+        return Ok(());
+    }
+    let command = publication_command(config, client).await?;
     match client.query(&command).await {
         Ok(_) => Ok(()),
         // Another relay was faster; at the very same moment the catalog's index says so.
@@ -103,7 +119,7 @@ async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> 
         }
         Err(error) => Err(error.hint(format!(
             "the role needs CREATE on the database once, and to own the journal; or let their \
-             owner run: {command}"
+             owner run: {command}; cdc-relay init --dry-run prints all that is needed"
         ))),
     }
 }

@@ -16,7 +16,7 @@ use crate::error::Error;
 pub use crate::record::Record;
 
 mod at_least_once;
-mod checkpoint_topic;
+pub(crate) mod checkpoint_topic;
 mod cluster;
 pub mod conformance;
 mod create_topic;

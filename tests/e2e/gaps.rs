@@ -16,7 +16,7 @@ async fn a_slot_that_was_dropped_is_a_gap() {
 
     site.on_slot("select pg_drop_replication_slot($1)").await;
 
-    refused(&site, &["does not exist", &published, "--relay-id"]).await;
+    refused(&site, &["does not exist", &published, "cdc-relay adopt"]).await;
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
-//! A process under test, with everything it has written to standard error.
+//! A process under test, with everything it has written.
 
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -62,19 +63,14 @@ impl Process {
             command.env("RUST_LOG", level);
         }
         // The process ends when its standard input does.
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).spawn().expect("the node program starts");
         let stderr = child.stderr.take().expect("standard error is piped");
+        let stdout = child.stdout.take().expect("standard output is piped");
         let (append, log) = watch::channel(String::new());
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(stderr).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                append.send_modify(|log| {
-                    log.push_str(&line);
-                    log.push('\n');
-                });
-            }
-        });
+        let append = Arc::new(append);
+        tokio::spawn(keep(stderr, Arc::clone(&append)));
+        tokio::spawn(keep(stdout, append));
         Process { child, log }
     }
 
@@ -148,6 +144,17 @@ impl Process {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         kill_process(pid.expect("the process was not waited for"), signal)
             .expect("a child can be signalled");
+    }
+}
+
+/// Appends each line to what the process has written.
+async fn keep(output: impl AsyncRead + Unpin, append: Arc<watch::Sender<String>>) {
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        append.send_modify(|log| {
+            log.push_str(&line);
+            log.push('\n');
+        });
     }
 }
 

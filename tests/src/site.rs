@@ -1,5 +1,7 @@
 //! What one test has for itself on the servers: database, slot, relay id, topics.
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Row};
@@ -92,14 +94,20 @@ impl Site {
 
     /// The arguments that `cdc-relay run` needs here.
     pub fn run_arguments(&self) -> Vec<String> {
+        self.arguments(&["run"])
+    }
+
+    /// A command of the sidecar with the arguments that it needs here.
+    pub fn arguments(&self, command: &[&str]) -> Vec<String> {
         let give = |name: &str, value: &str| format!("--{name}={value}");
-        vec![
-            "run".to_owned(),
+        let mut arguments: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
+        arguments.extend([
             give("database-url", self.database.url()),
             give("kafka-brokers", &self.brokers),
             give("slot", &self.slot),
             give("relay-id", &self.relay_id),
-        ]
+        ]);
+        arguments
     }
 
     /// Starts the sidecar as it is shipped.
@@ -155,6 +163,20 @@ impl Site {
     /// When the server refuses.
     pub async fn connect(&self) -> PgConnection {
         PgConnection::connect(self.database.url()).await.expect("the server takes a connection")
+    }
+
+    /// Deletes a topic.
+    ///
+    /// # Panics
+    ///
+    /// When the broker refuses.
+    pub async fn delete_topic(&self, name: &str) {
+        let admin: AdminClient<DefaultClientContext> =
+            self.kafka().create().expect("the settings are valid");
+        let answers = admin.delete_topics(&[name], &AdminOptions::new()).await;
+        for answer in answers.expect("the broker answers") {
+            answer.expect("the topic is deleted");
+        }
     }
 
     /// Settings of an independent Kafka client.

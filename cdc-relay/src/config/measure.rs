@@ -32,6 +32,30 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("{text:?} is not a size such as 512KiB or 8MiB"))
 }
 
+/// The size in the largest unit in which it has no fraction, or with one digit of it.
+pub(crate) fn show_size(bytes: u64) -> String {
+    let units = SIZES.iter().filter(|(unit, _)| unit.ends_with("iB"));
+    let Some((unit, length)) = units.copied().find(|(_, length)| bytes >= *length) else {
+        return format!("{bytes}B");
+    };
+    match (bytes % length) * 10 / length {
+        0 => format!("{}{unit}", bytes / length),
+        tenths => format!("{}.{tenths}{unit}", bytes / length),
+    }
+}
+
+/// The duration in the unit that fits it.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 86_400, seconds / 3_600, seconds / 60) {
+        (0, 0, 0) if seconds == 0 => format!("{}ms", duration.as_millis()),
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m {}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h {}m", minutes % 60),
+        (days, hours, _) => format!("{days}d {}h", hours % 24),
+    }
+}
+
 fn read(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim();
     if text == "0" {
@@ -48,7 +72,7 @@ fn read(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 mod tests {
     use std::time::Duration;
 
-    use super::{duration, size};
+    use super::{duration, show_duration, show_size, size};
 
     #[test]
     fn what_people_write_is_read() {
@@ -65,6 +89,16 @@ mod tests {
         for wrong in ["5", "", "ms", "-5ms", "1.5s", "5 parsecs", "99999999999999999h"] {
             assert!(duration(wrong).unwrap_err().contains(wrong), "{wrong}");
             assert!(size(wrong).unwrap_err().contains(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_short() {
+        for (bytes, text) in [(0, "0B"), (1023, "1023B"), (1536, "1.5KiB"), (8 << 20, "8MiB")] {
+            assert_eq!(show_size(bytes), text);
+        }
+        for (millis, text) in [(7, "7ms"), (90_000, "1m 30s"), (90_000_000, "1d 1h")] {
+            assert_eq!(show_duration(Duration::from_millis(millis)), text);
         }
     }
 }

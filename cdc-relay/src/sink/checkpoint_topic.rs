@@ -7,6 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 
 use super::Saved;
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
@@ -41,11 +42,34 @@ pub(super) async fn ensure(
 /// transactional id of the relay: then nothing of ours is left open, and the read must reach the
 /// high watermark. Blocks.
 pub(super) fn read(cluster: &Cluster, topic: &str) -> Result<Saved, Error> {
+    // A read_committed handle would answer with the last stable offset instead.
+    read_below_end(cluster, topic, "read_uncommitted")
+}
+
+/// What is committed so far, for people who look on: a leader may be about to commit more. Blocks.
+/// `None` where there is no such topic.
+pub(crate) fn peek(cluster: &Cluster, topic: &str) -> Result<Option<Saved>, Error> {
+    let what = format!("asking for the checkpoint topic {topic:?}");
+    let metadata = consumer(cluster, "read_committed")
+        .and_then(|consumer| consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT))
+        .map_err(|error| cluster.error(&what, error))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    match found.map(|found| found.error().map(RDKafkaErrorCode::from)) {
+        None
+        | Some(Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
+            Ok(None)
+        }
+        Some(Some(code)) => Err(cluster.code_error(&what, code)),
+        Some(None) => read_below_end(cluster, topic, "read_committed").map(Some),
+    }
+}
+
+/// Reads up to the end as this isolation level sees it.
+fn read_below_end(cluster: &Cluster, topic: &str, isolation: &str) -> Result<Saved, Error> {
     let what = format!("reading the checkpoint topic {topic:?}");
     let failed = |error| cluster.error(&what, error);
-    // A read_committed handle would answer with the last stable offset instead.
-    let uncommitted = consumer(cluster, "read_uncommitted").map_err(failed)?;
-    let (low, high) = uncommitted.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
+    let ends = consumer(cluster, isolation).map_err(failed)?;
+    let (low, high) = ends.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
     let committed = consumer(cluster, "read_committed").map_err(failed)?;
     let mut span = FIRST_SPAN;
     loop {

@@ -1,0 +1,199 @@
+use super::{Adoption, Consent, Gap, Span, decide};
+use crate::checkpoint::{Checkpoint, Intent, Partial, Published, Source, Stored};
+use crate::error::Kind;
+use crate::lsn::Lsn;
+use crate::position::{Incarnation, Ordinal};
+use crate::resume::{Server, Slot};
+
+const NOW: u32 = 1_700_000_000;
+
+fn server() -> Server {
+    Server {
+        system_identifier: "74".to_owned(),
+        timeline: 1,
+        database: "shop".to_owned(),
+        flushed: Lsn(1_000),
+    }
+}
+
+fn slot(confirmed: u64) -> Slot {
+    Slot {
+        name: "tailrace".to_owned(),
+        plugin: "pgoutput".to_owned(),
+        database: "shop".to_owned(),
+        two_phase: false,
+        confirmed_flush: Some(Lsn(confirmed)),
+        wal_status: "reserved".to_owned(),
+    }
+}
+
+fn published(flush_lsn: u64, partial: Option<u64>) -> Stored {
+    let source = Source {
+        system_identifier: "74".to_owned(),
+        timeline: 1,
+        database: "shop".to_owned(),
+        slot: "tailrace".to_owned(),
+        incarnation: Incarnation(5),
+    };
+    let partial = partial.map(|commit_lsn| Partial {
+        commit_lsn: Lsn(commit_lsn),
+        ordinal: Ordinal(3),
+        change_lsn: Lsn(commit_lsn - 1),
+    });
+    let progress = Published { flush_lsn: Lsn(flush_lsn), partial };
+    let checkpoint = Checkpoint { source: source.clone(), progress };
+    Stored { checkpoint: Some(checkpoint), intent: Some(Intent { source }) }
+}
+
+/// Adopts with the gap accepted; timeline 1 was left at 400.
+fn accept(server: &Server, slot: &Slot, stored: &Stored) -> Adoption {
+    let left = |timeline| (timeline == 1).then_some(Lsn(400));
+    decide(server, slot, stored, left, Consent::AcceptGap, NOW).unwrap().unwrap()
+}
+
+fn between(from: u64, to: u64) -> Span {
+    Span::Between(Lsn(from), Lsn(to))
+}
+
+/// What happened, the server, what the slot has confirmed, what was published, where an adoption
+/// goes on, and the gap.
+type Case = (&'static str, Server, u64, Stored, u64, Gap);
+
+fn cases() -> [Case; 7] {
+    let later = Server { timeline: 2, ..server() };
+    let stranger = Server { timeline: 3, ..server() };
+    let unrelated = Stored {
+        checkpoint: published(500, None).checkpoint.map(|mut checkpoint| {
+            checkpoint.source.timeline = 2;
+            checkpoint
+        }),
+        intent: None,
+    };
+    [
+        (
+            "advanced",
+            server(),
+            700,
+            published(500, None),
+            700,
+            Gap { lost: between(500, 700), ..Gap::default() },
+        ),
+        (
+            "no checkpoint",
+            server(),
+            700,
+            Stored::default(),
+            700,
+            Gap { lost: Span::UpTo(Lsn(700)), twice: Span::From(Lsn(700)), ..Gap::default() },
+        ),
+        (
+            "restored, its end gone",
+            Server { flushed: Lsn(450), ..server() },
+            300,
+            published(500, None),
+            300,
+            Gap { twice: Span::From(Lsn(300)), phantom: between(450, 500), ..Gap::default() },
+        ),
+        (
+            "another timeline, the slot behind the switch",
+            later.clone(),
+            300,
+            published(500, None),
+            400,
+            Gap { phantom: between(400, 500), ..Gap::default() },
+        ),
+        (
+            "another timeline, the slot made after the switch",
+            later,
+            600,
+            published(500, None),
+            600,
+            Gap { lost: between(400, 600), phantom: between(400, 500), ..Gap::default() },
+        ),
+        (
+            "a timeline of other ancestors",
+            stranger,
+            300,
+            unrelated,
+            300,
+            Gap { twice: Span::From(Lsn(300)), ..Gap::default() },
+        ),
+        (
+            "another cluster",
+            Server { system_identifier: "75".to_owned(), ..server() },
+            300,
+            published(500, None),
+            300,
+            Gap { lost: Span::UpTo(Lsn(300)), ..Gap::default() },
+        ),
+    ]
+}
+
+#[test]
+fn each_gap_is_told_to_the_byte_and_goes_on_where_nothing_more_is_lost() {
+    for (what, server, confirmed, stored, begin, gap) in cases() {
+        let adoption = accept(&server, &slot(confirmed), &stored);
+
+        assert_eq!(adoption.progress.flush_lsn, Lsn(begin), "{what}");
+        assert_eq!(adoption.gap, gap, "{what}");
+        assert_eq!(adoption.source.incarnation, Incarnation(NOW), "{what}");
+        assert_eq!(adoption.source.timeline, server.timeline, "{what}");
+    }
+}
+
+#[test]
+fn an_incarnation_is_above_the_one_before_whatever_the_clock_says() {
+    let mut stored = published(500, None);
+    stored.intent.as_mut().unwrap().source.incarnation = Incarnation(NOW + 9);
+
+    let adoption = accept(&server(), &slot(700), &stored);
+
+    assert_eq!(adoption.source.incarnation, Incarnation(NOW + 10));
+}
+
+#[test]
+fn what_is_published_of_a_split_transaction_is_kept_while_its_rest_is_to_come() {
+    let kept = accept(&server(), &slot(700), &published(500, Some(800)));
+    assert_eq!(kept.progress.partial.unwrap().commit_lsn, Lsn(800));
+
+    let gone = accept(&server(), &slot(700), &published(500, Some(600)));
+    assert_eq!(gone.progress.partial, None);
+}
+
+#[test]
+fn nothing_is_adopted_where_a_relay_could_go_on() {
+    let decided = |slot: &Slot, stored: &Stored| {
+        decide(&server(), slot, stored, |_| None, Consent::AcceptGap, NOW).unwrap()
+    };
+
+    assert_eq!(decided(&slot(400), &published(500, None)), None);
+    let intent = published(500, None).intent;
+    assert_eq!(decided(&slot(400), &Stored { checkpoint: None, intent }), None);
+}
+
+#[test]
+fn an_upgrade_is_believed_only_as_far_as_it_can_be_one() {
+    let other = Server { system_identifier: "75".to_owned(), ..server() };
+    let upgrade = |server: &Server, slot: &Slot, stored: &Stored| {
+        decide(server, slot, stored, |_| None, Consent::Upgraded, NOW)
+    };
+
+    let adoption = upgrade(&other, &slot(700), &published(500, None)).unwrap().unwrap();
+    assert_eq!((adoption.progress.flush_lsn, adoption.gap), (Lsn(700), Gap::default()));
+    assert_eq!(adoption.source.system_identifier, "75");
+
+    for (what, server, stored) in [
+        ("not another cluster", server(), published(500, None)),
+        ("no checkpoint", other.clone(), Stored::default()),
+        ("half a transaction", other.clone(), published(500, Some(600))),
+        (
+            "a log that is behind",
+            Server { flushed: Lsn(499), ..other.clone() },
+            published(500, None),
+        ),
+    ] {
+        let refused = upgrade(&server, &slot(700), &stored).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Gap, "{what}");
+        assert!(refused.mend().is_some(), "{what}");
+    }
+}

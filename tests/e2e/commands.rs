@@ -1,0 +1,101 @@
+//! What the sidecar's other commands say and do.
+
+use std::time::Duration;
+
+use crate::complaint::refuses;
+use crate::run::{LEAD_MAX, PUBLISH_MAX, site, stop};
+
+const SETTINGS: i32 = 2;
+const GAP: i32 = 4;
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Runs a command to its good end, and answers with what it said.
+async fn does(site: &tests::Site, command: &[&str]) -> String {
+    let mut process = site.cdc_relay(&site.arguments(command));
+    let status = process.ends(ANSWER_MAX).await;
+    let log = process.log();
+    assert!(status.success(), "{command:?}: {status}:\n{log}");
+    log
+}
+
+#[tokio::test]
+async fn a_slot_lives_from_init_to_drop_slot_and_status_tells_each_step() {
+    let site = site("life_of_a_slot").await;
+
+    let plan = does(&site, &["init", "--dry-run"]).await;
+    for named in ["REPLICATION", "CREATE PUBLICATION", "CREATE_REPLICATION_SLOT", &site.relay_id] {
+        assert!(plan.contains(named), "{named} is not in:\n{plan}");
+    }
+    assert_eq!(site.confirmed_flush().await, None);
+    assert!(does(&site, &["status"]).await.contains("does not exist"));
+    let mut early = site.cdc_relay(&site.arguments(&["run", "--no-init"]));
+    refuses(&mut early, SETTINGS, &["cdc-relay init", &site.slot]).await;
+
+    assert!(does(&site, &["init"]).await.contains("kept from now on"));
+    assert!(does(&site, &["init"]).await.contains("nothing to do"));
+    crate::adopt::say(&site, "between init and run").await;
+    let mut relay = site.cdc_relay(&site.arguments(&["run", "--no-init"]));
+    relay.says("leading", LEAD_MAX).await;
+    site.read_until(PUBLISH_MAX, |seen| seen.len() == 1).await;
+
+    let status = does(&site, &["status"]).await;
+    assert!(status.contains("cdc-relay") && status.contains("incarnation"), "{status}");
+    assert!(!status.contains("refused"), "{status}");
+    let json = does(&site, &["status", "--json"]).await;
+    let at = json.find('{').expect("there is json");
+    let json: serde_json::Value = serde_json::from_str(json.get(at..).unwrap()).unwrap();
+    for (pointer, is_there) in [
+        ("/slot/lag_bytes", true),
+        ("/slot/wal_status", true),
+        ("/leader/pid", true),
+        ("/checkpoint/flush_lsn", true),
+        ("/checkpoint/written_ms", true),
+        ("/refused", false),
+    ] {
+        let value = json.pointer(pointer).unwrap_or_else(|| panic!("{pointer}: {json:#}"));
+        assert_eq!(!value.is_null(), is_there, "{pointer}: {json:#}");
+    }
+    stop(&mut relay).await;
+
+    let mut unsure = site.cdc_relay(&site.arguments(&["drop-slot"]));
+    refuses(&mut unsure, SETTINGS, &["--yes", "loses"]).await;
+    assert!(does(&site, &["drop-slot", "--yes"]).await.contains("checkpoint stays"));
+    assert_eq!(site.confirmed_flush().await, None);
+    refuses(&mut site.cdc_relay(&site.run_arguments()), GAP, &["cdc-relay adopt"]).await;
+    assert!(does(&site, &["status"]).await.contains("refused"));
+}
+
+#[tokio::test]
+async fn a_large_transaction_is_refused_whole_where_it_may_not_be_split() {
+    const REJECTED: i32 = 5;
+    let site = site("refused_large").await;
+    let topic = site.topics.first().expect("a site has topics");
+    let file =
+        tempfile(&site.slot, "[transaction]\nmax_bytes = '64KiB'\nlarge_transactions = 'refuse'\n");
+    let mut arguments = site.run_arguments();
+    arguments.push(format!("--config={}", file.display()));
+    let mut relay = site.cdc_relay(&arguments);
+    relay.says("leading", LEAD_MAX).await;
+
+    let mut transaction = site.pool.begin().await.unwrap();
+    for _ in 0..100 {
+        let message = tailrace_outbox::Message::builder(topic, "much.v1").source("/much");
+        let message = message.payload(vec![b'x'; 4_096]).build().unwrap();
+        tailrace_outbox::write(&mut transaction, &message).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+
+    refuses(&mut relay, REJECTED, &["larger", "transaction.max_bytes"]).await;
+    assert_eq!(site.read_to_end().await, []);
+    let mut relay = site.cdc_relay(&site.run_arguments());
+    site.read_until(PUBLISH_MAX, |seen| seen.len() == 100).await;
+    stop(&mut relay).await;
+    std::fs::remove_file(file).unwrap();
+}
+
+/// A file of this test, in the system's place for such files.
+fn tempfile(name: &str, text: &str) -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("{name}.toml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
