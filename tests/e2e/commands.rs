@@ -96,6 +96,6 @@ async fn a_large_transaction_is_refused_whole_where_it_may_not_be_split() {
 /// A file of this test, in the system's place for such files.
 fn tempfile(name: &str, text: &str) -> std::path::PathBuf {
     let path = std::env::temp_dir().join(format!("{name}.toml"));
-    std::fs::write(&path, text).unwrap();
+    std::fs::write(&path, text).expect("there is a place for temporary files");
     path
 }
