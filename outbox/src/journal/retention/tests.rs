@@ -84,6 +84,22 @@ async fn eight_maintainers_at_once_make_and_drop_each_day_once() {
 }
 
 #[tokio::test]
+async fn what_is_planned_is_what_maintenance_then_does() {
+    let (_database, mut connection) = installed("retention_plan").await;
+    let old = today(&mut connection).await.plus(-30);
+    make(&mut connection, old).await;
+    let (journal, retention) = (Journal::default(), Retention::default().days_ahead(5));
+
+    let planned = journal.plan(&mut connection, &retention).await.unwrap();
+    let again = journal.plan(&mut connection, &retention).await.unwrap();
+    let done = journal.maintain(&mut connection, &retention).await.unwrap();
+
+    assert_eq!((planned.make.len(), &planned.drop[..]), (2, &[old.partition()][..]));
+    assert_eq!(planned, again);
+    assert_eq!((planned.make, planned.drop), (done.made, done.dropped));
+}
+
+#[tokio::test]
 async fn a_day_is_not_dropped_under_an_open_transaction_and_nobody_waits_long() {
     let (database, mut connection) = installed("retention_open").await;
     let old = today(&mut connection).await.plus(-30);
