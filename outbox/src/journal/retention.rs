@@ -257,10 +257,7 @@ impl Journal {
         let (Step::Make(day) | Step::Drop(day)) = step;
         let parent = self.schema.object("outbox");
         let partition = self.schema.object(&day.partition());
-        let there: bool = sqlx::query_scalar("SELECT pg_catalog.to_regclass($1) IS NOT NULL")
-            .bind(&partition)
-            .fetch_one(&mut *tx)
-            .await?;
+        let there = self.schema.has_table(&day.partition(), tx).await?;
         let statements = match step {
             Step::Make(_) if there => return Ok(Outcome::Nothing),
             Step::Drop(_) if !there => return Ok(Outcome::Nothing),
