@@ -1,5 +1,8 @@
 //! The durable record of what is published.
 
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
@@ -58,12 +61,16 @@ pub(crate) struct Intent {
 pub(crate) struct Stored {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) intent: Option<Intent>,
+    /// Topics and their partition counts: those that were written down near the topic's end.
+    pub(crate) partitions: BTreeMap<String, i32>,
 }
 
 /// Key of the checkpoint in the compacted topic.
 pub(crate) const CHECKPOINT_KEY: &str = "checkpoint";
 /// Key of the intent in the compacted topic.
 pub(crate) const INTENT_KEY: &str = "intent";
+/// Before a topic's name: the key of its partition count.
+const PARTITIONS_KEY: &str = "partitions:";
 
 const TOPIC_PREFIX: &str = "tailrace.checkpoint.";
 
@@ -91,6 +98,14 @@ struct Record {
     partial: Option<PartialRecord>,
     relay_version: String,
     /// Milliseconds since the Unix epoch, for people: nothing is decided by it.
+    time_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PartitionsRecord {
+    version: u32,
+    partitions: i32,
+    relay_version: String,
     time_ms: u64,
 }
 
@@ -125,6 +140,17 @@ impl Intent {
     }
 }
 
+/// The key and the value of a topic's partition count.
+pub(crate) fn encode_partitions(topic: &str, partitions: i32, time_ms: u64) -> (String, Vec<u8>) {
+    let record = PartitionsRecord {
+        version: VERSION,
+        partitions,
+        relay_version: env!("CARGO_PKG_VERSION").to_owned(),
+        time_ms,
+    };
+    (format!("{PARTITIONS_KEY}{topic}"), json(&record))
+}
+
 impl Stored {
     /// Takes one record of the topic in, in the order of the topic.
     pub(crate) fn take(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), Error> {
@@ -133,7 +159,12 @@ impl Stored {
                 self.checkpoint = Some(decode_checkpoint(value)?);
             }
             (Some(key), Some(value)) if key == INTENT_KEY.as_bytes() => {
-                self.intent = Some(Intent { source: decode(value)?.source() });
+                self.intent = Some(Intent { source: decode::<Record>(value)?.source() });
+            }
+            (Some(key), Some(value)) if key.starts_with(PARTITIONS_KEY.as_bytes()) => {
+                let topic = String::from_utf8_lossy(key);
+                let topic = topic.strip_prefix(PARTITIONS_KEY).unwrap_or_default().to_owned();
+                self.partitions.insert(topic, decode::<PartitionsRecord>(value)?.partitions);
             }
             // Keys of a later release are for that release.
             _ => {}
@@ -160,10 +191,14 @@ fn encode(
         relay_version: env!("CARGO_PKG_VERSION").to_owned(),
         time_ms,
     };
-    serde_json::to_vec(&record).expect("a record of numbers and strings is valid JSON")
+    json(&record)
 }
 
-fn decode(value: &[u8]) -> Result<Record, Error> {
+fn json(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("a record of numbers and strings is valid JSON")
+}
+
+fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, Error> {
     let unreadable = |error| malformed("is not readable", error);
     // The version first: a later format may lack what this one demands.
     let Version { version } = serde_json::from_slice(value).map_err(unreadable)?;
@@ -178,7 +213,7 @@ fn decode(value: &[u8]) -> Result<Record, Error> {
 }
 
 fn decode_checkpoint(value: &[u8]) -> Result<Checkpoint, Error> {
-    let record = decode(value)?;
+    let record: Record = decode(value)?;
     let lsn = |text: &str| text.parse::<Lsn>().map_err(|error| malformed("has a bad lsn", error));
     let flush_lsn = lsn(record.flush_lsn.as_deref().unwrap_or_default())?;
     let partial = match &record.partial {
@@ -214,6 +249,7 @@ fn malformed(what: &str, error: impl std::error::Error + Send + Sync + 'static) 
 mod tests {
     use super::{
         CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Partial, Published, Source, Stored,
+        encode_partitions,
     };
     use crate::error::Kind;
     use crate::lsn::Lsn;
@@ -240,8 +276,14 @@ mod tests {
 
             stored.take(Some(INTENT_KEY.as_bytes()), Some(&intent.encode(1))).unwrap();
             stored.take(Some(CHECKPOINT_KEY.as_bytes()), Some(&checkpoint.encode(2))).unwrap();
+            for count in [3, 6] {
+                let (key, value) = encode_partitions("partitions:orders", count, 3);
+                stored.take(Some(key.as_bytes()), Some(&value)).unwrap();
+            }
 
-            assert_eq!(stored, Stored { checkpoint: Some(checkpoint), intent: Some(intent) });
+            let partitions = [("partitions:orders".to_owned(), 6)].into();
+            let written = (Some(checkpoint), Some(intent), partitions);
+            assert_eq!((stored.checkpoint, stored.intent, stored.partitions), written);
         }
     }
 

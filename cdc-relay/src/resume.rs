@@ -252,7 +252,11 @@ mod tests {
     fn published(flush_lsn: u64) -> Stored {
         let progress = Published { flush_lsn: Lsn(flush_lsn), partial: None };
         let checkpoint = Checkpoint { source: source(), progress };
-        Stored { checkpoint: Some(checkpoint), intent: Some(Intent { source: source() }) }
+        Stored {
+            checkpoint: Some(checkpoint),
+            intent: Some(Intent { source: source() }),
+            ..Stored::default()
+        }
     }
 
     #[test]
@@ -267,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_slot_made_by_an_intent_begins_where_it_was_made() {
-        let stored = Stored { checkpoint: None, intent: Some(Intent { source: source() }) };
+        let stored = Stored { intent: Some(Intent { source: source() }), ..Stored::default() };
 
         let start = resume(&server(), &slot(300), &stored, |_| None).unwrap();
 

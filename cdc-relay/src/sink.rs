@@ -4,6 +4,7 @@ mod checkpoint_topic;
 mod commit;
 mod exactly_once;
 mod kafka;
+mod partitions;
 mod refusal;
 mod topics;
 

@@ -82,6 +82,11 @@ impl Site {
         if let Some(bytes) = variant.split_bytes {
             give("--split-bytes", bytes.to_string());
         }
+        self.start(arguments)
+    }
+
+    /// Starts the program in the role that the arguments name.
+    pub(crate) fn start(&self, arguments: Vec<String>) -> Process {
         Process::start(&self.node, arguments)
     }
 

@@ -9,12 +9,16 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::kafka::{ANSWER_TIMEOUT, Cluster, Context};
+use super::partitions::REPEAT_AFTER;
 use super::topics::{Wanted, create};
 use crate::checkpoint::Stored;
 use crate::error::{Error, Kind};
 
 /// Offsets that are read in the first try; each further try reads four times as many.
-const FIRST_SPAN: i64 = 64;
+///
+/// A commit takes two offsets, one for the checkpoint and one for its marker, so this holds the
+/// partition counts too, with room for transactions that were aborted.
+const FIRST_SPAN: i64 = 4 * REPEAT_AFTER as i64;
 
 /// How long the last stable offset may stay below the end: a dead relay's transaction is ended by
 /// `init_transactions`, which has returned, so it stays there only for a moment.

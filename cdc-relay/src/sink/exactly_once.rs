@@ -1,6 +1,5 @@
 //! One transactional producer: records and the checkpoint that covers them become visible together.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -14,8 +13,11 @@ use tokio::sync::oneshot;
 use super::checkpoint_topic;
 use super::commit::commit_transaction;
 use super::kafka::{ANSWER_TIMEOUT, Cluster, Context};
+use super::partitions::Partitions;
 use super::topics::{Wanted, create};
-use crate::checkpoint::{self, CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Stored};
+use crate::checkpoint::{
+    self, CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Stored, encode_partitions,
+};
 use crate::error::{Error, Kind};
 use crate::position::Place;
 use crate::record::{Record, skippable};
@@ -33,9 +35,6 @@ const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
 /// How long reports of refused records are waited for once a call has failed.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Topics whose existence is remembered; beyond it all are asked for again.
-const KNOWN_TOPICS_MAX: usize = 10_000;
 
 type Client = ThreadedProducer<Context>;
 type Job = Box<dyn FnOnce(&Client) + Send>;
@@ -62,7 +61,7 @@ pub(crate) struct ExactlyOnce {
     producer: Arc<Client>,
     /// Transaction calls block: they run on a thread of their own.
     worker: mpsc::SyncSender<Job>,
-    known_topics: HashSet<String>,
+    partitions: Partitions,
 }
 
 impl ExactlyOnce {
@@ -80,10 +79,10 @@ impl ExactlyOnce {
             create_topics,
             producer,
             worker,
-            known_topics: HashSet::new(),
+            partitions: Partitions::default(),
         };
         let topic = sink.checkpoint_topic.clone();
-        if !sink.exists(&topic).await? {
+        if sink.partition_count(&topic).await?.is_none() {
             checkpoint_topic::ensure(&sink.cluster, &topic).await?;
             sink.await_topic(&topic).await?;
         }
@@ -104,7 +103,9 @@ impl ExactlyOnce {
     /// What is durable. To be called after [`ExactlyOnce::take_over`].
     pub(crate) async fn stored(&mut self) -> Result<Stored, Error> {
         let (cluster, topic) = (self.cluster.clone(), self.checkpoint_topic.clone());
-        self.run(move |_| checkpoint_topic::read(&cluster, &topic)).await?
+        let stored = self.run(move |_| checkpoint_topic::read(&cluster, &topic)).await??;
+        self.partitions.restore(stored.partitions.clone());
+        Ok(stored)
     }
 
     /// Hands a record over; its bytes are copied by the client.
@@ -113,7 +114,7 @@ impl ExactlyOnce {
         record: &Record<'_>,
         at: Place,
     ) -> Result<Produced, Error> {
-        if !self.known_topics.contains(record.topic()) {
+        if !self.partitions.knows(record.topic()) {
             return Ok(Produced::UnknownTopic);
         }
         let mut headers = Some(OwnedHeaders::new_with_capacity(8));
@@ -163,19 +164,28 @@ impl ExactlyOnce {
     /// Makes sure that a topic exists before the first record goes to it: inside a transaction an
     /// unknown topic would cost more time than the transaction has.
     pub(crate) async fn prepare(&mut self, topic: &str, at: Place) -> Result<(), Error> {
-        if !self.exists(topic).await? {
+        let count = self.partition_count(topic).await?;
+        if count.is_none() {
             if !self.create_topics {
                 let text = format!("topic {topic:?} of the message at {at} does not exist");
                 return Err(Error::new(Kind::Rejected, text)
                     .hint("create it, or let the relay do so by leaving out --no-create-topics"));
             }
             create(&self.cluster, &Wanted { name: topic, partitions: -1, config: &[] }).await?;
-            self.await_topic(topic).await?;
         }
-        if self.known_topics.len() == KNOWN_TOPICS_MAX {
-            self.known_topics.clear();
+        let count = match count {
+            Some(count) if count > 0 => count,
+            _ => self.await_topic(topic).await?,
+        };
+        if let Some(before) = self.partitions.learn(topic, count) {
+            tracing::warn!(
+                topic,
+                before,
+                now = count,
+                "the number of partitions has changed: records of a key that were published \
+                 before are in another partition, and are not in order with what follows"
+            );
         }
-        self.known_topics.insert(topic.to_owned());
         Ok(())
     }
 
@@ -186,6 +196,10 @@ impl ExactlyOnce {
         checkpoint: &Checkpoint,
         time_ms: u64,
     ) -> Result<(), Error> {
+        for (topic, count) in self.partitions.due() {
+            let (key, value) = encode_partitions(&topic, count, time_ms);
+            self.put(&key, &value).await?;
+        }
         self.put(CHECKPOINT_KEY, &checkpoint.encode(time_ms)).await?;
         self.end_transaction().await
     }
@@ -244,36 +258,43 @@ impl ExactlyOnce {
         }
     }
 
-    async fn exists(&mut self, topic: &str) -> Result<bool, Error> {
+    /// How many partitions a topic has: `None` if it does not exist, zero while the brokers do not
+    /// say.
+    async fn partition_count(&mut self, topic: &str) -> Result<Option<i32>, Error> {
         let name = topic.to_owned();
         let metadata = self
             .run(move |producer| producer.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT))
             .await?
             .map_err(|error| self.cluster.error(&format!("asking for topic {topic:?}"), error))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic);
-        match found.and_then(|found| found.error().map(RDKafkaErrorCode::from)) {
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(None);
+        };
+        match found.error().map(RDKafkaErrorCode::from) {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                Ok(false)
+                Ok(None)
             }
             // A topic whose partitions have no leader for the moment does exist.
-            Some(RDKafkaErrorCode::LeaderNotAvailable) => Ok(true),
+            None | Some(RDKafkaErrorCode::LeaderNotAvailable) => {
+                Ok(Some(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
+            }
             Some(code) => {
                 Err(self.cluster.code_error(&format!("asking for topic {topic:?}"), code))
             }
-            None => Ok(found.is_some_and(|found| !found.partitions().is_empty())),
         }
     }
 
     /// A topic that was just made reaches the brokers' metadata a moment later.
-    async fn await_topic(&mut self, topic: &str) -> Result<(), Error> {
+    async fn await_topic(&mut self, topic: &str) -> Result<i32, Error> {
         let appears = async {
-            while !self.exists(topic).await? {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+            loop {
+                match self.partition_count(topic).await? {
+                    Some(count) if count > 0 => return Ok(count),
+                    _ => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
             }
-            Ok(())
         };
         tokio::time::timeout(ANSWER_TIMEOUT, appears).await.unwrap_or_else(|_| {
-            let text = format!("topic {topic:?} was created but does not appear");
+            let text = format!("topic {topic:?} exists, but the brokers do not say its partitions");
             Err(Error::new(Kind::Unavailable, text))
         })
     }

@@ -7,39 +7,16 @@ use uuid::Uuid;
 use super::{MIGRATIONS, Schema, check, install};
 use crate::database::{connect, fresh, slot};
 use crate::frame::{self, Frame};
+use crate::logged::{logged, watched};
 use crate::{Builder, Kind, Message, journal};
 
 mod emit;
 
 /// A database with the schema installed, and a slot that has seen nothing yet.
 async fn installed(name: &str) -> (Database, PgConnection, String) {
-    let (database, mut connection) = fresh(name).await;
-    connection.execute("CREATE PUBLICATION nothing").await.unwrap();
+    let (database, mut connection, slot) = watched(name).await;
     install(&mut connection).await.unwrap();
-    let slot = slot(&mut connection, name, "pgoutput").await;
     (database, connection, slot)
-}
-
-/// The frames that were committed since the last call.
-async fn logged(connection: &mut PgConnection, slot: &str) -> Vec<Vec<u8>> {
-    let changes: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT data FROM pg_logical_slot_get_binary_changes($1, NULL, NULL, \
-         'proto_version', '2', 'publication_names', 'nothing', 'messages', 'true')",
-    )
-    .bind(slot)
-    .fetch_all(connection)
-    .await
-    .unwrap();
-    // A pgoutput message: its letter, whether it is transactional, its position, prefix and length.
-    let head = 1 + 1 + 8 + "tailrace\0".len() + 4;
-    changes
-        .into_iter()
-        .filter(|change| change[0] == b'M')
-        .map(|mut change| {
-            assert_eq!(&change[10..19], b"tailrace\0");
-            change.split_off(head)
-        })
-        .collect()
 }
 
 async fn run(connection: &mut PgConnection, sql: impl Into<String>) {
