@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, Delivery};
+use crate::config::{BadMessages, Config, Delivery};
 use crate::error::Error;
 use crate::position::Place;
 use crate::relay::Relay;
@@ -107,6 +107,12 @@ struct RunArgs {
     /// [default: exactly once as long as the commit before takes, at least once 200]
     #[arg(long, env = "CDC_RELAY__LINGER_MS", value_parser = clap::value_parser!(u64).range(..=1_000))]
     linger_ms: Option<u64>,
+    /// What becomes of a message that can not be published
+    #[arg(long, env = "CDC_RELAY__BAD_MESSAGES", value_enum, default_value = "dead-letter")]
+    bad_messages: BadMessagesArg,
+    /// The topic of dead letters [default: tailrace.dead-letter.RELAY_ID]
+    #[arg(long, env = "CDC_RELAY__DEAD_LETTER_TOPIC")]
+    dead_letter_topic: Option<String>,
     /// A librdkafka setting, as name=value; may be repeated
     #[arg(short = 'X', long, value_name = "NAME=VALUE", value_parser = property)]
     kafka_property: Vec<(String, String)>,
@@ -121,6 +127,14 @@ enum DeliveryArg {
     ExactlyOnce,
     /// As early as can be; after a crash some messages come again
     AtLeastOnce,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BadMessagesArg {
+    /// Its record goes to the topic of dead letters, with the reason
+    DeadLetter,
+    /// The relay stops and names it
+    Halt,
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
@@ -143,6 +157,13 @@ impl RunArgs {
                 DeliveryArg::ExactlyOnce => Delivery::ExactlyOnce,
                 DeliveryArg::AtLeastOnce => Delivery::AtLeastOnce,
             });
+        config = config.bad_messages(match self.bad_messages {
+            BadMessagesArg::DeadLetter => BadMessages::DeadLetter,
+            BadMessagesArg::Halt => BadMessages::Halt,
+        });
+        if let Some(topic) = self.dead_letter_topic {
+            config = config.dead_letter_topic(topic);
+        }
         if let Some(milliseconds) = self.linger_ms {
             config = config.linger(Duration::from_millis(milliseconds));
         }

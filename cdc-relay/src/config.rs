@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::position::Place;
 use crate::progress::Limits;
@@ -16,6 +17,9 @@ const NAME_BYTES_MAX: usize = 63;
 /// Measured: transactions of about this size cost least under backlog.
 const BATCH_RECORDS: usize = 10_000;
 
+/// Longest name of a topic that Kafka takes.
+const TOPIC_BYTES_MAX: usize = 249;
+
 /// A relay id names topics and transactional ids.
 const RELAY_ID_BYTES_MAX: usize = 200;
 
@@ -27,6 +31,17 @@ pub enum Delivery {
     ExactlyOnce,
     /// Every reader sees each message as early as can be; after a crash some come again.
     AtLeastOnce,
+}
+
+/// What becomes of a message that can not be published: its bytes are no frame, its topic can not
+/// exist or is missing, or the brokers refuse its record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BadMessages {
+    /// Its record goes to the topic of dead letters, with the reason; the others go on.
+    #[default]
+    DeadLetter,
+    /// The relay stops and names it; see [`Config::skip`].
+    Halt,
 }
 
 /// Settings of a relay.
@@ -60,6 +75,8 @@ pub struct Config {
     batch_records: usize,
     split_bytes: usize,
     kafka_properties: Vec<(String, String)>,
+    bad_messages: BadMessages,
+    dead_letter_topic: Option<String>,
     skip: BTreeSet<Place>,
 }
 
@@ -82,6 +99,8 @@ impl Config {
             batch_records: BATCH_RECORDS,
             split_bytes: 64 * 1024 * 1024,
             kafka_properties: Vec::new(),
+            bad_messages: BadMessages::default(),
+            dead_letter_topic: None,
             skip: BTreeSet::new(),
         }
     }
@@ -184,6 +203,21 @@ impl Config {
         self
     }
 
+    /// What becomes of messages that can not be published. Default dead letters.
+    #[must_use]
+    pub fn bad_messages(mut self, bad_messages: BadMessages) -> Self {
+        self.bad_messages = bad_messages;
+        self
+    }
+
+    /// The topic of dead letters. Default `tailrace.dead-letter.RELAY_ID`; made where it is missing,
+    /// unless [`Config::create_topics`] forbids it.
+    #[must_use]
+    pub fn dead_letter_topic(mut self, topic: impl Into<String>) -> Self {
+        self.dead_letter_topic = Some(topic.into());
+        self
+    }
+
     /// Goes past one message without publishing it. Default none.
     #[must_use]
     pub fn skip(mut self, place: Place) -> Self {
@@ -228,6 +262,14 @@ impl Config {
         if let Some(relay_id) = &self.relay_id {
             faults.extend(relay_id_fault(relay_id));
         }
+        if let Some(topic) = &self.dead_letter_topic
+            && !named(topic, TOPIC_BYTES_MAX, is_topic_byte)
+        {
+            faults.push(format!(
+                "dead letter topic {topic:?}: letters, digits, '.', '_' and '-', 1 to \
+                 {TOPIC_BYTES_MAX}"
+            ));
+        }
         if faults.is_empty() {
             return Ok(());
         }
@@ -269,6 +311,14 @@ impl Config {
 
     pub(crate) fn may_create_topics(&self) -> bool {
         self.create_topics
+    }
+
+    pub(crate) fn sets_aside(&self) -> bool {
+        self.bad_messages == BadMessages::DeadLetter
+    }
+
+    pub(crate) fn dead_letter_topic_for(&self, relay_id: &str) -> String {
+        self.dead_letter_topic.clone().unwrap_or_else(|| dead_letter::topic(relay_id))
     }
 
     pub(crate) fn skips(&self, place: Place) -> bool {
@@ -324,9 +374,12 @@ fn named(name: &str, bytes_max: usize, allowed: impl Fn(u8) -> bool) -> bool {
     !name.is_empty() && name.len() <= bytes_max && name.bytes().all(allowed)
 }
 
+fn is_topic_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+}
+
 fn relay_id_fault(relay_id: &str) -> Option<String> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (!named(relay_id, RELAY_ID_BYTES_MAX, allowed)).then(|| {
+    (!named(relay_id, RELAY_ID_BYTES_MAX, is_topic_byte)).then(|| {
         format!(
             "relay id {relay_id:?}: letters, digits, '.', '_' and '-', 1 to {RELAY_ID_BYTES_MAX}"
         )

@@ -22,6 +22,7 @@
 mod checkpoint;
 pub mod cli;
 mod config;
+mod dead_letter;
 mod error;
 mod journal;
 mod leadership;
@@ -45,8 +46,9 @@ mod session;
 mod setup;
 pub mod sink;
 mod source;
+mod trouble;
 
-pub use config::{Config, Delivery};
+pub use config::{BadMessages, Config, Delivery};
 pub use error::{Error, Kind, Reaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;

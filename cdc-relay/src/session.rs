@@ -9,10 +9,11 @@ use crate::journal::Journal;
 use crate::leadership;
 use crate::milestone::Observer;
 use crate::progress::Progress;
-use crate::publisher::{Publisher, unix_ms};
+use crate::publisher::{Batches, Publisher, unix_ms};
 use crate::replication::{Client, Stream};
 use crate::resume::{self, Start};
 use crate::sink::{Connect, Sink};
+use crate::trouble::Trouble;
 use crate::{setup, source};
 
 /// SQLSTATE of what does not exist.
@@ -31,6 +32,7 @@ pub(crate) async fn lead<'a, C: Connect>(
     config: &'a Config,
     connect: &C,
     observer: &Observer,
+    trouble: &'a Trouble,
     settled: &mut bool,
 ) -> Result<Session<'a, C::Sink>, Error> {
     let mut client = Client::connect(&config.endpoint()?).await?;
@@ -70,12 +72,15 @@ pub(crate) async fn lead<'a, C: Connect>(
     let publisher = Publisher {
         config,
         observer: observer.clone(),
+        dead_letter_topic: config.dead_letter_topic_for(&relay_id),
         relay_id,
         source: start.source,
         progress,
         sink,
         status,
         journal: Journal::new(config.outbox_schema()),
+        trouble,
+        batches: Batches::default(),
         sequence: String::new(),
         frame: Vec::new(),
         warned_of_rows: false,

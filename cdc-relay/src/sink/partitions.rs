@@ -15,7 +15,7 @@ use crate::saved::{VERSION, decode, encode};
 const KEY: &str = "partitions:";
 
 /// Topics that are remembered; beyond it all are asked for again.
-const TOPICS_MAX: usize = 10_000;
+pub(super) const TOPICS_MAX: usize = 10_000;
 
 /// Commits after which every count is written again. A reader of the checkpoint topic so finds
 /// them near its end ([`super::checkpoint_topic`]), however long ago they changed.
