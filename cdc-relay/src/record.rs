@@ -6,6 +6,10 @@ use crate::checkpoint;
 use crate::error::{Error, Kind};
 use crate::position::{Place, Position};
 
+/// Names of the headers that every message has, and those values that are always as long.
+const FIXED_HEADER_BYTES: usize =
+    "ce_specversion1.0ce_idce_typece_sourcecontent-type".len() + uuid::fmt::Hyphenated::LENGTH;
+
 /// The longest value of a dead letter: what a producer of the relay hands over, less room for
 /// headers.
 const LETTER_BYTES_MAX: usize = 15 * 1024 * 1024;
@@ -21,6 +25,7 @@ pub struct Record<'a> {
     sequence: &'a str,
     /// Of a dead letter: why it is one, and what it was.
     letter: &'a [(&'static str, String)],
+    size: usize,
 }
 
 impl<'a> Record<'a> {
@@ -34,7 +39,9 @@ impl<'a> Record<'a> {
             frame: Some(frame),
             sequence,
             letter: &[],
+            size: 0,
         }
+        .sized()
     }
 
     /// The dead letter of a message that can not be published, in the topic for them: the record
@@ -58,7 +65,30 @@ impl<'a> Record<'a> {
             frame,
             sequence,
             letter,
+            size: 0,
         }
+        .sized()
+    }
+
+    fn sized(mut self) -> Self {
+        let pair = |(name, value): (&str, &str)| name.len() + value.len();
+        let frame = self.frame.as_ref().map_or(0, |frame| {
+            FIXED_HEADER_BYTES
+                + frame.r#type().len()
+                + frame.source().len()
+                + frame.content_type().len()
+                + frame.subject().map_or(0, |subject| "ce_subject".len() + subject.len())
+                + frame.attributes().iter().map(pair).sum::<usize>()
+                + frame.headers().iter().map(pair).sum::<usize>()
+        });
+        let letter = self.letter.iter().map(|(name, value)| pair((name, value))).sum::<usize>();
+        self.size = self.key.map_or(0, <[u8]>::len)
+            + self.value.map_or(0, <[u8]>::len)
+            + "ce_sequence".len()
+            + self.sequence.len()
+            + frame
+            + letter;
+        self
     }
 
     /// Where it goes.
@@ -111,11 +141,9 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Bytes that count against the bounds of a batch: key, value and what the headers cost.
+    /// Bytes that count against the bounds of a batch: key, value and headers.
     pub fn size(&self) -> usize {
-        let mut size = self.key().map_or(0, <[u8]>::len) + self.value().map_or(0, <[u8]>::len);
-        self.each_header(|name, value| size += name.len() + value.len());
-        size
+        self.size
     }
 }
 
@@ -162,8 +190,36 @@ pub(crate) fn skippable(kind: Kind, text: String, place: Place) -> Error {
 
 /// The `ce_sequence` of a message: relay id and position.
 pub(crate) fn write_sequence(into: &mut String, relay_id: &str, position: &Position) {
-    use std::fmt::Write as _;
-
     into.clear();
-    write!(into, "{relay_id}:{}", position.sequence()).expect("a string takes any text");
+    into.push_str(relay_id);
+    into.push(':');
+    position.push_sequence(into);
+}
+
+#[cfg(test)]
+mod tests {
+    use tailrace_outbox::Message;
+    use tailrace_outbox::frame::{Frame, encode};
+
+    use super::Record;
+
+    #[test]
+    fn the_size_is_that_of_key_value_and_headers() {
+        let builder = Message::builder("t", "t.v1").source("/t").key("key").payload("12345");
+        let message = builder.subject("s").header("a", "b").correlation_id("c").build().unwrap();
+        let frame = encode(&message);
+        let frame_of = || Frame::decode(&frame).unwrap();
+        let letter = [("why", "so".to_owned())];
+        for record in [
+            Record::new(frame_of(), "relay:1"),
+            Record::dead_letter("d", &frame, "relay:1", &letter, 0),
+            Record::dead_letter("d", b"no frame", "relay:1", &letter, 0),
+        ] {
+            let mut size = record.key().map_or(0, <[u8]>::len);
+            size += record.value().map_or(0, <[u8]>::len);
+            record.each_header(|name, value| size += name.len() + value.len());
+
+            assert_eq!(record.size(), size, "{record:?}");
+        }
+    }
 }

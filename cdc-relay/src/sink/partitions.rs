@@ -52,10 +52,6 @@ impl Partitions {
         Ok(())
     }
 
-    pub(super) fn knows(&self, topic: &str) -> bool {
-        self.known.contains_key(topic)
-    }
-
     /// The brokers say that a topic has this many partitions. Answers with the count that was
     /// written down, if it is another one.
     pub(super) fn learn(&mut self, topic: &str, count: i32) -> Option<i32> {
@@ -109,7 +105,6 @@ mod tests {
         assert_eq!(partitions.learn("stock", 6), Some(3));
         assert_eq!(partitions.learn("payments", 1), None);
 
-        assert!(partitions.knows("orders") && !partitions.knows("other"));
         assert_eq!(partitions.due(), [written("payments", 1), written("stock", 6)]);
         assert_eq!(partitions.due(), []);
     }

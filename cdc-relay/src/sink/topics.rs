@@ -30,7 +30,7 @@ pub(super) struct Topics {
     checkpoint_topic: String,
     create: bool,
     partitions: Partitions,
-    /// Of the topics whose partitions are known.
+    /// Of the topics that are known in this session.
     rules: HashMap<String, TopicRules>,
     /// A topic that takes no records, and why: asked for anew with each record to it.
     closed: Option<(String, String)>,
@@ -80,9 +80,8 @@ impl Topics {
     /// cost more time than the transaction has, and a refused record costs all of it.
     pub(super) fn admit(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {
         let topic = record.topic();
-        if self.partitions.knows(topic) {
-            let rules = self.rules.get(topic);
-            let fault = rules.and_then(|rules| rules.fault(record, unix_ms_signed()));
+        if let Some(rules) = self.rules.get(topic) {
+            let fault = rules.fault(record, unix_ms_signed());
             return fault.map_or(Ok(()), |why| Err(Obstacle::Refused(why)));
         }
         match self.closed.take() {
