@@ -80,6 +80,23 @@ impl Kafka {
         blocking(move || broker.stop()).await
     }
 
+    /// Halts the broker by SIGSTOP: its connections stay open and nothing answers, as on a machine
+    /// that hangs. Answers when it no longer runs.
+    pub async fn pause(&self) -> Result<(), Error> {
+        let broker = self.ours()?;
+        blocking(move || broker.pause()).await
+    }
+
+    /// Lets it go on after [`pause`](Kafka::pause), as if no time had passed.
+    pub async fn resume(&self) -> Result<(), Error> {
+        let broker = self.ours()?;
+        blocking(move || {
+            broker.resume();
+            Ok(())
+        })
+        .await
+    }
+
     /// Starts it again, after [`kill`](Kafka::kill) or [`stop`](Kafka::stop), with the same address
     /// and data; stops it first when it runs. Answers when every partition has its leader.
     pub async fn restart(&self) -> Result<(), Error> {

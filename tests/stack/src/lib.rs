@@ -32,6 +32,7 @@ mod stack;
 
 mod kafka;
 mod postgres;
+mod proxy;
 
 mod cache;
 mod error;
@@ -48,5 +49,6 @@ mod tests;
 pub use error::{Error, Kind};
 pub use kafka::Kafka;
 pub use postgres::{Database, Postgres};
+pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};
 pub use unique::unique;

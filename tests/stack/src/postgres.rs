@@ -4,6 +4,7 @@ mod binaries;
 mod cluster;
 mod database;
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ pub(crate) use binaries::{Source, Way};
 pub use database::Database;
 
 use crate::error::{Error, Kind};
+use crate::proxy::Proxy;
 use crate::settings::{DATABASE_URL, Settings};
 use crate::stack::{blocking, tell};
 use cluster::Cluster;
@@ -29,6 +31,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 pub struct Postgres {
     url: String,
     version: u32,
+    host: String,
     port: u16,
     /// `None` when the server is not ours.
     cluster: Option<Arc<Cluster>>,
@@ -46,7 +49,8 @@ impl Postgres {
                 let (port, url) = cluster.start().await?;
                 let version = look(&url).await?;
                 tell(&format!("Postgres {} on port {port}: {why}", version / 10_000));
-                Ok(Postgres { url, version, port, cluster: Some(cluster) })
+                let host = Ipv4Addr::LOCALHOST.to_string();
+                Ok(Postgres { url, version, host, port, cluster: Some(cluster) })
             }
         }
     }
@@ -61,13 +65,9 @@ impl Postgres {
         let version = look(&url)
             .await
             .map_err(|error| failed("the server is of no use".into()).caused_by(error))?;
-        let port = options.get_port();
-        tell(&format!(
-            "Postgres {} at {}:{port}: {DATABASE_URL} is set",
-            version / 10_000,
-            options.get_host()
-        ));
-        Ok(Postgres { url, version, port, cluster: None })
+        let (host, port) = (options.get_host().to_owned(), options.get_port());
+        tell(&format!("Postgres {} at {host}:{port}: {DATABASE_URL} is set", version / 10_000));
+        Ok(Postgres { url, version, host, port, cluster: None })
     }
 
     /// The superuser's URL to the database `postgres`; with a password (SCRAM) when the server is
@@ -91,6 +91,12 @@ impl Postgres {
         Database::create(&self.url, name, self.cluster.is_none()).await
     }
 
+    /// A proxy in front of the server, one more with each call: [`Proxy::url`] makes the URL of any
+    /// database lead through it.
+    pub fn proxy(&self) -> Result<Proxy, Error> {
+        Proxy::start((self.host.as_str(), self.port))
+    }
+
     /// Ends the server and all its children by SIGKILL, as a power cut of the process would: what
     /// it had not written is lost. Answers when they are gone.
     pub async fn kill(&self) -> Result<(), Error> {
@@ -102,6 +108,23 @@ impl Postgres {
     pub async fn stop(&self) -> Result<(), Error> {
         let cluster = self.ours()?;
         blocking(move || cluster.stop()).await
+    }
+
+    /// Halts the server and all its children by SIGSTOP: its connections stay open and nothing
+    /// answers, as on a machine that hangs. Answers when none of them runs any more.
+    pub async fn pause(&self) -> Result<(), Error> {
+        let cluster = self.ours()?;
+        blocking(move || cluster.pause()).await
+    }
+
+    /// Lets it go on after [`pause`](Postgres::pause), as if no time had passed.
+    pub async fn resume(&self) -> Result<(), Error> {
+        let cluster = self.ours()?;
+        blocking(move || {
+            cluster.resume();
+            Ok(())
+        })
+        .await
     }
 
     /// Starts it again, after [`kill`](Postgres::kill) or [`stop`](Postgres::stop), with the same

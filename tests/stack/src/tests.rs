@@ -1,5 +1,6 @@
 //! The stack on real servers.
 
+mod proxies;
 mod refusals;
 mod texts;
 
@@ -113,6 +114,37 @@ async fn what_was_written_is_there_after_a_kill_and_after_a_stop() {
     let mut connection = connect(database.url()).await;
     assert_eq!(number(&mut connection, "select sum(n)::bigint from t").await, 42);
     assert_eq!(consume(kafka.brokers(), &topic), ["first", "second"]);
+}
+
+#[tokio::test]
+async fn a_paused_server_keeps_its_connections_and_answers_when_it_goes_on() {
+    let stack = Stack::start(Needs::BOTH.breakable()).await.unwrap();
+    let (postgres, kafka) = (stack.postgres(), stack.kafka());
+    let topic = kafka.fresh_topic("paused", 1).await.unwrap();
+    let mut connection = connect(postgres.url()).await;
+
+    postgres.pause().await.unwrap();
+    kafka.pause().await.unwrap();
+
+    let mut asked = Box::pin(connection.execute("select 1"));
+    let silence = Duration::from_millis(300);
+    assert!(tokio::time::timeout(silence, &mut asked).await.is_err(), "nothing answers");
+    let client: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", kafka.brokers()).create().unwrap();
+    assert!(client.fetch_metadata(Some(&topic), silence).is_err(), "nothing answers");
+
+    postgres.resume().await.unwrap();
+    kafka.resume().await.unwrap();
+    asked.await.unwrap();
+    produce(kafka.brokers(), &topic, "after");
+    assert_eq!(consume(kafka.brokers(), &topic), ["after"]);
+
+    // Also from a halt they are ended, in order and by the drop of the stack.
+    postgres.pause().await.unwrap();
+    kafka.pause().await.unwrap();
+    postgres.stop().await.unwrap();
+    kafka.restart().await.unwrap();
+    kafka.pause().await.unwrap();
 }
 
 /// Runs this test a second time, in a process of its own that owns the servers.

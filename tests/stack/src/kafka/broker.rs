@@ -25,6 +25,7 @@ use crate::unique::random;
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(30);
 const KILL_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 const FORMAT_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -96,6 +97,7 @@ impl Broker {
 
     pub(super) fn stop(&self) -> Result<(), Error> {
         self.end(|process| {
+            process.resume();
             process.signal(Signal::TERM);
             match process.wait(STOP_MAX)? {
                 Some(_) => Ok(()),
@@ -104,6 +106,21 @@ impl Broker {
                 }
             }
         })
+    }
+
+    pub(super) fn pause(&self) -> Result<(), Error> {
+        self.with(|slot| match slot {
+            Some(process) => process.pause(PAUSE_MAX),
+            None => Ok(()),
+        })
+    }
+
+    pub(super) fn resume(&self) {
+        self.with(|slot| {
+            if let Some(process) = slot {
+                process.resume();
+            }
+        });
     }
 
     pub(super) fn kill(&self) -> Result<(), Error> {

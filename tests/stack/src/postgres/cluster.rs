@@ -25,6 +25,7 @@ use crate::unique::random;
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(30);
 const KILL_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 const INITDB_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -157,6 +158,7 @@ impl Cluster {
 
     pub(super) fn stop(&self) -> Result<(), Error> {
         self.end(|process| {
+            process.resume();
             process.signal(Signal::INT);
             match process.wait(STOP_MAX)? {
                 Some(_) => Ok(()),
@@ -165,6 +167,21 @@ impl Cluster {
                 }
             }
         })
+    }
+
+    pub(super) fn pause(&self) -> Result<(), Error> {
+        self.with(|state| match &state.process {
+            Some(process) => process.pause(PAUSE_MAX),
+            None => Ok(()),
+        })
+    }
+
+    pub(super) fn resume(&self) {
+        self.with(|state| {
+            if let Some(process) = &state.process {
+                process.resume();
+            }
+        });
     }
 
     pub(super) fn kill(&self) -> Result<(), Error> {
@@ -205,6 +222,7 @@ impl Drop for Cluster {
     /// leave to the machine.
     fn drop(&mut self) {
         self.end(|process| {
+            process.resume();
             process.signal(Signal::QUIT);
             match process.wait(KILL_MAX)? {
                 Some(_) => Ok(()),
