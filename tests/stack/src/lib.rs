@@ -47,7 +47,7 @@ mod unique;
 mod tests;
 
 pub use error::{Error, Kind};
-pub use kafka::Kafka;
+pub use kafka::{Broker, Kafka};
 pub use postgres::{Database, Postgres};
 pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};

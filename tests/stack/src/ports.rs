@@ -15,7 +15,16 @@ const ATTEMPTS_MAX: u32 = 1_000;
 /// A port that nobody listens on now. Another process may still take it before its server does,
 /// so that the one who starts the server must try again with another one.
 pub(crate) fn free() -> Result<u16, Error> {
-    let listener = listen()?;
+    port(&listen()?)
+}
+
+/// So many of them, all different.
+pub(crate) fn free_at_once(count: usize) -> Result<Vec<u16>, Error> {
+    let listeners = std::iter::repeat_with(listen).take(count).collect::<Result<Vec<_>, _>>()?;
+    listeners.iter().map(port).collect()
+}
+
+fn port(listener: &TcpListener) -> Result<u16, Error> {
     let address = listener
         .local_addr()
         .map_err(|error| Error::new(Kind::Server, "a port has no number").caused_by(error))?;

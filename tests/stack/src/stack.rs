@@ -22,11 +22,16 @@ pub struct Needs {
     /// The servers will be stopped or killed: none is taken from the environment, and one such
     /// stack runs at a time on this machine.
     pub breakable: bool,
+    /// How many brokers the Kafka has; with more than one it is never taken from the environment.
+    pub brokers: u32,
+    /// A proxy in front of each broker: it is never taken from the environment.
+    pub proxied: bool,
 }
 
 impl Needs {
     /// A Postgres and a Kafka.
-    pub const BOTH: Needs = Needs { postgres: true, kafka: true, breakable: false };
+    pub const BOTH: Needs =
+        Needs { postgres: true, kafka: true, breakable: false, brokers: 1, proxied: false };
     /// A Postgres alone.
     pub const POSTGRES: Needs = Needs { kafka: false, ..Needs::BOTH };
     /// A Kafka alone.
@@ -35,6 +40,29 @@ impl Needs {
     /// The same servers, to be stopped and killed.
     pub const fn breakable(self) -> Needs {
         Needs { breakable: true, ..self }
+    }
+
+    /// The same with a Kafka of so many brokers, each of about 350 MB of memory. Topics then have
+    /// up to three replicas.
+    pub const fn brokers(self, brokers: u32) -> Needs {
+        Needs { brokers, ..self }
+    }
+
+    /// The same with a [`Proxy`](crate::Proxy) in front of each broker. It has to be asked for
+    /// here, because clients follow the address that a broker advertises from its start on. A
+    /// Postgres takes a proxy at any time.
+    pub const fn proxied(self) -> Needs {
+        Needs { proxied: true, ..self }
+    }
+
+    /// Whether the Postgres has to be one of our own.
+    pub(crate) const fn own_postgres(self) -> bool {
+        self.breakable
+    }
+
+    /// Whether the Kafka has to be one of our own.
+    pub(crate) const fn own_kafka(self) -> bool {
+        self.breakable || self.brokers != 1 || self.proxied
     }
 }
 
@@ -89,7 +117,7 @@ impl Stack {
             },
             async {
                 match plan.kafka {
-                    Some(way) => Kafka::start(way, &settings).await.map(Some),
+                    Some(way) => Kafka::start(way, needs, &settings).await.map(Some),
                     None => Ok(None),
                 }
             },

@@ -1,5 +1,6 @@
 //! The stack on real servers.
 
+mod brokers;
 mod proxies;
 mod refusals;
 mod texts;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use sqlx::{Connection, Executor, PgConnection, Row};
@@ -49,23 +51,31 @@ fn produce(brokers: &str, topic: &str, payload: &str) {
     producer.flush(BOUND).unwrap();
 }
 
-/// All records of a topic of one partition, up to its present end.
+/// All committed records of a topic of one partition, up to its present end.
 fn consume(brokers: &str, topic: &str) -> Vec<String> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", unique("reader"))
+        .set("enable.partition.eof", "true")
         .create()
         .unwrap();
-    let (_, end) = consumer.fetch_watermarks(topic, 0, BOUND).unwrap();
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
     consumer.assign(&assignment).unwrap();
-    (0..end)
-        .map(|_| {
-            let record = consumer.poll(BOUND).expect("a record in time").unwrap();
-            String::from_utf8(record.payload().unwrap().to_vec()).unwrap()
-        })
-        .collect()
+    let mut records = Vec::new();
+    let deadline = Instant::now() + BOUND;
+    loop {
+        assert!(Instant::now() < deadline, "the end is not reached: {records:?}");
+        match consumer.poll(BOUND).expect("a record in time") {
+            Ok(record) => {
+                records.push(String::from_utf8(record.payload().unwrap().to_vec()).unwrap())
+            }
+            Err(KafkaError::PartitionEOF(_)) => return records,
+            // One broker of several is down; the client goes on with the others.
+            Err(KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 /// The processes of the servers in these directories.

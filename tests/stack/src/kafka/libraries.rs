@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::broker::Broker;
+use super::cluster::{Cluster, Shape};
 use crate::cache;
 use crate::error::{Error, Kind};
 use crate::home::Home;
@@ -88,7 +88,7 @@ impl<'a> Source<'a> {
         settings: &Settings,
         maven: Option<&'a Maven>,
     ) -> Result<Self, String> {
-        if let (Some(brokers), false) = (&settings.kafka_brokers, needs.breakable) {
+        if let (Some(brokers), false) = (&settings.kafka_brokers, needs.own_kafka()) {
             return Ok(Source::Environment(brokers.clone()));
         }
         let cached = settings.cache.join(entry()).exists();
@@ -150,8 +150,8 @@ fn train(install: &Install, settings: &Settings, home: &Home) -> Result<PathBuf,
         Error::new(Kind::Download, "cannot write into the cache").caused_by(error)
     })?;
     let classes = Classes::Write(folder.join(ARCHIVE));
-    let broker = Broker::create(Install { classes, ..install.clone() }, settings)?;
-    broker.stop()?;
+    let install = Install { classes, ..install.clone() };
+    Cluster::create(&install, settings, Shape::SINGLE)?.stop()?;
     Ok(folder)
 }
 

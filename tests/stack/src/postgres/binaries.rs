@@ -100,7 +100,7 @@ impl<'a> Source<'a> {
         settings: &Settings,
         maven: Option<&'a Maven>,
     ) -> Result<Self, String> {
-        if let (Some(url), false) = (&settings.database_url, needs.breakable) {
+        if let (Some(url), false) = (&settings.database_url, needs.own_postgres()) {
             return Ok(Source::Environment(url.clone()));
         }
         let artifact = Artifact::of(settings.postgres_version.unwrap_or(VERSION));
