@@ -5,6 +5,7 @@ mod cluster;
 mod libraries;
 mod node;
 mod properties;
+mod secure;
 mod topic;
 
 use std::sync::Arc;
@@ -14,11 +15,14 @@ pub use broker::Broker;
 #[cfg(test)]
 pub(crate) use libraries::java_version;
 pub(crate) use libraries::{Source, Way};
+pub use secure::Mechanism;
 
+use crate::certificates::Certificates;
 use crate::error::{Error, Kind};
 use crate::settings::{KAFKA_BROKERS, Settings};
 use crate::stack::{Needs, blocking, tell};
 use cluster::{Cluster, Shape};
+use secure::Secure;
 
 /// How long a broker of somebody else may take to answer for the first time.
 const ATTACH_MAX: Duration = Duration::from_secs(5);
@@ -35,7 +39,12 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    pub(crate) async fn start(way: Way, needs: Needs, settings: &Settings) -> Result<Self, Error> {
+    pub(crate) async fn start(
+        way: Way,
+        needs: Needs,
+        settings: &Settings,
+        certificates: Option<&Certificates>,
+    ) -> Result<Self, Error> {
         match way {
             Way::Environment(brokers) => {
                 let asked = brokers.clone();
@@ -50,8 +59,9 @@ impl Kafka {
             Way::Local(install) => {
                 let why = install.why();
                 let settings = settings.clone();
-                let shape = Shape { brokers: needs.brokers, proxied: needs.proxied };
-                let create = move || Cluster::create(&install, &settings, shape);
+                let secure = certificates.map(Secure::new);
+                let shape = Shape { brokers: needs.brokers, proxied: needs.proxied, secure };
+                let create = move || Cluster::create(&install, &settings, &shape);
                 let cluster = blocking(create).await?;
                 let brokers = cluster.addresses();
                 tell(&format!("Kafka at {brokers}: {why}"));
@@ -63,6 +73,18 @@ impl Kafka {
     /// The bootstrap addresses, `host:port` with commas between several.
     pub fn brokers(&self) -> &str {
         &self.brokers
+    }
+
+    /// What a client of librdkafka is configured with to come over TLS with this mechanism: the
+    /// addresses of the brokers among it, the authority's certificate, user and password.
+    ///
+    /// # Panics
+    ///
+    /// When the stack was started without [`Needs::tls`].
+    pub fn secure_client(&self, mechanism: Mechanism) -> Vec<(&'static str, String)> {
+        let cluster = self.cluster.as_ref();
+        let client = cluster.and_then(|cluster| cluster.secure_client(mechanism));
+        client.expect("the stack was started with Needs::tls()")
     }
 
     /// Creates a topic with a unique name made from this one, and answers with the name when all

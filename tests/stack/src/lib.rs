@@ -30,6 +30,7 @@
 
 mod stack;
 
+mod certificates;
 mod kafka;
 mod postgres;
 mod proxy;
@@ -46,9 +47,10 @@ mod unique;
 #[cfg(test)]
 mod tests;
 
+pub use certificates::Certificates;
 pub use error::{Error, Kind};
-pub use kafka::{Broker, Kafka};
-pub use postgres::{Database, Postgres};
+pub use kafka::{Broker, Kafka, Mechanism};
+pub use postgres::{Database, Login, Postgres};
 pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};
 pub use unique::unique;

@@ -3,6 +3,7 @@
 mod binaries;
 mod cluster;
 mod database;
+mod login;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,12 +17,15 @@ use tokio::time::timeout;
 pub(crate) use binaries::major_version;
 pub(crate) use binaries::{Source, Way};
 pub use database::Database;
+pub use login::Login;
 
+use crate::certificates::Certificates;
 use crate::error::{Error, Kind};
 use crate::proxy::Proxy;
 use crate::settings::{DATABASE_URL, Settings};
 use crate::stack::{blocking, tell};
 use cluster::Cluster;
+use login::Logins;
 
 /// How long a server may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -35,22 +39,35 @@ pub struct Postgres {
     port: u16,
     /// `None` when the server is not ours.
     cluster: Option<Arc<Cluster>>,
+    logins: Option<Logins>,
 }
 
 impl Postgres {
-    pub(crate) async fn start(way: Way, settings: &Settings) -> Result<Self, Error> {
+    pub(crate) async fn start(
+        way: Way,
+        settings: &Settings,
+        certificates: Option<&Certificates>,
+    ) -> Result<Self, Error> {
         match way {
             Way::Environment(url) => Postgres::attach(url).await,
             Way::Local(binaries) => {
                 let why = binaries.why().to_owned();
                 let settings = settings.clone();
-                let cluster = blocking(move || Cluster::create(binaries, &settings)).await?;
+                let create = move || Cluster::create(binaries, &settings);
+                let cluster = blocking(create).await?;
+                if let Some(certificates) = certificates {
+                    cluster.secure(certificates)?;
+                }
                 let cluster = Arc::new(cluster);
                 let (port, url) = cluster.start().await?;
                 let version = look(&url).await?;
+                let logins = match certificates {
+                    Some(certificates) => Some(logins(&url, port, certificates).await?),
+                    None => None,
+                };
                 tell(&format!("Postgres {} on port {port}: {why}", version / 10_000));
                 let host = Ipv4Addr::LOCALHOST.to_string();
-                Ok(Postgres { url, version, host, port, cluster: Some(cluster) })
+                Ok(Postgres { url, version, host, port, cluster: Some(cluster), logins })
             }
         }
     }
@@ -67,13 +84,24 @@ impl Postgres {
             .map_err(|error| failed("the server is of no use".into()).caused_by(error))?;
         let (host, port) = (options.get_host().to_owned(), options.get_port());
         tell(&format!("Postgres {} at {host}:{port}: {DATABASE_URL} is set", version / 10_000));
-        Ok(Postgres { url, version, host, port, cluster: None })
+        Ok(Postgres { url, version, host, port, cluster: None, logins: None })
     }
 
     /// The superuser's URL to the database `postgres`; with a password (SCRAM) when the server is
     /// ours.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The URL over TLS to the database `postgres`, with `sslmode=verify-full`, for the superuser
+    /// who logs in this way.
+    ///
+    /// # Panics
+    ///
+    /// When the stack was started without [`Needs::tls`](crate::Needs::tls).
+    pub fn tls_url(&self, login: Login) -> String {
+        let logins = self.logins.as_ref().expect("the stack was started with Needs::tls()");
+        logins.url("postgres", login)
     }
 
     /// The TCP port; the same after a restart.
@@ -88,7 +116,8 @@ impl Postgres {
 
     /// A new empty database with a unique name made from this one.
     pub async fn fresh_database(&self, name: &str) -> Result<Database, Error> {
-        Database::create(&self.url, name, self.cluster.is_none()).await
+        let dropped = self.cluster.is_none();
+        Database::create(&self.url, name, dropped, self.logins.clone()).await
     }
 
     /// A proxy in front of the server, one more with each call: [`Proxy::url`] makes the URL of any
@@ -186,6 +215,14 @@ async fn look(url: &str) -> Result<u32, Error> {
             version / 10_000
         )),
     }
+}
+
+async fn logins(url: &str, port: u16, certificates: &Certificates) -> Result<Logins, Error> {
+    let failed = || Error::new(Kind::Server, "cannot make the users that log in over TLS");
+    timeout(ANSWER_MAX, Logins::create(url, port, certificates))
+        .await
+        .map_err(|error| failed().caused_by(error))?
+        .map_err(|error| failed().caused_by(error))
 }
 
 async fn connect(url: &str) -> Result<PgConnection, sqlx::Error> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use crate::cache;
+use crate::certificates::Certificates;
 use crate::error::{Error, Kind};
 use crate::kafka::{self, Kafka};
 use crate::maven::Maven;
@@ -26,12 +27,20 @@ pub struct Needs {
     pub brokers: u32,
     /// A proxy in front of each broker: it is never taken from the environment.
     pub proxied: bool,
+    /// Both servers speak TLS: none is taken from the environment.
+    pub tls: bool,
 }
 
 impl Needs {
     /// A Postgres and a Kafka.
-    pub const BOTH: Needs =
-        Needs { postgres: true, kafka: true, breakable: false, brokers: 1, proxied: false };
+    pub const BOTH: Needs = Needs {
+        postgres: true,
+        kafka: true,
+        breakable: false,
+        brokers: 1,
+        proxied: false,
+        tls: false,
+    };
     /// A Postgres alone.
     pub const POSTGRES: Needs = Needs { kafka: false, ..Needs::BOTH };
     /// A Kafka alone.
@@ -55,14 +64,20 @@ impl Needs {
         Needs { proxied: true, ..self }
     }
 
+    /// The same servers with certificates, for clients that come by
+    /// [`Postgres::tls_url`] and [`Kafka::secure_client`]. The other ways stay open.
+    pub const fn tls(self) -> Needs {
+        Needs { tls: true, ..self }
+    }
+
     /// Whether the Postgres has to be one of our own.
     pub(crate) const fn own_postgres(self) -> bool {
-        self.breakable
+        self.breakable || self.tls
     }
 
     /// Whether the Kafka has to be one of our own.
     pub(crate) const fn own_kafka(self) -> bool {
-        self.breakable || self.brokers != 1 || self.proxied
+        self.breakable || self.brokers != 1 || self.proxied || self.tls
     }
 }
 
@@ -75,6 +90,7 @@ impl Needs {
 pub struct Stack {
     postgres: Option<Postgres>,
     kafka: Option<Kafka>,
+    certificates: Option<Certificates>,
     /// Closed after the servers have ended: fields are dropped in this order.
     _breaking: Option<File>,
 }
@@ -108,21 +124,26 @@ impl Stack {
         let settings = Arc::new(settings);
         let for_plan = Arc::clone(&settings);
         let plan = blocking(move || Plan::make(needs, &for_plan)).await?;
+        let certificates = needs.tls.then(|| Certificates::create(&settings)).transpose()?;
         let (postgres, kafka) = tokio::try_join!(
             async {
                 match plan.postgres {
-                    Some(way) => Postgres::start(way, &settings).await.map(Some),
+                    Some(way) => {
+                        Postgres::start(way, &settings, certificates.as_ref()).await.map(Some)
+                    }
                     None => Ok(None),
                 }
             },
             async {
                 match plan.kafka {
-                    Some(way) => Kafka::start(way, needs, &settings).await.map(Some),
+                    Some(way) => {
+                        Kafka::start(way, needs, &settings, certificates.as_ref()).await.map(Some)
+                    }
                     None => Ok(None),
                 }
             },
         )?;
-        Ok(Stack { postgres, kafka, _breaking: plan.breaking })
+        Ok(Stack { postgres, kafka, certificates, _breaking: plan.breaking })
     }
 
     /// Its Postgres.
@@ -141,6 +162,15 @@ impl Stack {
     /// When the stack was started without one.
     pub fn kafka(&self) -> &Kafka {
         self.kafka.as_ref().expect("the stack was started with a Kafka")
+    }
+
+    /// What its servers and their clients prove with who they are.
+    ///
+    /// # Panics
+    ///
+    /// When the stack was started without [`Needs::tls`].
+    pub fn certificates(&self) -> &Certificates {
+        self.certificates.as_ref().expect("the stack was started with Needs::tls()")
     }
 }
 

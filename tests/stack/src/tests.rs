@@ -3,6 +3,7 @@
 mod brokers;
 mod proxies;
 mod refusals;
+mod secure;
 mod texts;
 
 use std::fs;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::libraries::Install;
 use super::node::{Listeners, Node};
+use super::secure::{Mechanism, Secure};
 use super::topic;
 use crate::error::{Error, Kind};
 use crate::ports;
@@ -20,20 +21,22 @@ const START_MAX: Duration = Duration::from_secs(60);
 const PORTS_MAX: u32 = 5;
 
 /// What was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Shape {
     pub(super) brokers: u32,
     pub(super) proxied: bool,
+    pub(super) secure: Option<Secure>,
 }
 
 impl Shape {
-    pub(super) const SINGLE: Shape = Shape { brokers: 1, proxied: false };
+    pub(super) const SINGLE: Shape = Shape { brokers: 1, proxied: false, secure: None };
 }
 
 #[derive(Debug)]
 pub(super) struct Cluster {
     id: String,
     nodes: Vec<Arc<Node>>,
+    secure: Option<Secure>,
 }
 
 impl Cluster {
@@ -41,14 +44,14 @@ impl Cluster {
     pub(super) fn create(
         install: &Install,
         settings: &Settings,
-        shape: Shape,
+        shape: &Shape,
     ) -> Result<Self, Error> {
         let id = cluster_id();
         let mut nodes = (1..=shape.brokers)
             .map(|number| Node::create(install.clone(), settings, number))
             .collect::<Result<Vec<Node>, Error>>()?;
         listen(&mut nodes, shape)?;
-        each(&nodes, |node| node.format(&id))?;
+        each(&nodes, |node| node.format(&id, shape.secure.as_ref()))?;
         let deadline = Instant::now() + START_MAX;
         let mut attempts = 1;
         while let Err(error) = each(&nodes, |node| node.start(deadline)) {
@@ -59,7 +62,11 @@ impl Cluster {
             each(&nodes, Node::kill)?;
             listen(&mut nodes, shape)?;
         }
-        let cluster = Cluster { id, nodes: nodes.into_iter().map(Arc::new).collect() };
+        let cluster = Cluster {
+            id,
+            nodes: nodes.into_iter().map(Arc::new).collect(),
+            secure: shape.secure.clone(),
+        };
         cluster.wait(deadline)?;
         Ok(cluster)
     }
@@ -71,6 +78,15 @@ impl Cluster {
     pub(super) fn addresses(&self) -> String {
         let addresses: Vec<String> = self.nodes.iter().map(|node| node.address()).collect();
         addresses.join(",")
+    }
+
+    pub(super) fn secure_client(
+        &self,
+        mechanism: Mechanism,
+    ) -> Option<Vec<(&'static str, String)>> {
+        let addresses: Vec<String> =
+            self.nodes.iter().filter_map(|node| node.secure_address()).collect();
+        Some(self.secure.as_ref()?.client(addresses.join(","), mechanism))
     }
 
     pub(super) fn stop(&self) -> Result<(), Error> {
@@ -113,7 +129,7 @@ impl Cluster {
 }
 
 /// Gives the nodes ports of their own, which each of them has to know of all.
-fn listen(nodes: &mut [Node], shape: Shape) -> Result<(), Error> {
+fn listen(nodes: &mut [Node], shape: &Shape) -> Result<(), Error> {
     let voters: Vec<(u32, u16)> =
         nodes.iter().map(Node::number).zip(ports::free_at_once(nodes.len())?).collect();
     for (node, (_, controller)) in nodes.iter_mut().zip(&voters) {
@@ -124,8 +140,9 @@ fn listen(nodes: &mut [Node], shape: Shape) -> Result<(), Error> {
         } else {
             None
         };
-        let listeners = Listeners { client, controller: *controller, proxied };
-        node.listen(listeners, &voters)?;
+        let secure = shape.secure.as_ref().map(|_| ports::free()).transpose()?;
+        let listeners = Listeners { client, controller: *controller, proxied, secure };
+        node.listen(listeners, &voters, shape.secure.as_ref())?;
     }
     Ok(())
 }

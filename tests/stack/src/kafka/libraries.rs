@@ -151,7 +151,7 @@ fn train(install: &Install, settings: &Settings, home: &Home) -> Result<PathBuf,
     })?;
     let classes = Classes::Write(folder.join(ARCHIVE));
     let install = Install { classes, ..install.clone() };
-    Cluster::create(&install, settings, Shape::SINGLE)?.stop()?;
+    Cluster::create(&install, settings, &Shape::SINGLE)?.stop()?;
     Ok(folder)
 }
 

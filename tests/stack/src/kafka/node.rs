@@ -14,6 +14,7 @@ use rustix::process::Signal;
 
 use super::libraries::{Classes, Install};
 use super::properties::properties;
+use super::secure::{KEYSTORE, Secure};
 use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
 use crate::process::{Process, log_end, log_to, run};
@@ -48,6 +49,7 @@ pub(super) struct Listeners {
     pub(super) client: u16,
     pub(super) controller: u16,
     pub(super) proxied: Option<(u16, Proxy)>,
+    pub(super) secure: Option<u16>,
 }
 
 /// One node is a broker and a controller.
@@ -84,9 +86,13 @@ impl Node {
         &mut self,
         listeners: Listeners,
         voters: &[(u32, u16)],
+        secure: Option<&Secure>,
     ) -> Result<(), Error> {
         let data = self.home.path().join("data").display().to_string();
-        let text = properties(self.number, &listeners, voters, &data);
+        let mut text = properties(self.number, &listeners, voters, &data);
+        if let Some(secure) = secure {
+            text += &secure.properties();
+        }
         self.listeners = Some(listeners);
         fs::write(self.home.path().join("server.properties"), text).map_err(unwritten)
     }
@@ -98,6 +104,11 @@ impl Node {
 
     pub(super) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port())
+    }
+
+    pub(super) fn secure_address(&self) -> Option<String> {
+        let port = self.listeners.as_ref()?.secure?;
+        Some(format!("localhost:{port}"))
     }
 
     pub(super) fn proxy(&self) -> Option<&Proxy> {
@@ -143,13 +154,17 @@ impl Node {
 
     /// Gives the data directory its identity and its features: those of the version, so that
     /// transactions are of version 2 and the new group protocol is on.
-    pub(super) fn format(&self, cluster: &str) -> Result<(), Error> {
+    pub(super) fn format(&self, cluster: &str, secure: Option<&Secure>) -> Result<(), Error> {
         let mut options = Vec::new();
         if let Classes::Read(archive) = self.install.classes() {
             options.push(option("-XX:SharedArchiveFile=", archive));
         }
         let mut command = self.java(&options, "kafka.tools.StorageTool");
         command.args(["format", "--cluster-id", cluster, "--config", "server.properties"]);
+        if let Some(secure) = secure {
+            secure.write(&self.home.path().join(KEYSTORE)).map_err(unwritten)?;
+            command.args(["--add-scram", &secure.user()]);
+        }
         run(&self.home, "format", &mut command, FORMAT_MAX)
     }
 

@@ -19,12 +19,16 @@ pub(super) fn properties(
     voters: &[(u32, u16)],
     data: &str,
 ) -> String {
-    let Listeners { client, controller, proxied } = listeners;
+    let Listeners { client, controller, proxied, secure } = listeners;
     let mut bound = vec![format!("PLAINTEXT://127.0.0.1:{client}")];
     let mut advertised = bound.clone();
     if let Some((port, proxy)) = proxied {
         bound.push(format!("PROXIED://127.0.0.1:{port}"));
         advertised.push(format!("PROXIED://{}", proxy.address()));
+    }
+    if let Some(port) = secure {
+        bound.push(format!("SECURE://127.0.0.1:{port}"));
+        advertised.push(format!("SECURE://localhost:{port}"));
     }
     bound.push(format!("CONTROLLER://127.0.0.1:{controller}"));
     let quorum: Vec<String> =
@@ -37,7 +41,7 @@ node.id={number}
 controller.quorum.voters={quorum}
 listeners={bound}
 advertised.listeners={advertised}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SECURE:SASL_SSL,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 log.dirs={data}

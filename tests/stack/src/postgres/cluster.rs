@@ -12,7 +12,9 @@ use sqlx::Connection;
 use tokio::time::{sleep, timeout};
 
 use super::binaries::Binaries;
+use super::login::ACCESS;
 use super::{ANSWER_MAX, connect};
+use crate::certificates::{Certificates, write_secret};
 use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
 use crate::ports;
@@ -35,6 +37,13 @@ const PORTS_MAX: u32 = 5;
 /// The longest path of a socket's directory that leaves room for the socket's name on macOS, where
 /// a path has 104 bytes.
 const SOCKET_DIRECTORY_MAX: usize = 80;
+
+const TLS: &str = "
+ssl = on
+ssl_cert_file = 'server.pem'
+ssl_key_file = 'server.key'
+ssl_ca_file = 'ca.pem'
+";
 
 pub(super) struct Cluster {
     binaries: Binaries,
@@ -88,6 +97,26 @@ impl Cluster {
         configure(&home)?;
         let state = Mutex::new(State { port: None, process: None });
         Ok(Cluster { binaries, password, state, home })
+    }
+
+    /// Has it speak TLS from its start on, to clients of these certificates.
+    pub(super) fn secure(&self, certificates: &Certificates) -> Result<(), Error> {
+        let data = self.home.path().join("data");
+        let work = || {
+            let key = fs::read_to_string(certificates.server_key())?;
+            write_secret(&data.join("server.key"), &key)?;
+            fs::copy(certificates.server_certificate(), data.join("server.pem"))?;
+            fs::copy(certificates.ca(), data.join("ca.pem"))?;
+            for name in ["server.key", "server.pem", "ca.pem"] {
+                self.home.give(&data.join(name))?;
+            }
+            let access = data.join("pg_hba.conf");
+            fs::write(&access, ACCESS.to_owned() + &fs::read_to_string(&access)?)?;
+            append(&data.join("postgresql.conf"), TLS)
+        };
+        work().map_err(|error: std::io::Error| {
+            Error::new(Kind::Server, "cannot set up TLS for Postgres").caused_by(error)
+        })
     }
 
     /// Starts the server, or starts it again, and answers with its port and URL when it serves.
@@ -255,13 +284,12 @@ dynamic_shared_memory_type = mmap
 ",
         sockets.replace('\'', "''")
     );
-    let write = || {
-        let file = path.join("data").join("postgresql.conf");
-        File::options().append(true).open(file)?.write_all(settings.as_bytes())
-    };
-    write().map_err(|error: std::io::Error| {
-        Error::new(Kind::Server, "cannot write postgresql.conf").caused_by(error)
-    })
+    append(&path.join("data").join("postgresql.conf"), &settings)
+        .map_err(|error| Error::new(Kind::Server, "cannot write postgresql.conf").caused_by(error))
+}
+
+fn append(file: &Path, text: &str) -> std::io::Result<()> {
+    File::options().append(true).open(file)?.write_all(text.as_bytes())
 }
 
 /// The programs at a place where the server's user can run them: root's own cache may lie under a
