@@ -42,6 +42,7 @@ mod maven;
 mod ports;
 mod process;
 mod settings;
+mod tree;
 mod unique;
 
 #[cfg(test)]
@@ -50,7 +51,7 @@ mod tests;
 pub use certificates::Certificates;
 pub use error::{Error, Kind};
 pub use kafka::{Broker, Kafka, Mechanism};
-pub use postgres::{Database, Login, Postgres};
+pub use postgres::{Database, Login, Postgres, Replication};
 pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};
 pub use unique::unique;

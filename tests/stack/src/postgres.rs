@@ -4,6 +4,7 @@ mod binaries;
 mod cluster;
 mod database;
 mod login;
+mod standby;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub(crate) use binaries::major_version;
 pub(crate) use binaries::{Source, Way};
 pub use database::Database;
 pub use login::Login;
+pub use standby::Replication;
 
 use crate::certificates::Certificates;
 use crate::error::{Error, Kind};

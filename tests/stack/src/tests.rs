@@ -4,6 +4,7 @@ mod brokers;
 mod proxies;
 mod refusals;
 mod secure;
+mod standbys;
 mod texts;
 
 use std::fs;

@@ -38,7 +38,7 @@ pub(crate) enum Way {
 }
 
 /// A directory with `initdb` and `postgres`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Binaries {
     folder: PathBuf,
     why: String,

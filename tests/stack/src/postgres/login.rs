@@ -80,6 +80,11 @@ impl Logins {
         })
     }
 
+    /// The same users on another server, which is a copy.
+    pub(super) fn at(&self, port: u16) -> Self {
+        Logins { port, ..self.clone() }
+    }
+
     pub(super) fn url(&self, database: &str, login: Login) -> String {
         let Logins { port, password, ca, certificate, key } = self;
         let user = login.user();
