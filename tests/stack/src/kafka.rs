@@ -2,6 +2,8 @@
 
 mod broker;
 mod cluster;
+#[cfg(feature = "docker")]
+mod container;
 mod libraries;
 mod node;
 mod properties;
@@ -19,6 +21,7 @@ pub use secure::Mechanism;
 
 use crate::certificates::Certificates;
 use crate::error::{Error, Kind};
+use crate::server::Server;
 use crate::settings::{KAFKA_BROKERS, Settings};
 use crate::stack::{Needs, blocking, tell};
 use cluster::{Cluster, Shape};
@@ -35,6 +38,8 @@ const ATTACH_MAX: Duration = Duration::from_secs(5);
 pub struct Kafka {
     brokers: String,
     /// `None` when the brokers are not ours.
+    server: Option<Arc<dyn Server>>,
+    /// The same when they are local.
     cluster: Option<Arc<Cluster>>,
 }
 
@@ -54,7 +59,14 @@ impl Kafka {
                     Error::new(Kind::Environment, text).caused_by(error)
                 })?;
                 tell(&format!("Kafka at {brokers}: {KAFKA_BROKERS} is set"));
-                Ok(Kafka { brokers, cluster: None })
+                Ok(Kafka { brokers, server: None, cluster: None })
+            }
+            #[cfg(feature = "docker")]
+            Way::Docker => {
+                let settings = settings.clone();
+                let (server, brokers) = blocking(move || container::start(&settings)).await?;
+                tell(&format!("Kafka at {brokers}: in Docker"));
+                Ok(Kafka { brokers, server: Some(server), cluster: None })
             }
             Way::Local(install) => {
                 let why = install.why();
@@ -65,7 +77,9 @@ impl Kafka {
                 let cluster = blocking(create).await?;
                 let brokers = cluster.addresses();
                 tell(&format!("Kafka at {brokers}: {why}"));
-                Ok(Kafka { brokers, cluster: Some(Arc::new(cluster)) })
+                let cluster = Arc::new(cluster);
+                let server: Arc<dyn Server> = Arc::<Cluster>::clone(&cluster);
+                Ok(Kafka { brokers, server: Some(server), cluster: Some(cluster) })
             }
         }
     }
@@ -94,7 +108,7 @@ impl Kafka {
     /// the end of the test.
     pub async fn fresh_topic(&self, name: &str, partitions: i32) -> Result<String, Error> {
         let topic = topic::create(&self.brokers, name, partitions).await?;
-        if self.cluster.is_none() {
+        if self.server.is_none() {
             topic::borrow(&self.brokers, &topic);
         }
         Ok(topic)
@@ -107,7 +121,7 @@ impl Kafka {
     /// When there are fewer, or when they are not ours; they are with
     /// [`Needs::breakable`] and with [`Needs::brokers`].
     pub fn broker(&self, index: usize) -> Broker {
-        let cluster = self.cluster.as_ref().expect("the brokers are ours");
+        let cluster = self.cluster.as_ref().expect("the brokers are ours and local");
         let node = cluster.nodes().get(index).expect("the stack has so many brokers");
         Broker { cluster: Arc::clone(cluster), node: Arc::clone(node) }
     }
@@ -115,7 +129,11 @@ impl Kafka {
     /// The broker that leads a partition, as the cluster says now: for some seconds after a kill
     /// that may be the one that is gone.
     pub async fn leader(&self, topic: &str, partition: i32) -> Result<Broker, Error> {
-        self.ours()?;
+        if self.cluster.is_none() {
+            self.ours()?;
+            let text = "a Kafka in Docker has one broker, which leads every partition";
+            return Err(Error::new(Kind::Environment, text));
+        }
         let (brokers, topic) = (self.brokers.clone(), topic.to_owned());
         let number = blocking(move || topic::leader(&brokers, &topic, partition)).await?;
         let index = usize::try_from(number - 1);
@@ -138,39 +156,35 @@ impl Kafka {
 
     /// Ends all brokers by SIGKILL. Answers when they are gone.
     pub async fn kill(&self) -> Result<(), Error> {
-        let cluster = self.ours()?;
-        blocking(move || cluster.kill()).await
+        let server = self.ours()?;
+        blocking(move || server.kill()).await
     }
 
     /// Shuts all brokers down in order.
     pub async fn stop(&self) -> Result<(), Error> {
-        let cluster = self.ours()?;
-        blocking(move || cluster.stop()).await
+        let server = self.ours()?;
+        blocking(move || server.stop()).await
     }
 
     /// Halts all brokers by SIGSTOP: their connections stay open and nothing answers, as on
     /// machines that hang. Answers when none runs any more.
     pub async fn pause(&self) -> Result<(), Error> {
-        let cluster = self.ours()?;
-        blocking(move || cluster.pause()).await
+        let server = self.ours()?;
+        blocking(move || server.pause()).await
     }
 
     /// Lets them go on after [`pause`](Kafka::pause), as if no time had passed.
     pub async fn resume(&self) -> Result<(), Error> {
-        let cluster = self.ours()?;
-        blocking(move || {
-            cluster.resume();
-            Ok(())
-        })
-        .await
+        let server = self.ours()?;
+        blocking(move || server.resume()).await
     }
 
     /// Starts them again, after [`kill`](Kafka::kill) or [`stop`](Kafka::stop), with the same
     /// addresses and data; stops them first when they run. Answers when every partition has its
     /// leader.
     pub async fn restart(&self) -> Result<(), Error> {
-        let cluster = self.ours()?;
-        blocking(move || cluster.restart()).await
+        let server = self.ours()?;
+        blocking(move || server.restart()).await
     }
 
     /// Where the files of its first broker are.
@@ -179,8 +193,8 @@ impl Kafka {
         self.broker(0).node.directory()
     }
 
-    fn ours(&self) -> Result<Arc<Cluster>, Error> {
-        self.cluster.as_ref().map(Arc::clone).ok_or_else(|| {
+    fn ours(&self) -> Result<Arc<dyn Server>, Error> {
+        self.server.as_ref().map(Arc::clone).ok_or_else(|| {
             let text = format!(
                 "the broker of {KAFKA_BROKERS} is not ours to break; ask for Needs::breakable()"
             );

@@ -75,6 +75,11 @@ impl Needs {
         self.breakable || self.tls
     }
 
+    /// Whether servers in Docker can be what is asked for.
+    pub(crate) const fn fits_docker(self) -> bool {
+        self.brokers == 1 && !self.proxied && !self.tls
+    }
+
     /// Whether the Kafka has to be one of our own.
     pub(crate) const fn own_kafka(self) -> bool {
         self.breakable || self.brokers != 1 || self.proxied || self.tls
@@ -174,7 +179,7 @@ impl Stack {
     }
 }
 
-/// Where each server comes from. Docker will be one more way, between the environment and Maven.
+/// Where each server comes from.
 struct Plan {
     postgres: Option<postgres::Way>,
     kafka: Option<kafka::Way>,
@@ -231,7 +236,11 @@ fn every_way(needs: Needs, no_postgres: Option<&String>, no_kafka: Option<&Strin
              wal_level=logical) and {KAFKA_BROKERS} (host:port, with commas between several)"
         )
     };
-    text += "\n  - not yet: servers in Docker, which a later version uses when an engine answers";
+    text += if cfg!(feature = "docker") {
+        "\n  - servers in Docker: start an engine that this user may use (one broker, without TLS)"
+    } else {
+        "\n  - servers in Docker: start an engine, and build with `--features tailrace-stack/docker`"
+    };
     Error::new(Kind::Missing, text)
 }
 

@@ -1,6 +1,8 @@
 //! The stack on real servers.
 
 mod brokers;
+#[cfg(feature = "docker")]
+mod docker;
 mod proxies;
 mod refusals;
 mod secure;

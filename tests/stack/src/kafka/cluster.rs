@@ -11,6 +11,7 @@ use super::topic;
 use crate::error::{Error, Kind};
 use crate::ports;
 use crate::proxy::Proxy;
+use crate::server::Server;
 use crate::settings::Settings;
 use crate::unique::random;
 
@@ -89,29 +90,6 @@ impl Cluster {
         Some(self.secure.as_ref()?.client(addresses.join(","), mechanism))
     }
 
-    pub(super) fn stop(&self) -> Result<(), Error> {
-        each(&self.nodes, |node| node.stop())
-    }
-
-    pub(super) fn kill(&self) -> Result<(), Error> {
-        each(&self.nodes, |node| node.kill())
-    }
-
-    pub(super) fn pause(&self) -> Result<(), Error> {
-        each(&self.nodes, |node| node.pause())
-    }
-
-    pub(super) fn resume(&self) {
-        self.nodes.iter().for_each(|node| node.resume());
-    }
-
-    pub(super) fn restart(&self) -> Result<(), Error> {
-        self.stop()?;
-        let deadline = Instant::now() + START_MAX;
-        each(&self.nodes, |node| node.start(deadline))?;
-        self.wait(deadline)
-    }
-
     pub(super) fn restart_one(&self, node: &Node) -> Result<(), Error> {
         node.stop()?;
         let deadline = Instant::now() + START_MAX;
@@ -125,6 +103,32 @@ impl Cluster {
         let members: Vec<u32> = self.nodes.iter().map(|node| node.number()).collect();
         let left = deadline.saturating_duration_since(Instant::now());
         topic::wait_for_cluster(&self.addresses(), &self.id, &members, left)
+    }
+}
+
+impl Server for Cluster {
+    fn kill(&self) -> Result<(), Error> {
+        each(&self.nodes, |node| node.kill())
+    }
+
+    fn stop(&self) -> Result<(), Error> {
+        each(&self.nodes, |node| node.stop())
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        each(&self.nodes, |node| node.pause())
+    }
+
+    fn resume(&self) -> Result<(), Error> {
+        self.nodes.iter().for_each(|node| node.resume());
+        Ok(())
+    }
+
+    fn restart(&self) -> Result<(), Error> {
+        self.stop()?;
+        let deadline = Instant::now() + START_MAX;
+        each(&self.nodes, |node| node.start(deadline))?;
+        self.wait(deadline)
     }
 }
 

@@ -50,6 +50,12 @@ pub(super) fn wait_for_answer(brokers: &str, bound: Duration) -> Result<(), Erro
     })
 }
 
+/// Waits until a broker answers and every partition has a leader.
+#[cfg(feature = "docker")]
+pub(super) fn wait_for_leaders(brokers: &str, bound: Duration) -> Result<(), Error> {
+    wait(brokers, bound, |consumer| led(consumer, None))
+}
+
 /// Waits until this cluster, and not another one that has taken its port, answers, these nodes
 /// have joined it, and every partition has a leader.
 pub(super) fn wait_for_cluster(

@@ -19,6 +19,7 @@ use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
 use crate::ports;
 use crate::process::{Process, log_end, log_to, run};
+use crate::server::Server;
 use crate::settings::Settings;
 use crate::stack::blocking;
 use crate::tree;
@@ -225,38 +226,6 @@ impl Cluster {
         }
     }
 
-    pub(super) fn stop(&self) -> Result<(), Error> {
-        self.end(|process| {
-            process.resume();
-            process.signal(Signal::INT);
-            match process.wait(STOP_MAX)? {
-                Some(_) => Ok(()),
-                None => {
-                    Err(Error::new(Kind::Server, format!("Postgres does not stop in {STOP_MAX:?}")))
-                }
-            }
-        })
-    }
-
-    pub(super) fn pause(&self) -> Result<(), Error> {
-        self.with(|state| match &state.process {
-            Some(process) => process.pause(PAUSE_MAX),
-            None => Ok(()),
-        })
-    }
-
-    pub(super) fn resume(&self) {
-        self.with(|state| {
-            if let Some(process) = &state.process {
-                process.resume();
-            }
-        });
-    }
-
-    pub(super) fn kill(&self) -> Result<(), Error> {
-        self.end(|process| process.kill(KILL_MAX))
-    }
-
     fn end(&self, how: impl FnOnce(&mut Process) -> Result<(), Error>) -> Result<(), Error> {
         self.with(|state| {
             if let Some(process) = &mut state.process {
@@ -283,6 +252,45 @@ impl Cluster {
     /// A panic under the lock leaves a state that is still true.
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Server for Cluster {
+    fn kill(&self) -> Result<(), Error> {
+        self.end(|process| process.kill(KILL_MAX))
+    }
+
+    fn stop(&self) -> Result<(), Error> {
+        self.end(|process| {
+            process.resume();
+            process.signal(Signal::INT);
+            match process.wait(STOP_MAX)? {
+                Some(_) => Ok(()),
+                None => {
+                    Err(Error::new(Kind::Server, format!("Postgres does not stop in {STOP_MAX:?}")))
+                }
+            }
+        })
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        self.with(|state| match &state.process {
+            Some(process) => process.pause(PAUSE_MAX),
+            None => Ok(()),
+        })
+    }
+
+    fn resume(&self) -> Result<(), Error> {
+        self.with(|state| {
+            if let Some(process) = &state.process {
+                process.resume();
+            }
+        });
+        Ok(())
+    }
+
+    fn restart(&self) -> Result<(), Error> {
+        self.spawn().map(drop)
     }
 }
 

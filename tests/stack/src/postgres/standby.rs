@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::cluster::Cluster;
 use super::{Postgres, connect};
 use crate::error::{Error, Kind};
+use crate::server::Server;
 use crate::stack::{blocking, tell};
 use crate::unique::unique;
 
@@ -62,7 +63,7 @@ impl Postgres {
     /// # }
     /// ```
     pub async fn standby(&self, replication: Replication) -> Result<Postgres, Error> {
-        let primary = self.ours()?;
+        let primary = self.local()?;
         let name = unique("standby");
         let failed = || Error::new(Kind::Server, "cannot make a standby");
         let mut connection = connect(&self.url).await.map_err(|error| failed().caused_by(error))?;
@@ -75,11 +76,13 @@ impl Postgres {
             .map_err(|error| failed().caused_by(error))?;
         connection.close().await.map_err(|error| failed().caused_by(error))?;
         tell(&format!("Postgres on port {port}: a standby of the one on port {}", self.port));
+        let server: Arc<dyn Server> = Arc::<Cluster>::clone(&copied);
         Ok(Postgres {
             url,
             version: self.version,
             host: self.host.clone(),
             port,
+            server: Some(server),
             cluster: Some(copied),
             logins: self.logins.as_ref().map(|logins| logins.at(port)),
         })
