@@ -6,12 +6,12 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-use super::{BOUND, connect};
-use crate::{Login, Mechanism, Needs, Stack};
+use super::{BOUND, connect, guarded};
+use crate::{Login, Mechanism};
 
 #[tokio::test]
 async fn each_way_to_log_in_works_over_tls_and_only_with_the_right_authority() {
-    let stack = Stack::start(Needs::BOTH.tls()).await.unwrap();
+    let stack = guarded().await;
     let (postgres, kafka) = (stack.postgres(), stack.kafka());
     let (ca, other_ca) = (stack.certificates().ca(), stack.certificates().other_ca());
     let (ca, other_ca) = (ca.to_str().unwrap(), other_ca.to_str().unwrap());
