@@ -18,6 +18,8 @@ mod idle;
 mod journal;
 #[path = "e2e/outages.rs"]
 mod outages;
+#[path = "e2e/partition_count.rs"]
+mod partition_count;
 #[path = "e2e/proofs.rs"]
 mod proofs;
 #[path = "e2e/run.rs"]

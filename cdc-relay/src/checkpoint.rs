@@ -2,12 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::position::{Incarnation, Ordinal};
-
-/// Version of the record's format. A newer one is refused.
-const VERSION: u32 = 1;
+use crate::saved::{VERSION, decode, encode, malformed};
+use crate::sink::Saved;
 
 /// How far the source is published, written in the same Kafka transaction as the records that it
 /// covers (design: the relay's position rules).
@@ -53,7 +52,7 @@ pub(crate) struct Intent {
     pub(crate) source: Source,
 }
 
-/// What a relay's checkpoint topic holds in the end.
+/// What a relay has saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub(crate) checkpoint: Option<Checkpoint>,
@@ -94,11 +93,6 @@ struct Record {
     time_ms: u64,
 }
 
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
-}
-
 #[derive(Serialize, Deserialize)]
 struct PartialRecord {
     commit_lsn: String,
@@ -114,41 +108,36 @@ impl Checkpoint {
             ordinal: partial.ordinal.0,
             change_lsn: partial.change_lsn.to_string(),
         });
-        encode(&self.source, Some(self.progress.flush_lsn), partial, time_ms)
+        record(&self.source, Some(self.progress.flush_lsn), partial, time_ms)
     }
 }
 
 impl Intent {
     /// The record's value.
     pub(crate) fn encode(&self, time_ms: u64) -> Vec<u8> {
-        encode(&self.source, None, None, time_ms)
+        record(&self.source, None, None, time_ms)
     }
 }
 
 impl Stored {
-    /// Takes one record of the topic in, in the order of the topic.
-    pub(crate) fn take(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), Error> {
-        match (key, value) {
-            (Some(key), Some(value)) if key == CHECKPOINT_KEY.as_bytes() => {
-                self.checkpoint = Some(decode_checkpoint(value)?);
-            }
-            (Some(key), Some(value)) if key == INTENT_KEY.as_bytes() => {
-                self.intent = Some(Intent { source: decode(value)?.source() });
-            }
-            // Keys of a later release are for that release.
-            _ => {}
-        }
-        Ok(())
+    /// Reads what a sink has saved for this relay.
+    pub(crate) fn read(saved: &Saved) -> Result<Self, Error> {
+        let checkpoint = saved.get(CHECKPOINT_KEY).map(|value| decode_checkpoint(value));
+        let intent = saved.get(INTENT_KEY).map(|value| decode::<Record>(value));
+        Ok(Stored {
+            checkpoint: checkpoint.transpose()?,
+            intent: intent.transpose()?.map(|record| Intent { source: record.source() }),
+        })
     }
 }
 
-fn encode(
+fn record(
     source: &Source,
     flush_lsn: Option<Lsn>,
     partial: Option<PartialRecord>,
     time_ms: u64,
 ) -> Vec<u8> {
-    let record = Record {
+    encode(&Record {
         version: VERSION,
         system_identifier: source.system_identifier.clone(),
         timeline: source.timeline,
@@ -159,26 +148,11 @@ fn encode(
         partial,
         relay_version: env!("CARGO_PKG_VERSION").to_owned(),
         time_ms,
-    };
-    serde_json::to_vec(&record).expect("a record of numbers and strings is valid JSON")
-}
-
-fn decode(value: &[u8]) -> Result<Record, Error> {
-    let unreadable = |error| malformed("is not readable", error);
-    // The version first: a later format may lack what this one demands.
-    let Version { version } = serde_json::from_slice(value).map_err(unreadable)?;
-    if version != VERSION {
-        return Err(Error::new(
-            Kind::Gap,
-            format!("the checkpoint has version {version}, this relay knows {VERSION}"),
-        )
-        .hint("run the relay release that wrote it, or a newer one"));
-    }
-    serde_json::from_slice(value).map_err(unreadable)
+    })
 }
 
 fn decode_checkpoint(value: &[u8]) -> Result<Checkpoint, Error> {
-    let record = decode(value)?;
+    let record: Record = decode(value)?;
     let lsn = |text: &str| text.parse::<Lsn>().map_err(|error| malformed("has a bad lsn", error));
     let flush_lsn = lsn(record.flush_lsn.as_deref().unwrap_or_default())?;
     let partial = match &record.partial {
@@ -202,12 +176,6 @@ impl Record {
             incarnation: Incarnation(self.incarnation),
         }
     }
-}
-
-fn malformed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Kind::Gap, format!("the checkpoint {what}"))
-        .hint("something else has written to the checkpoint topic: give each relay a topic of its own by --relay-id")
-        .caused_by(error)
 }
 
 #[cfg(test)]
@@ -236,10 +204,13 @@ mod tests {
             let progress = Published { flush_lsn: Lsn(0x1_0000_0010), partial };
             let checkpoint = Checkpoint { source: source(), progress };
             let intent = Intent { source: source() };
-            let mut stored = Stored::default();
+            let saved = [
+                (INTENT_KEY.to_owned(), intent.encode(1)),
+                (CHECKPOINT_KEY.to_owned(), checkpoint.encode(2)),
+                ("of a later release".to_owned(), b"?".to_vec()),
+            ];
 
-            stored.take(Some(INTENT_KEY.as_bytes()), Some(&intent.encode(1))).unwrap();
-            stored.take(Some(CHECKPOINT_KEY.as_bytes()), Some(&checkpoint.encode(2))).unwrap();
+            let stored = Stored::read(&saved.into()).unwrap();
 
             assert_eq!(stored, Stored { checkpoint: Some(checkpoint), intent: Some(intent) });
         }
@@ -262,12 +233,12 @@ mod tests {
 
     #[test]
     fn what_can_not_be_read_is_refused() {
-        let key = Some(CHECKPOINT_KEY.as_bytes());
         for value in ["", "{}", r#"{"version":2}"#, "\u{0}"] {
-            let refused = Stored::default().take(key, Some(value.as_bytes())).unwrap_err();
+            let saved = [(CHECKPOINT_KEY.to_owned(), value.as_bytes().to_vec())];
+
+            let refused = Stored::read(&saved.into()).unwrap_err();
 
             assert_eq!(refused.kind(), Kind::Gap, "{value}");
         }
-        Stored::default().take(Some(b"a later release"), Some(b"?")).unwrap();
     }
 }

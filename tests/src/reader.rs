@@ -113,6 +113,15 @@ impl Site {
         tokio::task::spawn_blocking(read).await.expect("the reader does not panic")
     }
 
+    /// Everything in the relay's checkpoint topic that was committed. For a time when no relay runs.
+    ///
+    /// # Panics
+    ///
+    /// When an open transaction hides the end for long.
+    pub async fn read_checkpoint_topic(&self) -> Vec<Seen> {
+        self.read_topics_to_end(vec![format!("tailrace.checkpoint.{}", self.relay_id)]).await
+    }
+
     /// Checks the rule that keeps a crash from losing anything: the slot is never flushed beyond
     /// a committed checkpoint.
     ///
