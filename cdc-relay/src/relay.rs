@@ -110,6 +110,7 @@ impl<C: Connect> Relay<C> {
                 Reaction::Retry => tracing::warn!(
                     error = %error,
                     source = ?std::error::Error::source(&error),
+                    mend = error.mend(),
                     ?pause,
                     "session ended, trying again"
                 ),
