@@ -12,6 +12,8 @@ mod brokers;
 mod commands;
 #[path = "e2e/complaint.rs"]
 mod complaint;
+#[path = "e2e/failover.rs"]
+mod failover;
 #[path = "e2e/gaps.rs"]
 mod gaps;
 #[path = "e2e/half_made.rs"]

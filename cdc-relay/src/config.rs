@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::position::Place;
 use crate::progress::Limits;
@@ -24,6 +25,9 @@ const BATCH_RECORDS: usize = 10_000;
 /// A reader waits at least that long for each message.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
+/// Longest name of a topic that Kafka takes.
+const TOPIC_BYTES_MAX: usize = 249;
+
 /// A relay id names topics and transactional ids.
 const RELAY_ID_BYTES_MAX: usize = 200;
 
@@ -35,6 +39,17 @@ pub enum Delivery {
     ExactlyOnce,
     /// Every reader sees each message as early as can be; after a crash some come again.
     AtLeastOnce,
+}
+
+/// What becomes of a message that can not be published: its bytes are no frame, its topic can not
+/// exist or is missing, or the brokers refuse its record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BadMessages {
+    /// Its record goes to the topic of dead letters, with the reason; the others go on.
+    #[default]
+    DeadLetter,
+    /// The relay stops and names it; see [`Config::skip`].
+    Halt,
 }
 
 /// What happens to a source transaction that is too large for one Kafka transaction.
@@ -90,6 +105,8 @@ pub struct Config {
     split_bytes: usize,
     large: LargeTransactions,
     kafka_properties: Vec<(String, String)>,
+    bad_messages: BadMessages,
+    dead_letter_topic: Option<String>,
     skip: BTreeSet<Place>,
 }
 
@@ -118,6 +135,8 @@ impl Config {
             split_bytes: 64 * 1024 * 1024,
             large: LargeTransactions::default(),
             kafka_properties: Vec::new(),
+            bad_messages: BadMessages::default(),
+            dead_letter_topic: None,
             skip: BTreeSet::new(),
         }
     }
@@ -249,6 +268,21 @@ impl Config {
         self
     }
 
+    /// What becomes of messages that can not be published. Default dead letters.
+    #[must_use]
+    pub fn bad_messages(mut self, bad_messages: BadMessages) -> Self {
+        self.bad_messages = bad_messages;
+        self
+    }
+
+    /// The topic of dead letters. Default `tailrace.dead-letter.RELAY_ID`; made where it is missing,
+    /// unless [`Config::create_topics`] forbids it.
+    #[must_use]
+    pub fn dead_letter_topic(mut self, topic: impl Into<String>) -> Self {
+        self.dead_letter_topic = Some(topic.into());
+        self
+    }
+
     /// Goes past one message without publishing it. Default none.
     #[must_use]
     pub fn skip(mut self, place: Place) -> Self {
@@ -295,6 +329,15 @@ impl Config {
         }
         if let Some(relay_id) = &self.relay_id {
             faults.extend(relay_id_fault(relay_id).map(|fault| ("relay.id", fault)));
+        }
+        if let Some(topic) = &self.dead_letter_topic
+            && !named(topic, TOPIC_BYTES_MAX, is_topic_byte)
+        {
+            let text = format!(
+                "dead letter topic {topic:?}: letters, digits, '.', '_' and '-', 1 to \
+                 {TOPIC_BYTES_MAX}"
+            );
+            faults.push(("dead_letter.topic", text));
         }
         let mut bounded = |key, within: bool, text: &str| {
             if !within {
@@ -383,9 +426,17 @@ impl Config {
                 (&self.database_url, &self.brokers, self.kafka, &self.slot, &self.publication),
                 (&self.prefix, &self.outbox_schema, &self.relay_id, self.init, &self.topics),
                 (self.delivery, self.linger, self.batch_records, self.split_bytes, self.large),
-                (&self.kafka_properties, &self.skip),
+                (&self.kafka_properties, &self.skip, self.bad_messages, &self.dead_letter_topic),
             )
         )
+    }
+
+    pub(crate) fn sets_aside(&self) -> bool {
+        self.bad_messages == BadMessages::DeadLetter
+    }
+
+    pub(crate) fn dead_letter_topic_for(&self, relay_id: &str) -> String {
+        self.dead_letter_topic.clone().unwrap_or_else(|| dead_letter::topic(relay_id))
     }
 
     pub(crate) fn skips(&self, place: Place) -> bool {
@@ -448,9 +499,12 @@ pub(crate) fn is_secret_property(name: &str) -> bool {
     secret.iter().any(|part| name.contains(part))
 }
 
+fn is_topic_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+}
+
 fn relay_id_fault(relay_id: &str) -> Option<String> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (!named(relay_id, RELAY_ID_BYTES_MAX, allowed)).then(|| {
+    (!named(relay_id, RELAY_ID_BYTES_MAX, is_topic_byte)).then(|| {
         format!(
             "relay id {relay_id:?}: letters, digits, '.', '_' and '-', 1 to {RELAY_ID_BYTES_MAX}"
         )

@@ -23,6 +23,7 @@ mod adopt;
 mod checkpoint;
 pub mod cli;
 mod config;
+mod dead_letter;
 mod error;
 mod init;
 mod journal;
@@ -48,8 +49,9 @@ mod setup;
 pub mod sink;
 mod source;
 mod status;
+mod trouble;
 
-pub use config::{Config, Delivery, LargeTransactions};
+pub use config::{BadMessages, Config, Delivery, LargeTransactions};
 pub use error::{Error, Kind, Reaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;

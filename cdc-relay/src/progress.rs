@@ -255,6 +255,12 @@ impl Progress {
         due.then(|| self.checkpoint())
     }
 
+    /// The checkpoint to seal the batch with before anything joins it, be it inside a source
+    /// transaction; `None` where the batch is empty.
+    pub(crate) fn cut(&self) -> Option<Published> {
+        self.batch.is_some().then(|| self.checkpoint())
+    }
+
     /// When [`Progress::due`] can change its answer though nothing is received and nothing becomes
     /// durable.
     pub(crate) fn deadline(&self) -> Option<Instant> {

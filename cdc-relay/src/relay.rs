@@ -12,6 +12,7 @@ use crate::milestone::{Milestone, Observer};
 use crate::publisher::unix_ms;
 use crate::session::{Session, lead};
 use crate::sink::{Connect, Kafka, Sink};
+use crate::trouble::{Refused, Trouble};
 
 /// Pause after a first failure; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -85,10 +86,17 @@ impl<C: Connect> Relay<C> {
         let mut settled = false;
         let mut pause = PAUSE_MIN;
         let mut failing_since: Option<Instant> = None;
+        let mut trouble = Trouble::default();
         loop {
-            let error = match self.session(&mut stop, &mut settled, &mut failing_since).await {
+            let ended = self.session(&mut stop, &trouble, &mut settled, &mut failing_since).await;
+            let error = match ended {
                 Ok(()) => return Ok(()),
-                Err(error) => error,
+                Err(End { error, refused: None }) => error,
+                Err(End { error, refused: Some(refused) }) => {
+                    tracing::warn!(error = %error, "a batch was refused: looking for the message");
+                    trouble.learn(refused);
+                    continue;
+                }
             };
             let since = *failing_since.get_or_insert_with(|| {
                 pause = PAUSE_MIN;
@@ -102,6 +110,7 @@ impl<C: Connect> Relay<C> {
                 Reaction::Retry => tracing::warn!(
                     error = %error,
                     source = ?std::error::Error::source(&error),
+                    mend = error.mend(),
                     ?pause,
                     "session ended, trying again"
                 ),
@@ -118,25 +127,42 @@ impl<C: Connect> Relay<C> {
     async fn session(
         &self,
         stop: &mut watch::Receiver<bool>,
+        trouble: &Trouble,
         settled: &mut bool,
         failing_since: &mut Option<Instant>,
-    ) -> Result<(), Error> {
-        let session = tokio::select! {
+    ) -> Result<(), End> {
+        let lead = lead(&self.config, &self.connect, &self.observer, trouble, settled);
+        let mut session = tokio::select! {
             biased;
             () = until_stopped(stop) => return Ok(()),
-            session = Box::pin(lead(&self.config, &self.connect, &self.observer, settled)) => session?,
+            session = Box::pin(lead) => session?,
         };
         *failing_since = None;
-        publish(session, stop).await
+        match publish(&mut session, stop).await {
+            Ok(()) => Ok(session.stream.close().await?),
+            Err(error) => Err(End { refused: session.publisher.refused(&error), error }),
+        }
+    }
+}
+
+/// Why a session ended, and the refused batch behind it, if there is one.
+struct End {
+    error: Error,
+    refused: Option<Refused>,
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        End { error, refused: None }
     }
 }
 
 /// Publishes what the slot sends until it is told to stop or something fails.
 async fn publish<S: Sink>(
-    session: Session<'_, S>,
+    session: &mut Session<'_, S>,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Error> {
-    let Session { mut stream, mut publisher } = session;
+    let Session { stream, publisher } = session;
     let mut drain_until: Option<Instant> = None;
     loop {
         // Before anything more is taken in: a busy source would never be drained otherwise.
@@ -175,7 +201,6 @@ async fn publish<S: Sink>(
             () = until(wake) => {}
         }
     }
-    stream.close().await?;
     tracing::info!(flushed = %publisher.progress.flush_lsn(), "stopped");
     Ok(())
 }

@@ -9,10 +9,11 @@ use crate::journal::Journal;
 use crate::leadership;
 use crate::milestone::Observer;
 use crate::progress::Progress;
-use crate::publisher::{Publisher, unix_ms};
+use crate::publisher::{Batches, Publisher, unix_ms};
 use crate::replication::{Client, Stream};
 use crate::resume::{self, Start};
 use crate::sink::{Connect, Sink};
+use crate::trouble::Trouble;
 use crate::{setup, source};
 
 /// SQLSTATE of what does not exist.
@@ -31,6 +32,7 @@ pub(crate) async fn lead<'a, C: Connect>(
     config: &'a Config,
     connect: &C,
     observer: &Observer,
+    trouble: &'a Trouble,
     settled: &mut bool,
 ) -> Result<Session<'a, C::Sink>, Error> {
     let mut client = Client::connect(&config.endpoint()?).await?;
@@ -47,10 +49,13 @@ pub(crate) async fn lead<'a, C: Connect>(
     let mut sink = connect.connect(&relay_id).await?;
     let stream = hold(config, client, settled).await?;
 
+    // Both servers have answered and are rightly set up as far as they can say: what does not
+    // answer from here on may be a broker that has just died.
+    *settled = true;
+
     // From here on the slot is ours, and with it the right to fence.
     let stored = Stored::read(&sink.take_over().await?)?;
     let start = decide(config, &stored).await?;
-    *settled = true;
     if start.first {
         let checkpoint = Checkpoint { source: start.source.clone(), progress: start.progress };
         sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
@@ -70,12 +75,15 @@ pub(crate) async fn lead<'a, C: Connect>(
     let publisher = Publisher {
         config,
         observer: observer.clone(),
+        dead_letter_topic: config.dead_letter_topic_for(&relay_id),
         relay_id,
         source: start.source,
         progress,
         sink,
         status,
         journal: Journal::new(config.outbox_schema()),
+        trouble,
+        batches: Batches::default(),
         sequence: String::new(),
         frame: Vec::new(),
         warned_of_rows: false,

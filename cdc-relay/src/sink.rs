@@ -27,6 +27,7 @@ mod native;
 mod partitions;
 mod producer;
 mod refusal;
+mod topic_rules;
 mod topics;
 pub(crate) mod turns;
 

@@ -62,11 +62,11 @@ use crate::{Error, Kind, Message};
 mod day;
 mod retention;
 
-pub use retention::{DAYS_AHEAD, KEEP, Maintained, Retention};
+pub use retention::{DAYS_AHEAD, KEEP, Maintained, Planned, Retention};
 
 const MEND: &str = "run tailrace_outbox::schema::install or the files of its folder migrations";
 
-static DEFAULT: LazyLock<Journal> = LazyLock::new(Journal::default);
+static DEFAULT: LazyLock<Journal> = LazyLock::new(|| Journal::new(&Schema::default()));
 
 /// Writes a message into the journal, in the transaction that is open on this connection.
 ///
@@ -107,7 +107,8 @@ pub struct Journal {
 impl Default for Journal {
     /// The journal of the schema `tailrace`.
     fn default() -> Self {
-        Journal::new(&Schema::default())
+        // A clone of the text instead of a new one: `Outbox::write` asks for it every time.
+        DEFAULT.clone()
     }
 }
 

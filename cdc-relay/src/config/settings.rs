@@ -1,7 +1,7 @@
 //! Every key of the configuration, with its names and its meaning.
 
 use super::measure;
-use super::{Config, Delivery, LargeTransactions};
+use super::{BadMessages, Config, Delivery, LargeTransactions};
 
 /// How a key's values are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,6 +242,28 @@ pub(crate) const SETTINGS: &[Setting] = &[
         shape: "NAME=VALUE",
         about: "Settings of topics that the relay makes, such as retention.ms",
         set: |config, name, text| Ok(config.topic_config(name, text)),
+        ..PLAIN
+    },
+    Setting {
+        key: "dead_letter.bad_messages",
+        flag: Flag::Value("bad-messages"),
+        shape: "WAY",
+        about: "What becomes of a message that can not be published: dead-letter (its record goes \
+                to the topic of dead letters, with the reason) or halt (the relay stops and names \
+                it)",
+        default: "dead-letter",
+        set: |config, _, text| match text {
+            "dead-letter" => Ok(config.bad_messages(BadMessages::DeadLetter)),
+            "halt" => Ok(config.bad_messages(BadMessages::Halt)),
+            _ => Err(format!("{text:?} is neither dead-letter nor halt")),
+        },
+        ..PLAIN
+    },
+    Setting {
+        key: "dead_letter.topic",
+        flag: Flag::Value("dead-letter-topic"),
+        about: "The topic of dead letters [default: tailrace.dead-letter.RELAY_ID]",
+        set: |config, _, text| Ok(config.dead_letter_topic(text)),
         ..PLAIN
     },
 ];

@@ -59,7 +59,7 @@ impl Sink for AtLeastOnce {
     async fn overcome(&mut self, obstacle: Obstacle, record: &Record<'_>) -> Result<(), Error> {
         match obstacle {
             Obstacle::Full => self.records.flush().await,
-            Obstacle::Unprepared => self.topics.prepare(&self.records, record.topic()).await,
+            Obstacle::Unprepared => self.topics.prepare(&self.records, record).await,
             Obstacle::Refused(_) | Obstacle::Broken => Err(self.records.failure().await),
         }
     }

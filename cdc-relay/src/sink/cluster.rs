@@ -90,6 +90,13 @@ impl Cluster {
         faults
     }
 
+    /// Whether the producers are told to compress.
+    pub(super) fn compresses(&self) -> bool {
+        self.properties.iter().any(|(name, value)| {
+            matches!(name.as_str(), "compression.codec" | "compression.type") && value != "none"
+        })
+    }
+
     pub(super) fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("client.id", "cdc-relay").set("allow.auto.create.topics", "false");

@@ -69,7 +69,7 @@ impl Sink for ExactlyOnce {
     async fn overcome(&mut self, obstacle: Obstacle, record: &Record<'_>) -> Result<(), Error> {
         match obstacle {
             Obstacle::Full => self.of(self.turns.filling()).flush().await,
-            Obstacle::Unprepared => self.topics.prepare(&self.a, record.topic()).await,
+            Obstacle::Unprepared => self.topics.prepare(&self.a, record).await,
             Obstacle::Refused(_) | Obstacle::Broken => {
                 Err(self.of(self.turns.filling()).failure().await)
             }

@@ -15,7 +15,7 @@ use crate::saved::{VERSION, decode, encode};
 const KEY: &str = "partitions:";
 
 /// Topics that are remembered; beyond it all are asked for again.
-const TOPICS_MAX: usize = 10_000;
+pub(super) const TOPICS_MAX: usize = 10_000;
 
 /// Commits after which every count is written again. A reader of the checkpoint topic so finds
 /// them near its end ([`super::checkpoint_topic`]), however long ago they changed.
@@ -50,10 +50,6 @@ impl Partitions {
             }
         }
         Ok(())
-    }
-
-    pub(super) fn knows(&self, topic: &str) -> bool {
-        self.known.contains_key(topic)
     }
 
     /// The brokers say that a topic has this many partitions. Answers with the count that was
@@ -109,7 +105,6 @@ mod tests {
         assert_eq!(partitions.learn("stock", 6), Some(3));
         assert_eq!(partitions.learn("payments", 1), None);
 
-        assert!(partitions.knows("orders") && !partitions.knows("other"));
         assert_eq!(partitions.due(), [written("payments", 1), written("stock", 6)]);
         assert_eq!(partitions.due(), []);
     }

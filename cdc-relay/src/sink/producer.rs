@@ -1,19 +1,20 @@
 //! A Kafka producer and the thread that its blocking calls run on.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
 use super::Obstacle;
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
-use super::native;
+use super::native::{self, Topic};
+use super::partitions::TOPICS_MAX;
 use crate::error::{Error, Kind};
 use crate::record::Record;
 
@@ -38,6 +39,7 @@ type Job = Box<dyn FnOnce(&Client) + Send>;
 pub(super) struct Producer {
     cluster: Cluster,
     client: Arc<Client>,
+    topics: HashMap<String, Topic<Context>>,
     /// Transaction calls block: they run on a thread of their own.
     worker: mpsc::SyncSender<Job>,
     /// The code of a call that failed at once; [`Producer::failure`] makes the error of it.
@@ -77,7 +79,7 @@ impl Producer {
         let client = Arc::new(client);
         let worker = spawn_worker(Arc::clone(&client))?;
         let broken = RDKafkaErrorCode::NoError;
-        Ok(Producer { cluster: cluster.clone(), client, worker, broken })
+        Ok(Producer { cluster: cluster.clone(), client, topics: HashMap::new(), worker, broken })
     }
 
     /// Fences every older producer of the id, completes or aborts what it left, and opens a
@@ -93,35 +95,33 @@ impl Producer {
 
     /// Hands a record over; its bytes are copied by the client.
     pub(super) fn send(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {
-        let mut headers = Some(OwnedHeaders::new_with_capacity(8));
-        record.each_header(|key, value| {
-            headers = headers.take().map(|list| list.insert(Header { key, value: Some(value) }));
+        let sent = self.topic(record.topic()).and_then(|topic| {
+            // What a delivery report brings back of a record without an allocation: its timestamp.
+            topic.produce(record, opaque(record.timestamp_ms()))
         });
-        let timestamp_ms = record.timestamp_ms();
-        let mut out: BaseRecord<'_, [u8], [u8], usize> =
-            BaseRecord::with_opaque_to(record.topic(), opaque(timestamp_ms));
-        out = out.timestamp(timestamp_ms);
-        if let Some(headers) = headers {
-            out = out.headers(headers);
-        }
-        if let Some(key) = record.key() {
-            out = out.key(key);
-        }
-        if let Some(value) = record.value() {
-            out = out.payload(value);
-        }
-        let Err((error, _)) = self.client.send(out) else { return Ok(()) };
-        match code(&error) {
-            RDKafkaErrorCode::QueueFull => Err(Obstacle::Full),
-            RDKafkaErrorCode::MessageSizeTooLarge => Err(Obstacle::Refused(format!(
+        match sent {
+            Ok(()) => Ok(()),
+            Err(RDKafkaErrorCode::QueueFull) => Err(Obstacle::Full),
+            Err(RDKafkaErrorCode::MessageSizeTooLarge) => Err(Obstacle::Refused(format!(
                 "it has {} bytes, more than the {MESSAGE_BYTES_MAX} that the relay hands over",
                 record.size()
             ))),
-            code => {
+            Err(code) => {
                 self.broken = code;
                 Err(Obstacle::Broken)
             }
         }
+    }
+
+    fn topic(&mut self, name: &str) -> Result<&Topic<Context>, RDKafkaErrorCode> {
+        if !self.topics.contains_key(name) {
+            if self.topics.len() >= TOPICS_MAX {
+                self.topics.clear();
+            }
+            let topic = Topic::new(&self.client, name)?;
+            self.topics.insert(name.to_owned(), topic);
+        }
+        self.topics.get(name).ok_or(RDKafkaErrorCode::UnknownTopic)
     }
 
     /// Puts a small value into the first partition of a topic.
@@ -246,7 +246,6 @@ fn gone() -> Error {
     Error::new(Kind::Unavailable, "the thread of the kafka producer has ended")
 }
 
-/// What a delivery report brings back of a record without an allocation: its timestamp.
 fn opaque(timestamp_ms: i64) -> usize {
     // The relay is built for 64 bits; elsewhere only the naming of a refused record suffers.
     timestamp_ms.cast_unsigned() as usize

@@ -1,5 +1,6 @@
 //! What a Kafka sink knows about topics: its checkpoint topic, and those that records go to.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use rdkafka::producer::Producer as _;
@@ -8,13 +9,20 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::checkpoint_topic;
 use super::cluster::{ANSWER_TIMEOUT, Cluster};
 use super::create_topic::{Wanted, create};
-use super::partitions::Partitions;
+use super::partitions::{Partitions, TOPICS_MAX};
 use super::producer::Producer;
+use super::topic_rules::TopicRules;
 use super::{Obstacle, Saved};
 use crate::checkpoint;
 use crate::config::NewTopics;
 use crate::error::{Error, Kind};
+use crate::publisher::unix_ms;
 use crate::record::Record;
+
+/// A topic of dead letters takes whatever a producer hands over, and keeps it until a person has
+/// seen it.
+const DEAD_LETTERS: [(&str, &str); 3] =
+    [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "17000000")];
 
 /// The topics of a session.
 #[derive(Debug)]
@@ -23,8 +31,10 @@ pub(super) struct Topics {
     checkpoint_topic: String,
     new: NewTopics,
     partitions: Partitions,
-    /// Found missing when it was last asked for; asked for anew with each record to it.
-    missing: Option<String>,
+    /// Of the topics that are known in this session.
+    rules: HashMap<String, TopicRules>,
+    /// A topic that takes no records, and why: asked for anew with each record to it.
+    closed: Option<(String, String)>,
 }
 
 impl Topics {
@@ -40,7 +50,8 @@ impl Topics {
             checkpoint_topic: checkpoint::topic(relay_id),
             new: new.clone(),
             partitions: Partitions::default(),
-            missing: None,
+            rules: HashMap::new(),
+            closed: None,
         };
         if topics.partition_count(producer, &topics.checkpoint_topic).await?.is_none() {
             let replicas = new.replication_factor;
@@ -67,34 +78,45 @@ impl Topics {
         self.partitions.due()
     }
 
-    /// Whether a record's topic is there: inside a transaction an unknown one would cost more time
-    /// than the transaction has.
+    /// Whether a record's topic is there and takes it: inside a transaction an unknown topic would
+    /// cost more time than the transaction has, and a refused record costs all of it.
     pub(super) fn admit(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {
-        if self.partitions.knows(record.topic()) {
-            return Ok(());
+        let topic = record.topic();
+        if let Some(rules) = self.rules.get(topic) {
+            let fault = rules.fault(record, unix_ms_signed());
+            return fault.map_or(Ok(()), |why| Err(Obstacle::Refused(why)));
         }
-        match self.missing.take() {
-            Some(missing) if missing == record.topic() => {
-                Err(Obstacle::Refused(format!("topic {missing:?} does not exist")))
-            }
+        match self.closed.take() {
+            Some((closed, why)) if closed == topic => Err(Obstacle::Refused(why)),
             _ => Err(Obstacle::Unprepared),
         }
     }
 
-    /// Finds out about a topic, and makes it where that is allowed.
-    pub(super) async fn prepare(&mut self, producer: &Producer, topic: &str) -> Result<(), Error> {
-        let count = match self.partition_count(producer, topic).await? {
-            Some(count) if count > 0 => count,
-            Some(_) => self.appears(producer, topic).await?,
-            None if self.new.create => {
-                self.make(topic).await?;
-                self.appears(producer, topic).await?
-            }
-            None => {
-                self.missing = Some(topic.to_owned());
+    /// Finds out about a record's topic, and makes it where that is allowed.
+    pub(super) async fn prepare(
+        &mut self,
+        producer: &Producer,
+        record: &Record<'_>,
+    ) -> Result<(), Error> {
+        let topic = record.topic();
+        let count = match self.found_or_made(producer, record).await {
+            Ok(Some(count)) => count,
+            Ok(None) => {
+                let why = format!("topic {topic:?} does not exist");
+                self.closed = Some((topic.to_owned(), why));
                 return Ok(());
             }
+            // Others are not held up by a topic that is not for this principal.
+            Err(error) if error.kind() == Kind::Permission => {
+                self.closed = Some((topic.to_owned(), error.to_string()));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         };
+        if self.rules.len() >= TOPICS_MAX {
+            self.rules.clear();
+        }
+        self.rules.insert(topic.to_owned(), TopicRules::ask(&self.cluster, topic).await);
         if let Some(before) = self.partitions.learn(topic, count) {
             tracing::warn!(
                 topic,
@@ -107,15 +129,32 @@ impl Topics {
         Ok(())
     }
 
-    async fn make(&self, name: &str) -> Result<(), Error> {
+    async fn found_or_made(
+        &self,
+        producer: &Producer,
+        record: &Record<'_>,
+    ) -> Result<Option<i32>, Error> {
+        let topic = record.topic();
+        match self.partition_count(producer, topic).await? {
+            Some(count) if count > 0 => Ok(Some(count)),
+            Some(_) => self.appears(producer, topic).await.map(Some),
+            None if self.new.create => {
+                self.make(topic, record.is_dead_letter()).await?;
+                self.appears(producer, topic).await.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn make(&self, name: &str, is_dead_letter: bool) -> Result<(), Error> {
         let NewTopics { partitions, replication_factor, configs, .. } = &self.new;
-        let config = configs.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let config: Vec<_> = config.collect();
+        let configs = configs.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let configs: Vec<_> = configs.collect();
         let wanted = Wanted {
             name,
-            partitions: *partitions,
+            partitions: if is_dead_letter { -1 } else { *partitions },
             replication_factor: *replication_factor,
-            config: &config,
+            config: if is_dead_letter { &DEAD_LETTERS } else { &configs },
         };
         create(&self.cluster, &wanted).await
     }
@@ -163,4 +202,8 @@ impl Topics {
             Err(Error::new(Kind::Unavailable, text))
         })
     }
+}
+
+fn unix_ms_signed() -> i64 {
+    i64::try_from(unix_ms()).unwrap_or(i64::MAX)
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tailrace_stack::Database;
 use uuid::Uuid;
@@ -39,6 +41,28 @@ async fn eight_installers_at_once_install_once() {
     assert!(results.iter().all(Result::is_ok), "{results:?}");
     let versions = count(&mut connection, "SELECT count(*) FROM tailrace.outbox_version").await;
     assert_eq!(usize::try_from(versions).unwrap(), MIGRATIONS.len());
+}
+
+/// A session remembers names that it did not find, and in an open transaction takes note of what
+/// others made only with its next lock on a table: so it is in every installer that has waited.
+#[tokio::test]
+async fn an_installer_that_looked_before_another_was_done_finds_its_work() {
+    let (database, mut first) = fresh("schema_looked").await;
+    let (mut second, mut watcher) = (connect(&database).await, connect(&database).await);
+    let mut tx = first.begin().await.unwrap();
+    install(&mut tx).await.unwrap();
+
+    let waits = tokio::spawn(async move {
+        check(&mut second).await.unwrap_err();
+        install(&mut second).await
+    });
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let begun = async { while count(&mut watcher, waiting).await == 0 {} };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("the second one waits");
+    tx.commit().await.unwrap();
+
+    waits.await.unwrap().unwrap();
 }
 
 #[tokio::test]
