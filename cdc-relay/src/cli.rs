@@ -10,13 +10,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::check::{Bounds, Level};
 use crate::config::file::File;
 use crate::config::layers::{Layers, Settings};
 use crate::config::settings::{SETTINGS, VARIABLES};
 use crate::error::{Error, Kind};
 use crate::relay::Relay;
 use crate::sink::Kafka;
-use crate::{init, status};
+use crate::{check, init, status};
 use adoption::Way;
 use given::Flags;
 
@@ -53,6 +54,16 @@ async fn obey(command: Command, settings: Settings) -> Result<ExitCode, Error> {
         Command::Run => Relay::new(config).run(stop_signal()).await?,
         Command::Init { dry_run: true } => say(&init::plan(&config).await?),
         Command::Init { dry_run: false } => say(&init::init(&config, &Kafka::of(&config)).await?),
+        Command::Check { json } => {
+            let report = check::check(&config, Bounds::default()).await;
+            match json {
+                true => say(&format!("{:#}\n", report.json())),
+                false => say(&report.text()),
+            }
+            if report.level() == Level::Fail {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Status { json } => {
             let status = status::status(&config).await?;
             match json {
@@ -107,6 +118,13 @@ enum Command {
         /// Print what would be made and which rights it needs, and change nothing
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Asks both servers about everything that a relay needs, and says how to mend what is amiss;
+    /// changes nothing, and may run beside a relay
+    Check {
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Shows slot, lag, leader and checkpoint, and whether a relay would refuse to go on
     Status {

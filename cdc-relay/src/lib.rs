@@ -20,6 +20,7 @@
 //! | record headers | CloudEvents 1.0.2, Kafka protocol binding |
 
 mod adopt;
+mod check;
 mod checkpoint;
 pub mod cli;
 mod config;

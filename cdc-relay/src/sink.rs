@@ -21,6 +21,7 @@ mod cluster;
 pub mod conformance;
 mod create_topic;
 mod exactly_once;
+pub(crate) mod inspect;
 mod kafka;
 pub mod memory;
 mod native;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::complaint::refuses;
 use crate::run::{LEAD_MAX, PUBLISH_MAX, site, stop};
 
+const CHECK_FAILED: i32 = 1;
 const SETTINGS: i32 = 2;
 const GAP: i32 = 4;
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -41,6 +42,8 @@ async fn a_slot_lives_from_init_to_drop_slot_and_status_tells_each_step() {
     let status = does(&site, &["status"]).await;
     assert!(status.contains("cdc-relay") && status.contains("incarnation"), "{status}");
     assert!(!status.contains("refused"), "{status}");
+    let check = does(&site, &["check", "--json"]).await;
+    assert!(check.contains("\"level\": \"warn\""), "{check}");
     let json = does(&site, &["status", "--json"]).await;
     let at = json.find('{').expect("there is json");
     let json: serde_json::Value = serde_json::from_str(json.get(at..).unwrap()).unwrap();
@@ -63,6 +66,11 @@ async fn a_slot_lives_from_init_to_drop_slot_and_status_tells_each_step() {
     assert_eq!(site.confirmed_flush().await, None);
     refuses(&mut site.cdc_relay(&site.run_arguments()), GAP, &["cdc-relay adopt"]).await;
     assert!(does(&site, &["status"]).await.contains("refused"));
+    let mut check = site.cdc_relay(&site.arguments(&["check"]));
+    let status = check.ends(ANSWER_MAX).await;
+    assert_eq!(status.code(), Some(CHECK_FAILED), "{}", check.log());
+    assert!(check.log().contains("fail slot "), "{}", check.log());
+    assert!(check.log().contains("-> nothing was published"), "{}", check.log());
 }
 
 #[tokio::test]

@@ -33,9 +33,13 @@ pub(super) async fn ensure(
     topic: &str,
     replication_factor: i32,
 ) -> Result<(), Error> {
-    let config = [("cleanup.policy", "compact"), ("segment.bytes", "8388608")];
-    create(cluster, &Wanted { name: topic, partitions: 1, replication_factor, config: &config })
-        .await
+    create(cluster, &wanted(topic, replication_factor)).await
+}
+
+/// The topic as it has to be.
+pub(super) fn wanted(name: &str, replication_factor: i32) -> Wanted<'_> {
+    let config = &[("cleanup.policy", "compact"), ("segment.bytes", "8388608")];
+    Wanted { name, partitions: 1, replication_factor, config }
 }
 
 /// What the topic holds. To be called after `init_transactions` has returned for every

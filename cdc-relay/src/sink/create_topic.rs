@@ -18,6 +18,19 @@ pub(super) struct Wanted<'a> {
 
 /// Makes a topic unless it exists. Whoever is first wins; the others find it made.
 pub(super) async fn create(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(), Error> {
+    if ask(cluster, wanted, false).await? {
+        tracing::info!(topic = wanted.name, "created topic");
+    }
+    Ok(())
+}
+
+/// Whether the brokers would make the topic.
+pub(super) async fn validate(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(), Error> {
+    ask(cluster, wanted, true).await.map(drop)
+}
+
+/// Whether it was made just now.
+async fn ask(cluster: &Cluster, wanted: &Wanted<'_>, only_asks: bool) -> Result<bool, Error> {
     let what = format!("creating topic {:?}", wanted.name);
     let admin: AdminClient<Context> = cluster
         .config()
@@ -33,14 +46,16 @@ pub(super) async fn create(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(),
     }
     let options = AdminOptions::new()
         .request_timeout(Some(ANSWER_TIMEOUT))
-        .operation_timeout(Some(ANSWER_TIMEOUT));
+        .operation_timeout(Some(ANSWER_TIMEOUT))
+        .validate_only(only_asks);
     let answers = admin
         .create_topics([&topic], &options)
         .await
         .map_err(|error| cluster.error(&what, error))?;
+    let mut made = false;
     for answer in answers {
         match answer {
-            Ok(_) => tracing::info!(topic = wanted.name, "created topic"),
+            Ok(_) => made = true,
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((_, code)) => {
                 return Err(cluster.code_error(&what, code).hint(
@@ -49,5 +64,5 @@ pub(super) async fn create(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(),
             }
         }
     }
-    Ok(())
+    Ok(made)
 }

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::saved::{VERSION, decode, encode};
 
 /// Before a topic's name: the key of its partition count among the saved entries.
-const KEY: &str = "partitions:";
+pub(super) const KEY: &str = "partitions:";
 
 /// Topics that are remembered; beyond it all are asked for again.
 pub(super) const TOPICS_MAX: usize = 10_000;

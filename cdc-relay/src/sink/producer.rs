@@ -21,7 +21,7 @@ use crate::record::Record;
 /// What a dead relay leaves open blocks read_committed readers for at most this, plus the broker's
 /// own sweep. Longer than [`ANSWER_TIMEOUT`], so that a commit that is waited for can not be
 /// overtaken by it.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Memory that waits for acknowledgement; a full queue slows down the reading of the source.
 const QUEUE_KBYTES: u32 = 32 * 1024;
