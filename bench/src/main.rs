@@ -5,7 +5,14 @@
 
 mod figure;
 mod outbox_cost;
+mod relay_backlog;
+mod relay_drain;
+mod relay_limits;
+mod relay_process;
+mod relay_reader;
+mod relay_site;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +34,14 @@ struct Cli {
 enum Scenario {
     /// What a message costs the business transaction that writes it
     OutboxCost(outbox_cost::Options),
+    /// How fast a relay drains a backlog, beside what bounds it
+    RelayDrain(relay_drain::Options),
+    /// The sidecar, which the scenarios of the relay start as a process of its own
+    #[command(name = relay_process::SIDECAR, hide = true, disable_help_flag = true)]
+    CdcRelay {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 #[tokio::main]
@@ -34,6 +49,11 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let measured = match cli.scenario {
         Scenario::OutboxCost(options) => outbox_cost::measure(options).await,
+        Scenario::RelayDrain(options) => Box::pin(relay_drain::measure(options)).await,
+        Scenario::CdcRelay { arguments } => {
+            let program = OsString::from(relay_process::SIDECAR);
+            return tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await;
+        }
     };
     match measured {
         Ok(figures) => {

@@ -25,6 +25,8 @@ mod config;
 mod error;
 mod journal;
 mod leadership;
+#[doc(hidden)]
+pub mod limits;
 mod lsn;
 mod milestone;
 #[cfg_attr(

@@ -8,5 +8,6 @@ mod partitions;
 mod refusal;
 mod topics;
 
+pub use commit::commit_transaction;
 pub(crate) use exactly_once::{ExactlyOnce, Produced};
 pub(crate) use kafka::Cluster;
