@@ -88,8 +88,8 @@ pub(crate) async fn produce(brokers: &str, topic: &str, messages: u64) -> Result
         producer.begin_transaction()?;
         let before = Usage::own()?;
         let began = Instant::now();
-        for (number, (key, headers)) in (1..=messages).zip(records.iter().cycle()) {
-            send(&producer, &topic, key, &payload, headers)?;
+        for (number, kept) in (1..=messages).zip(records.iter().cycle()) {
+            send(&producer, &topic, kept, &payload)?;
             if number % TRANSACTION_RECORDS == 0 || number == messages {
                 commit_transaction(&producer, ANSWER_MAX).map_err(KafkaError::Global)?;
                 producer.begin_transaction()?;
@@ -118,8 +118,13 @@ fn producer(brokers: &str) -> Result<Client, Failure> {
         .create()?)
 }
 
-/// Keys and headers of the wire contract.
-fn records() -> Result<Vec<(String, Vec<(&'static str, String)>)>, Failure> {
+/// A record's key, and its headers by the wire contract.
+struct Kept {
+    key: String,
+    headers: Vec<(&'static str, String)>,
+}
+
+fn records() -> Result<Vec<Kept>, Failure> {
     let message = relay_backlog::message("unused")?;
     let record = |number: u64| {
         let headers = vec![
@@ -133,23 +138,17 @@ fn records() -> Result<Vec<(String, Vec<(&'static str, String)>)>, Failure> {
                 format!("tailrace_exactly_once_0:0068f5a3c1000000{number:08x}00000000"),
             ),
         ];
-        (format!("{number:08}"), headers)
+        Kept { key: format!("{number:08}"), headers }
     };
     Ok((0..KEYS).map(record).collect())
 }
 
-fn send(
-    producer: &Client,
-    topic: &str,
-    key: &str,
-    payload: &[u8],
-    pairs: &[(&'static str, String)],
-) -> Result<(), Failure> {
-    let mut headers = OwnedHeaders::new_with_capacity(pairs.len());
-    for (key, value) in pairs {
+fn send(producer: &Client, topic: &str, kept: &Kept, payload: &[u8]) -> Result<(), Failure> {
+    let mut headers = OwnedHeaders::new_with_capacity(kept.headers.len());
+    for (key, value) in &kept.headers {
         headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
     }
-    let mut record = BaseRecord::to(topic).key(key).payload(payload).headers(headers);
+    let mut record = BaseRecord::to(topic).key(&kept.key).payload(payload).headers(headers);
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),
