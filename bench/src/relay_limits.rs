@@ -49,9 +49,16 @@ impl Alone {
 /// The relay's own reading of a slot that holds so many messages, without anything that follows.
 pub(crate) async fn read(url: &str, slot: &str, messages: u64) -> Result<Alone, Failure> {
     let config = Config::new(url, "unused:9092").slot(slot);
-    let before = Usage::own()?;
-    let elapsed = timeout(LIMIT, Box::pin(limits::read_slot(&config, messages))).await??;
-    Ok(Alone::new(messages, elapsed, Usage::own()?.cpu - before.cpu))
+    blocking(move || {
+        // One thread that reads: with several, each piece that arrives would wake two of them,
+        // and what is measured would be that.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let before = Usage::own()?;
+        let read = async { timeout(LIMIT, limits::read_slot(&config, messages)).await };
+        let elapsed = runtime.block_on(read)??;
+        Ok(Alone::new(messages, elapsed, Usage::own()?.cpu - before.cpu))
+    })
+    .await
 }
 
 /// Postgres' own client reading the slot, where it is installed. Messages per second of its whole
