@@ -20,25 +20,20 @@ pub(crate) const SIDECAR: &str = "cdc-relay";
 /// A relay that does not lead, or end, within this has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a relay delivers.
+/// How a relay delivers, by the name that it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     ExactlyOnce,
+    AtLeastOnce,
 }
 
 impl Mode {
-    pub(crate) const ALL: [Mode; 1] = [Mode::ExactlyOnce];
+    pub(crate) const ALL: [Mode; 2] = [Mode::ExactlyOnce, Mode::AtLeastOnce];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Mode::ExactlyOnce => "exactly-once",
-        }
-    }
-
-    /// What the sidecar is told besides where its servers are.
-    fn arguments(self) -> &'static [&'static str] {
-        match self {
-            Mode::ExactlyOnce => &[],
+            Mode::AtLeastOnce => "at-least-once",
         }
     }
 }
@@ -69,7 +64,7 @@ impl RelayProcess {
             .args([SIDECAR, "run", "--database-url", &arguments.database_url])
             .args(["--kafka-brokers", &arguments.brokers])
             .args(["--slot", &arguments.slot, "--relay-id", &arguments.slot])
-            .args(arguments.mode.arguments())
+            .args(["--delivery", arguments.mode.name()])
             // It says at this level when it leads.
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())

@@ -34,8 +34,8 @@ pub struct Site {
 pub struct Variant {
     /// Where it ends itself.
     pub die_at: Option<CrashPoint>,
-    /// How long a Kafka transaction waits for more, in milliseconds.
-    pub linger_ms: Option<u64>,
+    /// Records after which a batch is sealed.
+    pub batch_records: Option<usize>,
     /// Bytes above which a source transaction is split.
     pub split_bytes: Option<usize>,
 }
@@ -76,12 +76,17 @@ impl Site {
         if let Some(point) = variant.die_at {
             give("--die-at", point.to_string());
         }
-        if let Some(linger) = variant.linger_ms {
-            give("--linger-ms", linger.to_string());
+        if let Some(records) = variant.batch_records {
+            give("--batch-records", records.to_string());
         }
         if let Some(bytes) = variant.split_bytes {
             give("--split-bytes", bytes.to_string());
         }
+        self.start(arguments)
+    }
+
+    /// Starts the program in the role that the arguments name.
+    pub(crate) fn start(&self, arguments: Vec<String>) -> Process {
         Process::start(&self.node, arguments)
     }
 
