@@ -26,6 +26,8 @@ mod dead_letter;
 mod error;
 mod journal;
 mod leadership;
+#[doc(hidden)]
+pub mod limits;
 mod lsn;
 mod milestone;
 #[cfg_attr(

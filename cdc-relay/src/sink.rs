@@ -23,7 +23,7 @@ mod create_topic;
 mod exactly_once;
 mod kafka;
 pub mod memory;
-mod native;
+pub(crate) mod native;
 mod partitions;
 mod producer;
 mod refusal;

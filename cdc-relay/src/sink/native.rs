@@ -158,7 +158,7 @@ pub(super) fn flush<C: ProducerContext + 'static>(
 /// Flushes the producer's records and commits its transaction; blocks at most for `timeout`.
 ///
 /// Any error leaves the outcome uncertain: the caller drops the producer and starts a session anew.
-pub(super) fn commit_transaction<C: ProducerContext + 'static>(
+pub fn commit_transaction<C: ProducerContext + 'static>(
     producer: &ThreadedProducer<C>,
     timeout: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
