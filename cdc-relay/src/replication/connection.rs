@@ -8,6 +8,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::buffer::{Buffer, Frame};
 use super::endpoint::Endpoint;
+use super::low_water::LowWater;
 use crate::error::{Error, Kind};
 
 /// The half of the socket that is read.
@@ -20,12 +21,15 @@ pub(super) struct Connection {
     pub(super) reader: ReadHalf,
     pub(super) writer: WriteHalf,
     pub(super) buffer: Buffer,
+    /// Only TCP sockets have it.
+    pub(super) low_water: Option<LowWater>,
     pub(super) endpoint: Endpoint,
 }
 
 impl Connection {
     /// Opens the socket; the caller bounds the time.
     pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, Error> {
+        let mut low_water = None;
         let (reader, writer): (ReadHalf, WriteHalf) = if endpoint.is_socket() {
             let path = Path::new(endpoint.host()).join(format!(".s.PGSQL.{}", endpoint.port()));
             let socket =
@@ -37,10 +41,12 @@ impl Connection {
                 .await
                 .and_then(|socket| socket.set_nodelay(true).map(|()| socket))
                 .map_err(|error| unreachable(endpoint, error))?;
+            low_water = LowWater::new(&socket);
             let (reader, writer) = socket.into_split();
             (Box::new(reader), Box::new(writer))
         };
-        Ok(Connection { reader, writer, buffer: Buffer::new(), endpoint: endpoint.clone() })
+        let (buffer, endpoint) = (Buffer::new(), endpoint.clone());
+        Ok(Connection { reader, writer, buffer, low_water, endpoint })
     }
 
     /// Sends whole messages.

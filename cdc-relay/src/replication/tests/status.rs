@@ -123,6 +123,7 @@ async fn a_task_that_cannot_write_ends_the_wait_for_events() {
         reader: Box::new(reader),
         writer: Box::new(writer),
         buffer: Buffer::new(),
+        low_water: None,
         endpoint: Endpoint::parse("postgres://u@db:6000").unwrap(),
     };
     let mut stream = Stream::new(connection, "slot");
