@@ -67,7 +67,8 @@ impl LowWater {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::pin::Pin;
     use std::task::Poll;

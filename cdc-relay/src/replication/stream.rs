@@ -65,7 +65,7 @@ enum Found {
 
 impl Stream {
     pub(super) fn new(connection: Connection, slot: &str) -> Self {
-        let Connection { reader, writer, buffer, low_water, endpoint } = connection;
+        let Connection { reader, writer, buffer, low_water, endpoint, .. } = connection;
         let status = StatusTask::spawn(writer, endpoint.clone());
         Stream { reader, buffer, low_water, status, endpoint, slot: slot.into() }
     }
