@@ -11,8 +11,8 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
-use tailrace_outbox::Message;
 use tailrace_outbox::journal::Retention;
+use tailrace_outbox::{Message, Outbox, Store};
 use tailrace_stack::{Needs, Stack};
 use uuid::Uuid;
 
@@ -22,6 +22,9 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// Rows that transactions update; far more than connections, so that none waits for another.
 const ACCOUNTS: u64 = 100_000;
+
+static LOG: Outbox = Outbox::new(Store::Wal);
+static JOURNAL: Outbox = Outbox::new(Store::Journal);
 
 const SCHEMA: &str = "
 create table account (id int primary key, balance bigint not null default 0);
@@ -58,20 +61,26 @@ enum Variant {
     Plain,
     /// No message again: the noise of the measurement.
     Control,
+    /// A frame, inside the business statement.
     Merged,
+    /// A frame, in a statement of its own.
     Separate,
+    /// A row of the journal, inside the business statement.
     Journal,
+    /// A row of the journal, in a statement of its own.
+    JournalSeparate,
     DebeziumInsert,
     DebeziumInsertDelete,
 }
 
 impl Variant {
-    const ALL: [Variant; 7] = [
+    const ALL: [Variant; 8] = [
         Variant::Plain,
         Variant::Control,
         Variant::Merged,
         Variant::Separate,
         Variant::Journal,
+        Variant::JournalSeparate,
         Variant::DebeziumInsert,
         Variant::DebeziumInsertDelete,
     ];
@@ -83,6 +92,7 @@ impl Variant {
             Variant::Merged => "merged",
             Variant::Separate => "separate",
             Variant::Journal => "journal",
+            Variant::JournalSeparate => "journal-separate",
             Variant::DebeziumInsert => "debezium-insert",
             Variant::DebeziumInsertDelete => "debezium-insert-delete",
         }
@@ -267,17 +277,16 @@ async fn transaction(connection: &mut PgConnection, variant: Variant) -> Result<
         .execute(&mut *tx)
         .await?;
     match (variant, &message) {
-        (Variant::Merged, Some(message)) => {
-            let merged = tailrace_outbox::merge(INSERT).bind(order).bind(account).bind(100_i64);
+        (Variant::Merged | Variant::Journal, Some(message)) => {
+            let outbox = if variant == Variant::Merged { &LOG } else { &JOURNAL };
+            let merged = outbox.merge(INSERT).bind(order).bind(account).bind(100_i64);
             merged.message(message).execute(&mut tx).await?;
         }
         _ => insert(&mut tx, order, account).await?,
     }
     match (variant, &message) {
-        (Variant::Separate, Some(message)) => tailrace_outbox::write(&mut tx, message).await?,
-        (Variant::Journal, Some(message)) => {
-            tailrace_outbox::journal::insert(&mut tx, message).await?
-        }
+        (Variant::Separate, Some(message)) => LOG.write(&mut tx, message).await?,
+        (Variant::JournalSeparate, Some(message)) => JOURNAL.write(&mut tx, message).await?,
         (Variant::DebeziumInsert | Variant::DebeziumInsertDelete, Some(message)) => {
             debezium(&mut tx, message, variant == Variant::DebeziumInsertDelete).await?;
         }

@@ -1,16 +1,12 @@
 //! The durable record of what is published.
 
-use std::collections::BTreeMap;
-
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::position::{Incarnation, Ordinal};
-
-/// Version of the record's format. A newer one is refused.
-const VERSION: u32 = 1;
+use crate::saved::{VERSION, decode, encode, malformed};
+use crate::sink::Saved;
 
 /// How far the source is published, written in the same Kafka transaction as the records that it
 /// covers (design: the relay's position rules).
@@ -56,21 +52,17 @@ pub(crate) struct Intent {
     pub(crate) source: Source,
 }
 
-/// What a relay's checkpoint topic holds in the end.
+/// What a relay has saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) intent: Option<Intent>,
-    /// Topics and their partition counts: those that were written down near the topic's end.
-    pub(crate) partitions: BTreeMap<String, i32>,
 }
 
 /// Key of the checkpoint in the compacted topic.
 pub(crate) const CHECKPOINT_KEY: &str = "checkpoint";
 /// Key of the intent in the compacted topic.
 pub(crate) const INTENT_KEY: &str = "intent";
-/// Before a topic's name: the key of its partition count.
-const PARTITIONS_KEY: &str = "partitions:";
 
 const TOPIC_PREFIX: &str = "tailrace.checkpoint.";
 
@@ -102,19 +94,6 @@ struct Record {
 }
 
 #[derive(Serialize, Deserialize)]
-struct PartitionsRecord {
-    version: u32,
-    partitions: i32,
-    relay_version: String,
-    time_ms: u64,
-}
-
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
-}
-
-#[derive(Serialize, Deserialize)]
 struct PartialRecord {
     commit_lsn: String,
     ordinal: u32,
@@ -129,57 +108,36 @@ impl Checkpoint {
             ordinal: partial.ordinal.0,
             change_lsn: partial.change_lsn.to_string(),
         });
-        encode(&self.source, Some(self.progress.flush_lsn), partial, time_ms)
+        record(&self.source, Some(self.progress.flush_lsn), partial, time_ms)
     }
 }
 
 impl Intent {
     /// The record's value.
     pub(crate) fn encode(&self, time_ms: u64) -> Vec<u8> {
-        encode(&self.source, None, None, time_ms)
+        record(&self.source, None, None, time_ms)
     }
-}
-
-/// The key and the value of a topic's partition count.
-pub(crate) fn encode_partitions(topic: &str, partitions: i32, time_ms: u64) -> (String, Vec<u8>) {
-    let record = PartitionsRecord {
-        version: VERSION,
-        partitions,
-        relay_version: env!("CARGO_PKG_VERSION").to_owned(),
-        time_ms,
-    };
-    (format!("{PARTITIONS_KEY}{topic}"), json(&record))
 }
 
 impl Stored {
-    /// Takes one record of the topic in, in the order of the topic.
-    pub(crate) fn take(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), Error> {
-        match (key, value) {
-            (Some(key), Some(value)) if key == CHECKPOINT_KEY.as_bytes() => {
-                self.checkpoint = Some(decode_checkpoint(value)?);
-            }
-            (Some(key), Some(value)) if key == INTENT_KEY.as_bytes() => {
-                self.intent = Some(Intent { source: decode::<Record>(value)?.source() });
-            }
-            (Some(key), Some(value)) if key.starts_with(PARTITIONS_KEY.as_bytes()) => {
-                let topic = String::from_utf8_lossy(key);
-                let topic = topic.strip_prefix(PARTITIONS_KEY).unwrap_or_default().to_owned();
-                self.partitions.insert(topic, decode::<PartitionsRecord>(value)?.partitions);
-            }
-            // Keys of a later release are for that release.
-            _ => {}
-        }
-        Ok(())
+    /// Reads what a sink has saved for this relay.
+    pub(crate) fn read(saved: &Saved) -> Result<Self, Error> {
+        let checkpoint = saved.get(CHECKPOINT_KEY).map(|value| decode_checkpoint(value));
+        let intent = saved.get(INTENT_KEY).map(|value| decode::<Record>(value));
+        Ok(Stored {
+            checkpoint: checkpoint.transpose()?,
+            intent: intent.transpose()?.map(|record| Intent { source: record.source() }),
+        })
     }
 }
 
-fn encode(
+fn record(
     source: &Source,
     flush_lsn: Option<Lsn>,
     partial: Option<PartialRecord>,
     time_ms: u64,
 ) -> Vec<u8> {
-    let record = Record {
+    encode(&Record {
         version: VERSION,
         system_identifier: source.system_identifier.clone(),
         timeline: source.timeline,
@@ -190,26 +148,7 @@ fn encode(
         partial,
         relay_version: env!("CARGO_PKG_VERSION").to_owned(),
         time_ms,
-    };
-    json(&record)
-}
-
-fn json(record: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(record).expect("a record of numbers and strings is valid JSON")
-}
-
-fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, Error> {
-    let unreadable = |error| malformed("is not readable", error);
-    // The version first: a later format may lack what this one demands.
-    let Version { version } = serde_json::from_slice(value).map_err(unreadable)?;
-    if version != VERSION {
-        return Err(Error::new(
-            Kind::Gap,
-            format!("the checkpoint has version {version}, this relay knows {VERSION}"),
-        )
-        .hint("run the relay release that wrote it, or a newer one"));
-    }
-    serde_json::from_slice(value).map_err(unreadable)
+    })
 }
 
 fn decode_checkpoint(value: &[u8]) -> Result<Checkpoint, Error> {
@@ -239,17 +178,10 @@ impl Record {
     }
 }
 
-fn malformed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Kind::Gap, format!("the checkpoint {what}"))
-        .hint("something else has written to the checkpoint topic: give each relay a topic of its own by --relay-id")
-        .caused_by(error)
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
         CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Partial, Published, Source, Stored,
-        encode_partitions,
     };
     use crate::error::Kind;
     use crate::lsn::Lsn;
@@ -272,18 +204,15 @@ mod tests {
             let progress = Published { flush_lsn: Lsn(0x1_0000_0010), partial };
             let checkpoint = Checkpoint { source: source(), progress };
             let intent = Intent { source: source() };
-            let mut stored = Stored::default();
+            let saved = [
+                (INTENT_KEY.to_owned(), intent.encode(1)),
+                (CHECKPOINT_KEY.to_owned(), checkpoint.encode(2)),
+                ("of a later release".to_owned(), b"?".to_vec()),
+            ];
 
-            stored.take(Some(INTENT_KEY.as_bytes()), Some(&intent.encode(1))).unwrap();
-            stored.take(Some(CHECKPOINT_KEY.as_bytes()), Some(&checkpoint.encode(2))).unwrap();
-            for count in [3, 6] {
-                let (key, value) = encode_partitions("partitions:orders", count, 3);
-                stored.take(Some(key.as_bytes()), Some(&value)).unwrap();
-            }
+            let stored = Stored::read(&saved.into()).unwrap();
 
-            let partitions = [("partitions:orders".to_owned(), 6)].into();
-            let written = (Some(checkpoint), Some(intent), partitions);
-            assert_eq!((stored.checkpoint, stored.intent, stored.partitions), written);
+            assert_eq!(stored, Stored { checkpoint: Some(checkpoint), intent: Some(intent) });
         }
     }
 
@@ -304,12 +233,12 @@ mod tests {
 
     #[test]
     fn what_can_not_be_read_is_refused() {
-        let key = Some(CHECKPOINT_KEY.as_bytes());
         for value in ["", "{}", r#"{"version":2}"#, "\u{0}"] {
-            let refused = Stored::default().take(key, Some(value.as_bytes())).unwrap_err();
+            let saved = [(CHECKPOINT_KEY.to_owned(), value.as_bytes().to_vec())];
+
+            let refused = Stored::read(&saved.into()).unwrap_err();
 
             assert_eq!(refused.kind(), Kind::Gap, "{value}");
         }
-        Stored::default().take(Some(b"a later release"), Some(b"?")).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::Config;
+use crate::config::{BadMessages, Config, Delivery};
 use crate::error::Error;
 use crate::position::Place;
 use crate::relay::Relay;
@@ -100,15 +100,41 @@ struct RunArgs {
     /// Refuse messages whose topic does not exist instead of making it
     #[arg(long)]
     no_create_topics: bool,
-    /// How long a Kafka transaction waits for more, in milliseconds
-    #[arg(long, env = "CDC_RELAY__LINGER_MS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=1_000))]
-    linger_ms: u64,
+    /// What readers of the topics may rely on
+    #[arg(long, env = "CDC_RELAY__DELIVERY", value_enum, default_value = "exactly-once")]
+    delivery: DeliveryArg,
+    /// How long a batch waits for more once the relay has caught up, in milliseconds
+    /// [default: exactly once as long as the commit before takes, at least once 200]
+    #[arg(long, env = "CDC_RELAY__LINGER_MS", value_parser = clap::value_parser!(u64).range(..=1_000))]
+    linger_ms: Option<u64>,
+    /// What becomes of a message that can not be published
+    #[arg(long, env = "CDC_RELAY__BAD_MESSAGES", value_enum, default_value = "dead-letter")]
+    bad_messages: BadMessagesArg,
+    /// The topic of dead letters [default: tailrace.dead-letter.RELAY_ID]
+    #[arg(long, env = "CDC_RELAY__DEAD_LETTER_TOPIC")]
+    dead_letter_topic: Option<String>,
     /// A librdkafka setting, as name=value; may be repeated
     #[arg(short = 'X', long, value_name = "NAME=VALUE", value_parser = property)]
     kafka_property: Vec<(String, String)>,
     /// Go past this one message, as an earlier run has named it; may be repeated
     #[arg(long, value_name = "LSN:ORDINAL")]
     skip: Vec<Place>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeliveryArg {
+    /// Each message once, for read_committed readers
+    ExactlyOnce,
+    /// As early as can be; after a crash some messages come again
+    AtLeastOnce,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BadMessagesArg {
+    /// Its record goes to the topic of dead letters, with the reason
+    DeadLetter,
+    /// The relay stops and names it
+    Halt,
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
@@ -127,7 +153,20 @@ impl RunArgs {
             .schema(self.schema)
             .init(!self.no_init)
             .create_topics(!self.no_create_topics)
-            .linger(Duration::from_millis(self.linger_ms));
+            .delivery(match self.delivery {
+                DeliveryArg::ExactlyOnce => Delivery::ExactlyOnce,
+                DeliveryArg::AtLeastOnce => Delivery::AtLeastOnce,
+            });
+        config = config.bad_messages(match self.bad_messages {
+            BadMessagesArg::DeadLetter => BadMessages::DeadLetter,
+            BadMessagesArg::Halt => BadMessages::Halt,
+        });
+        if let Some(topic) = self.dead_letter_topic {
+            config = config.dead_letter_topic(topic);
+        }
+        if let Some(milliseconds) = self.linger_ms {
+            config = config.linger(Duration::from_millis(milliseconds));
+        }
         if let Some(relay_id) = self.relay_id {
             config = config.relay_id(relay_id);
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::position::Place;
 use crate::progress::Limits;
@@ -13,8 +14,35 @@ use crate::sink::Cluster;
 /// Longest name that Postgres keeps whole (`NAMEDATALEN` - 1).
 const NAME_BYTES_MAX: usize = 63;
 
+/// Measured: transactions of about this size cost least under backlog.
+const BATCH_RECORDS: usize = 10_000;
+
+/// Longest name of a topic that Kafka takes.
+const TOPIC_BYTES_MAX: usize = 249;
+
 /// A relay id names topics and transactional ids.
 const RELAY_ID_BYTES_MAX: usize = 200;
+
+/// What readers of the topics may rely on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// Readers with `isolation.level=read_committed` see each message once.
+    #[default]
+    ExactlyOnce,
+    /// Every reader sees each message as early as can be; after a crash some come again.
+    AtLeastOnce,
+}
+
+/// What becomes of a message that can not be published: its bytes are no frame, its topic can not
+/// exist or is missing, or the brokers refuse its record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BadMessages {
+    /// Its record goes to the topic of dead letters, with the reason; the others go on.
+    #[default]
+    DeadLetter,
+    /// The relay stops and names it; see [`Config::skip`].
+    Halt,
+}
 
 /// Settings of a relay.
 ///
@@ -33,6 +61,8 @@ const RELAY_ID_BYTES_MAX: usize = 200;
 pub struct Config {
     database_url: String,
     brokers: String,
+    /// Whether records go to Kafka at all.
+    kafka: bool,
     slot: String,
     publication: String,
     prefix: String,
@@ -40,9 +70,13 @@ pub struct Config {
     relay_id: Option<String>,
     init: bool,
     create_topics: bool,
-    linger: Duration,
+    delivery: Delivery,
+    linger: Option<Duration>,
+    batch_records: usize,
     split_bytes: usize,
     kafka_properties: Vec<(String, String)>,
+    bad_messages: BadMessages,
+    dead_letter_topic: Option<String>,
     skip: BTreeSet<Place>,
 }
 
@@ -52,6 +86,7 @@ impl Config {
         Config {
             database_url: database_url.into(),
             brokers: brokers.into(),
+            kafka: true,
             slot: "tailrace".to_owned(),
             publication: "tailrace".to_owned(),
             prefix: "tailrace".to_owned(),
@@ -59,11 +94,21 @@ impl Config {
             relay_id: None,
             init: true,
             create_topics: true,
-            linger: Duration::from_millis(5),
+            delivery: Delivery::default(),
+            linger: None,
+            batch_records: BATCH_RECORDS,
             split_bytes: 64 * 1024 * 1024,
             kafka_properties: Vec::new(),
+            bad_messages: BadMessages::default(),
+            dead_letter_topic: None,
             skip: BTreeSet::new(),
         }
+    }
+
+    /// Settings for one database, for a relay with a sink of its own
+    /// ([`Relay::with_sink`](crate::Relay::with_sink)): what concerns Kafka has no meaning then.
+    pub fn for_sink(database_url: impl Into<String>) -> Self {
+        Config { kafka: false, ..Config::new(database_url, "") }
     }
 
     /// The replication slot. Default `tailrace`.
@@ -117,10 +162,27 @@ impl Config {
         self
     }
 
-    /// How long a Kafka transaction stays open for more source transactions. Default 5 ms.
+    /// What readers may rely on. Default exactly once.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
+    /// How long a batch stays open for more source transactions when the relay has caught up. By
+    /// default, exactly once, a batch is sealed as soon as the commit before it is done, which at
+    /// low rates is at once; at least once, where readers do not wait for it, 200 ms.
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> Self {
-        self.linger = linger;
+        self.linger = Some(linger);
+        self
+    }
+
+    /// Records after which a batch is sealed, judged where a source transaction ends. Default
+    /// 10,000.
+    #[must_use]
+    pub fn batch_records(mut self, records: usize) -> Self {
+        self.batch_records = records;
         self
     }
 
@@ -138,6 +200,21 @@ impl Config {
     #[must_use]
     pub fn kafka_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.kafka_properties.push((name.into(), value.into()));
+        self
+    }
+
+    /// What becomes of messages that can not be published. Default dead letters.
+    #[must_use]
+    pub fn bad_messages(mut self, bad_messages: BadMessages) -> Self {
+        self.bad_messages = bad_messages;
+        self
+    }
+
+    /// The topic of dead letters. Default `tailrace.dead-letter.RELAY_ID`; made where it is missing,
+    /// unless [`Config::create_topics`] forbids it.
+    #[must_use]
+    pub fn dead_letter_topic(mut self, topic: impl Into<String>) -> Self {
+        self.dead_letter_topic = Some(topic.into());
         self
     }
 
@@ -163,7 +240,9 @@ impl Config {
                 None => error.to_string(),
             });
         }
-        faults.extend(self.cluster().faults());
+        if self.kafka {
+            faults.extend(self.cluster().faults());
+        }
         let slot_bytes = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
         if !named(&self.slot, NAME_BYTES_MAX, slot_bytes) {
             faults.push(format!(
@@ -183,6 +262,14 @@ impl Config {
         if let Some(relay_id) = &self.relay_id {
             faults.extend(relay_id_fault(relay_id));
         }
+        if let Some(topic) = &self.dead_letter_topic
+            && !named(topic, TOPIC_BYTES_MAX, is_topic_byte)
+        {
+            faults.push(format!(
+                "dead letter topic {topic:?}: letters, digits, '.', '_' and '-', 1 to \
+                 {TOPIC_BYTES_MAX}"
+            ));
+        }
         if faults.is_empty() {
             return Ok(());
         }
@@ -196,6 +283,10 @@ impl Config {
 
     pub(crate) fn cluster(&self) -> Cluster {
         Cluster::new(&self.brokers, &self.kafka_properties)
+    }
+
+    pub(crate) fn delivery_mode(&self) -> Delivery {
+        self.delivery
     }
 
     pub(crate) fn slot_name(&self) -> &str {
@@ -222,6 +313,14 @@ impl Config {
         self.create_topics
     }
 
+    pub(crate) fn sets_aside(&self) -> bool {
+        self.bad_messages == BadMessages::DeadLetter
+    }
+
+    pub(crate) fn dead_letter_topic_for(&self, relay_id: &str) -> String {
+        self.dead_letter_topic.clone().unwrap_or_else(|| dead_letter::topic(relay_id))
+    }
+
     pub(crate) fn skips(&self, place: Place) -> bool {
         self.skip.contains(&place)
     }
@@ -241,10 +340,13 @@ impl Config {
 
     pub(crate) fn limits(&self) -> Limits {
         Limits {
-            // Measured: transactions of about this size cost least under backlog.
-            batch_records: 10_000,
+            batch_records: self.batch_records,
             batch_bytes: 8 * 1024 * 1024,
-            linger: self.linger,
+            linger: self.linger.unwrap_or(match self.delivery {
+                Delivery::ExactlyOnce => Duration::ZERO,
+                Delivery::AtLeastOnce => Duration::from_millis(200),
+            }),
+            behind_age: Duration::from_millis(100),
             split_bytes: self.split_bytes,
             // A third of the transaction time-out that the broker is given.
             split_age: Duration::from_secs(5),
@@ -272,9 +374,12 @@ fn named(name: &str, bytes_max: usize, allowed: impl Fn(u8) -> bool) -> bool {
     !name.is_empty() && name.len() <= bytes_max && name.bytes().all(allowed)
 }
 
+fn is_topic_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+}
+
 fn relay_id_fault(relay_id: &str) -> Option<String> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (!named(relay_id, RELAY_ID_BYTES_MAX, allowed)).then(|| {
+    (!named(relay_id, RELAY_ID_BYTES_MAX, is_topic_byte)).then(|| {
         format!(
             "relay id {relay_id:?}: letters, digits, '.', '_' and '-', 1 to {RELAY_ID_BYTES_MAX}"
         )

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::position::Place;
+
 /// What went wrong, as far as a caller can act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -49,17 +51,36 @@ struct Inner {
     text: Cow<'static, str>,
     hint: Option<Cow<'static, str>>,
     sqlstate: Option<Box<str>>,
+    refused: Option<RefusedRecord>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// A record that a destination refused, as it was named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedRecord {
+    pub(crate) place: Place,
+    pub(crate) topic: String,
+    /// Whether every record to the topic would be refused.
+    pub(crate) whole_topic: bool,
+    pub(crate) why: String,
 }
 
 impl Error {
     /// An error of this kind; `text` in lower case, without a full stop, naming the thing.
-    pub(crate) fn new(kind: Kind, text: impl Into<Cow<'static, str>>) -> Self {
-        Error(Box::new(Inner { kind, text: text.into(), hint: None, sqlstate: None, source: None }))
+    pub fn new(kind: Kind, text: impl Into<Cow<'static, str>>) -> Self {
+        Error(Box::new(Inner {
+            kind,
+            text: text.into(),
+            hint: None,
+            sqlstate: None,
+            refused: None,
+            source: None,
+        }))
     }
 
     /// Adds how to mend it.
-    pub(crate) fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
@@ -75,8 +96,20 @@ impl Error {
         self.0.sqlstate.as_deref()
     }
 
+    /// Keeps which record the destination refused.
+    pub(crate) fn with_refused(mut self, refused: RefusedRecord) -> Self {
+        self.0.refused = Some(refused);
+        self
+    }
+
+    /// The record that the destination refused, where that is behind the error.
+    pub(crate) fn refused(&self) -> Option<&RefusedRecord> {
+        self.0.refused.as_ref()
+    }
+
     /// Keeps the cause.
-    pub(crate) fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+    #[must_use]
+    pub fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(source));
         self
     }

@@ -22,6 +22,7 @@
 mod checkpoint;
 pub mod cli;
 mod config;
+mod dead_letter;
 mod error;
 mod journal;
 mod leadership;
@@ -40,10 +41,14 @@ mod relay;
 #[cfg_attr(not(test), expect(dead_code, reason = "tests look their own backend up by its pid"))]
 mod replication;
 mod resume;
+mod saved;
 mod session;
-mod sink;
+mod setup;
+pub mod sink;
+mod source;
+mod trouble;
 
-pub use config::Config;
+pub use config::{BadMessages, Config, Delivery};
 pub use error::{Error, Kind, Reaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;

@@ -18,8 +18,12 @@ pub(crate) struct Limits {
     pub(crate) batch_records: usize,
     /// Bytes, judged where a source transaction ends.
     pub(crate) batch_bytes: usize,
-    /// Age of the first record, judged where a source transaction ends.
+    /// Age of the first record once everything that was sent is taken in, judged where a source
+    /// transaction ends.
     pub(crate) linger: Duration,
+    /// Age of the first record while there is more to take in, judged where a source transaction
+    /// ends.
+    pub(crate) behind_age: Duration,
     /// A source transaction with more bytes than this is split.
     pub(crate) split_bytes: usize,
     /// A Kafka transaction older than this is ended even inside a source transaction, before the
@@ -45,13 +49,19 @@ pub(crate) enum Verdict {
 pub(crate) struct Progress {
     incarnation: Incarnation,
     limits: Limits,
-    /// As the last committed checkpoint says.
-    published: Published,
+    /// What earlier sessions published: it comes again and is discarded.
+    known: Published,
+    /// What the newest checkpoint says, be it durable or under way.
+    sealed: Published,
+    /// Whether that checkpoint is under way.
+    committing: bool,
+    /// Up to where the newest durable checkpoint goes.
+    durable: Lsn,
     /// Everything that committed before this was received.
     received: Lsn,
     /// The source transaction that is being received.
     open: Option<Open>,
-    /// What was produced since the last commit.
+    /// What was produced since the newest checkpoint.
     batch: Option<Batch>,
     checkpoint_at: Instant,
     /// The server waits for us, as in a shutdown.
@@ -97,7 +107,10 @@ impl Progress {
         Progress {
             incarnation,
             limits,
-            published,
+            known: published,
+            sealed: published,
+            committing: false,
+            durable: published.flush_lsn,
             received: published.flush_lsn,
             open: None,
             batch: None,
@@ -112,10 +125,10 @@ impl Progress {
         if self.open.is_some() {
             return Err(out_of_order(commit_lsn, "a transaction begins inside another"));
         }
-        let (known, last) = match self.published.partial {
+        let (known, last) = match self.known.partial {
             // A published transaction begins its commit record below its end, an unpublished one
             // at the end of the one before it at the lowest.
-            _ if commit_lsn < self.published.flush_lsn => (Known::All, None),
+            _ if commit_lsn < self.known.flush_lsn => (Known::All, None),
             _ if commit_lsn < self.received => {
                 return Err(out_of_order(commit_lsn, "a transaction came out of commit order"));
             }
@@ -182,7 +195,7 @@ impl Progress {
                 return Err(changed_history(partial, commit_lsn));
             }
             // From here on the whole transaction counts as received.
-            self.published.partial = None;
+            self.known.partial = None;
         }
         self.received = self.received.max(end_lsn);
         Ok(())
@@ -192,7 +205,7 @@ impl Progress {
     pub(crate) fn keepalive(&mut self, wal_end: Lsn, reply_requested: bool) {
         // Inside a transaction, or before a split one has come again, the end of the log says
         // nothing about what is still to come of it.
-        if self.open.is_none() && self.published.partial.is_none() {
+        if self.open.is_none() && self.known.partial.is_none() {
             self.received = self.received.max(wal_end);
         }
         self.asked |= reply_requested;
@@ -205,11 +218,15 @@ impl Progress {
 
     /// Nothing received is left unpublished, as far as it can be.
     pub(crate) fn is_drained(&self) -> bool {
-        self.batch.is_none() && self.checkpoint() == self.published
+        self.batch.is_none() && !self.committing && self.checkpoint() == self.sealed
     }
 
-    /// The checkpoint to commit now, if one is due.
-    pub(crate) fn due(&self, now: Instant) -> Option<Published> {
+    /// The checkpoint to seal the batch with now, if that is due. `caught_up` says that everything
+    /// the server has sent is taken in.
+    ///
+    /// A relay that keeps up seals as soon as the commit before is done, so the commits themselves
+    /// set the pace; one that is behind fills its batches.
+    pub(crate) fn due(&self, now: Instant, caught_up: bool) -> Option<Published> {
         let due = match &self.batch {
             Some(batch) if self.splits() => {
                 let bytes = self.open.as_ref().map_or(0, |open| open.bytes);
@@ -217,15 +234,18 @@ impl Progress {
                     || since(batch.opened_at, now) >= self.limits.split_age
             }
             Some(batch) => {
+                let age = since(batch.opened_at, now);
                 self.draining
                     || batch.records >= self.limits.batch_records
                     || batch.bytes >= self.limits.batch_bytes
-                    || since(batch.opened_at, now) >= self.limits.linger
+                    || age >= self.limits.behind_age.max(self.limits.linger)
+                    || (caught_up && !self.committing && age >= self.limits.linger)
             }
             None => {
-                let idle_bytes = self.received.0 - self.published.flush_lsn.0;
+                let idle_bytes = self.received.0 - self.sealed.flush_lsn.0;
                 idle_bytes > 0
                     && !self.splits()
+                    && !self.committing
                     && (self.draining
                         || self.asked
                         || idle_bytes >= self.limits.idle_bytes
@@ -235,43 +255,68 @@ impl Progress {
         due.then(|| self.checkpoint())
     }
 
-    /// When [`Progress::due`] can change its answer though nothing is received.
+    /// The checkpoint to seal the batch with before anything joins it, be it inside a source
+    /// transaction; `None` where the batch is empty.
+    pub(crate) fn cut(&self) -> Option<Published> {
+        self.batch.is_some().then(|| self.checkpoint())
+    }
+
+    /// When [`Progress::due`] can change its answer though nothing is received and nothing becomes
+    /// durable.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.batch {
             Some(batch) if self.splits() => Some(batch.opened_at + self.limits.split_age),
+            Some(batch) if self.committing => {
+                Some(batch.opened_at + self.limits.behind_age.max(self.limits.linger))
+            }
             Some(batch) => Some(batch.opened_at + self.limits.linger),
-            None if self.received > self.published.flush_lsn && !self.splits() => {
+            None if self.committing || self.splits() => None,
+            None if self.received > self.sealed.flush_lsn => {
                 Some(self.checkpoint_at + self.limits.idle_age)
             }
             None => None,
         }
     }
 
-    /// A checkpoint is durable.
-    pub(crate) fn committed(&mut self, published: Published, now: Instant) {
-        debug_assert!(published.flush_lsn >= self.published.flush_lsn);
-        // A partial that is still open stays with the open transaction; it is not waited for.
-        self.published = Published { flush_lsn: published.flush_lsn, partial: None };
+    /// Whether a checkpoint is under way.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing
+    }
+
+    /// The batch and this checkpoint are handed over to become durable together; what is produced
+    /// from here on belongs to the next batch.
+    ///
+    /// One at a time: the one before must be durable, or a crash could keep this one and lose that.
+    pub(crate) fn sealed(&mut self, checkpoint: Published, now: Instant) {
+        assert!(!self.committing, "a checkpoint is sealed once the one before is durable");
+        debug_assert!(checkpoint.flush_lsn >= self.durable);
+        self.sealed = checkpoint;
+        self.committing = true;
         if let Some(open) = &mut self.open {
             open.bytes = 0;
-        } else {
-            self.published.partial = published.partial;
         }
         self.batch = None;
         self.checkpoint_at = now;
         self.asked = false;
     }
 
+    /// The sealed checkpoint is durable.
+    pub(crate) fn committed(&mut self) {
+        assert!(self.committing, "only a sealed checkpoint becomes durable");
+        self.committing = false;
+        self.durable = self.sealed.flush_lsn;
+    }
+
     /// What the slot may be flushed to: only what a committed checkpoint holds.
     pub(crate) fn flush_lsn(&self) -> Lsn {
-        self.published.flush_lsn
+        self.durable
     }
 
     /// What a checkpoint would say if it were written now.
     fn checkpoint(&self) -> Published {
         let partial = match &self.open {
             Some(open) => open.last,
-            None => self.published.partial,
+            None => self.known.partial,
         };
         Published { flush_lsn: self.received, partial }
     }

@@ -2,30 +2,40 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::checkpoint::{Checkpoint, Published, Source};
+use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Published, Source};
 use crate::config::Config;
+use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::journal::Journal;
 use crate::lsn::Lsn;
 use crate::milestone::{Milestone, Observer};
 use crate::pgoutput::{self, Change, RelationId, Tuple};
-use crate::position::Position;
+use crate::position::{Place, Position};
 use crate::progress::{Progress, Verdict};
-use crate::record::{self, Record};
+use crate::record::{self, Record, Unpublishable};
 use crate::replication::{Event, StatusHandle};
-use crate::sink::{ExactlyOnce, Produced};
+use crate::sink::{Obstacle, Sink};
+use crate::trouble::{Refused, Trouble};
+
+/// Obstacles that a record may meet before it is given up: a topic that is not known yet, a queue
+/// without room, and each of them once more.
+const OBSTACLES_MAX: usize = 4;
 
 /// The way of a change from the stream to Kafka.
 #[derive(Debug)]
-pub(crate) struct Publisher<'a> {
+pub(crate) struct Publisher<'a, S> {
     pub(crate) config: &'a Config,
     pub(crate) observer: Observer,
     pub(crate) relay_id: String,
+    pub(crate) dead_letter_topic: String,
     pub(crate) source: Source,
     pub(crate) progress: Progress,
-    pub(crate) sink: ExactlyOnce,
+    pub(crate) sink: S,
     pub(crate) status: StatusHandle,
     pub(crate) journal: Journal,
+    /// What earlier sessions learned about messages that are refused.
+    pub(crate) trouble: &'a Trouble,
+    pub(crate) batches: Batches,
     /// Reused for each record.
     pub(crate) sequence: String,
     /// Reused for each row of the journal.
@@ -34,7 +44,20 @@ pub(crate) struct Publisher<'a> {
     pub(crate) warned_of_rows: bool,
 }
 
-impl Publisher<'_> {
+/// What is in the batch that is being filled, and in the one sealed before it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Batches {
+    filling: Batch,
+    sealed: Batch,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Batch {
+    newest: Option<Place>,
+    count: usize,
+}
+
+impl<S: Sink> Publisher<'_, S> {
     /// Takes in one event of the stream.
     pub(crate) async fn take(&mut self, event: Event<'_>, now: Instant) -> Result<(), Error> {
         match event {
@@ -75,13 +98,41 @@ impl Publisher<'_> {
         }
     }
 
-    /// Commits what was produced with its checkpoint; then, and only then, flushes the slot.
-    pub(crate) async fn commit(&mut self, published: Published) -> Result<(), Error> {
+    /// Seals what was produced with its checkpoint, once the batch before is durable.
+    pub(crate) async fn seal(&mut self, published: Published) -> Result<(), Error> {
+        if self.progress.is_committing() {
+            self.confirmed().await?;
+        }
         let checkpoint = Checkpoint { source: self.source.clone(), progress: published };
         self.observer.at(Milestone::Committing);
-        self.sink.commit(&checkpoint, unix_ms()).await?;
+        self.sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
+        self.progress.sealed(published, Instant::now());
+        self.batches.sealed = std::mem::take(&mut self.batches.filling);
+        Ok(())
+    }
+
+    /// The refused batch behind an error, where the next session can find a way around it.
+    pub(crate) fn refused(&self, error: &Error) -> Option<Refused> {
+        let record = error.refused()?;
+        if !self.config.sets_aside() || record.topic == self.dead_letter_topic {
+            return None;
+        }
+        let Batches { filling, sealed } = self.batches;
+        let batch = if sealed.newest >= Some(record.place) { sealed } else { filling };
+        Some(Refused {
+            named: record.place,
+            last: batch.newest.unwrap_or(record.place),
+            count: batch.count,
+            why: record.why.clone(),
+            topic: record.whole_topic.then(|| record.topic.clone()),
+        })
+    }
+
+    /// Waits until the sealed batch is durable; then, and only then, flushes the slot. Cancel safe.
+    pub(crate) async fn confirmed(&mut self) -> Result<(), Error> {
+        self.sink.confirmed().await?;
         self.observer.at(Milestone::Committed);
-        self.progress.committed(published, Instant::now());
+        self.progress.committed();
         self.status.flushed(self.progress.flush_lsn());
         self.observer.at(Milestone::Flushed);
         Ok(())
@@ -114,15 +165,14 @@ impl Publisher<'_> {
         let Verdict::Fresh(position) = self.progress.change(change_lsn)? else { return Ok(()) };
         let mut frame = std::mem::take(&mut self.frame);
         frame.clear();
-        let framed = self.journal.frame(relation, row, &mut frame);
-        if let Err(fault) = framed
-            && !self.config.skips(position.place())
-        {
-            let place = position.place();
-            let text = format!("the journal's row at {place} is no message: {}", fault.text);
-            return Err(record::skippable(fault.kind, text, place));
+        match self.journal.frame(relation, row, &mut frame) {
+            Ok(()) => self.publish(&frame, position, change_lsn, now).await?,
+            Err(fault) => {
+                let why = format!("the journal's row is no message: {}", fault.text);
+                let fault = Unpublishable { kind: fault.kind, why };
+                self.fault(&[], fault, position, change_lsn, now).await?;
+            }
         }
-        self.publish(&frame, position, change_lsn, now).await?;
         self.frame = frame;
         Ok(())
     }
@@ -134,46 +184,107 @@ impl Publisher<'_> {
         change_lsn: Lsn,
         now: Instant,
     ) -> Result<(), Error> {
-        if self.config.skips(position.place()) {
-            tracing::warn!(place = %position.place(), "skipped a message, as told");
-            return Ok(());
-        }
-        let frame = record::decode(content, position.place())?;
+        let place = position.place();
+        let decoded = record::decode(content);
         self.observer.at(Milestone::Decoded);
+        let frame = match decoded {
+            Ok(frame) => frame,
+            Err(fault) => return self.fault(content, fault, position, change_lsn, now).await,
+        };
+        if let Some(why) = self.trouble.verdict(place, frame.topic()) {
+            let fault = Unpublishable { kind: Kind::Rejected, why: why.to_owned() };
+            return self.fault(content, fault, position, change_lsn, now).await;
+        }
+        if self.config.skips(place) {
+            return self.skip(place);
+        }
         let mut sequence = std::mem::take(&mut self.sequence);
         record::write_sequence(&mut sequence, &self.relay_id, &position);
         let record = Record::new(frame, &sequence);
-        self.produce(&record, position).await?;
-        self.progress.produced(position, change_lsn, record.size(), now);
+        let refused = self.produce(&record, position, change_lsn, now).await?;
         self.sequence = sequence;
-        self.observer.at(Milestone::Produced);
+        match refused {
+            None => Ok(()),
+            Some(why) => {
+                let fault = Unpublishable { kind: Kind::Rejected, why };
+                self.fault(content, fault, position, change_lsn, now).await
+            }
+        }
+    }
+
+    fn skip(&self, place: Place) -> Result<(), Error> {
+        tracing::warn!(%place, "skipped a message, as told");
         Ok(())
     }
 
-    async fn produce(&mut self, record: &Record<'_>, position: Position) -> Result<(), Error> {
-        // Each obstacle is cleared at most once: what does not fit an empty queue never will.
-        let (mut made_room, mut prepared) = (false, false);
-        loop {
-            match self.sink.produce(record, position.place()).await? {
-                Produced::Queued => return Ok(()),
-                Produced::UnknownTopic if !prepared => {
-                    self.sink.prepare(record.topic(), position.place()).await?;
-                    prepared = true;
-                }
-                Produced::Full if !made_room => {
-                    self.sink.room().await?;
-                    made_room = true;
-                }
-                Produced::UnknownTopic | Produced::Full => {
-                    let text = format!(
-                        "the message at {} has {} bytes, more than the relay's queue",
-                        position.place(),
-                        record.size()
-                    );
-                    return Err(record::skippable(Kind::Rejected, text, position.place()));
-                }
+    /// A message that can not be published: set aside as a dead letter, or the relay stops.
+    async fn fault(
+        &mut self,
+        content: &[u8],
+        fault: Unpublishable,
+        position: Position,
+        change_lsn: Lsn,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let place = position.place();
+        if self.config.skips(place) {
+            return self.skip(place);
+        }
+        let Unpublishable { kind, why } = fault;
+        if !self.config.sets_aside() {
+            let text = format!("the message at {place} can not be published: {why}");
+            return Err(record::skippable(kind, text, place));
+        }
+        tracing::warn!(%place, why, "a message can not be published: it becomes a dead letter");
+        let topic = self.dead_letter_topic.clone();
+        let mut sequence = std::mem::take(&mut self.sequence);
+        record::write_sequence(&mut sequence, &self.relay_id, &position);
+        let letter = dead_letter::headers(content, place, &why);
+        let now_ms = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
+        let record = Record::dead_letter(&topic, content, &sequence, &letter, now_ms);
+        let refused = self.produce(&record, position, change_lsn, now).await?;
+        self.sequence = sequence;
+        match refused {
+            None => Ok(()),
+            Some(again) => {
+                let text = format!(
+                    "the message at {place} can not be published ({why}), nor can its dead \
+                     letter to topic {topic:?}: {again}"
+                );
+                Err(record::skippable(Kind::Rejected, text, place))
             }
         }
+    }
+
+    /// Hands a record over. Answers with why it is refused, if it is.
+    async fn produce(
+        &mut self,
+        record: &Record<'_>,
+        position: Position,
+        change_lsn: Lsn,
+        now: Instant,
+    ) -> Result<Option<String>, Error> {
+        let place = position.place();
+        let Batch { newest, count } = self.batches.filling;
+        if self.trouble.cuts(newest, count, place)
+            && let Some(due) = self.progress.cut()
+        {
+            self.seal(due).await?;
+        }
+        for _ in 0..OBSTACLES_MAX {
+            match self.sink.produce(record) {
+                Ok(()) => {
+                    self.progress.produced(position, change_lsn, record.size(), now);
+                    let filling = &mut self.batches.filling;
+                    *filling = Batch { newest: Some(place), count: filling.count + 1 };
+                    self.observer.at(Milestone::Produced);
+                    return Ok(None);
+                }
+                Err(Obstacle::Refused(why)) => return Ok(Some(why)),
+                Err(obstacle) => self.sink.overcome(obstacle, record).await?,
+            }
+        }
+        Ok(Some(format!("it has {} bytes, more than the relay's queue", record.size())))
     }
 
     fn row(&mut self, change_lsn: Lsn) -> Result<(), Error> {

@@ -6,75 +6,176 @@ use crate::checkpoint;
 use crate::error::{Error, Kind};
 use crate::position::{Place, Position};
 
-/// A Kafka record as it will be: nothing in it is copied.
-#[derive(Debug)]
-pub(crate) struct Record<'a> {
-    frame: Frame<'a>,
+/// Names of the headers that every message has, and those values that are always as long.
+const FIXED_HEADER_BYTES: usize =
+    "ce_specversion1.0ce_idce_typece_sourcecontent-type".len() + uuid::fmt::Hyphenated::LENGTH;
+
+/// The longest value of a dead letter: what a producer of the relay hands over, less room for
+/// headers.
+const LETTER_BYTES_MAX: usize = 15 * 1024 * 1024;
+
+/// A record as it will be: nothing in it is copied.
+pub struct Record<'a> {
+    topic: &'a str,
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    timestamp_ms: i64,
+    /// The message, unless its bytes are no frame.
+    frame: Option<Frame<'a>>,
     sequence: &'a str,
+    /// Of a dead letter: why it is one, and what it was.
+    letter: &'a [(&'static str, String)],
+    size: usize,
 }
 
 impl<'a> Record<'a> {
     /// The record of one message; `sequence` is its `ce_sequence`.
     pub(crate) fn new(frame: Frame<'a>, sequence: &'a str) -> Self {
-        Record { frame, sequence }
+        Record {
+            topic: frame.topic(),
+            key: frame.key(),
+            value: frame.payload(),
+            timestamp_ms: frame.time_micros().div_euclid(1_000),
+            frame: Some(frame),
+            sequence,
+            letter: &[],
+            size: 0,
+        }
+        .sized()
     }
 
-    pub(crate) fn topic(&self) -> &'a str {
-        self.frame.topic()
+    /// The dead letter of a message that can not be published, in the topic for them: the record
+    /// that it would have been, as far as it can be read, with the headers of `letter`.
+    pub(crate) fn dead_letter(
+        topic: &'a str,
+        content: &'a [u8],
+        sequence: &'a str,
+        letter: &'a [(&'static str, String)],
+        now_ms: i64,
+    ) -> Self {
+        let frame = Frame::decode(content).ok();
+        let value = frame.as_ref().map_or(Some(content), Frame::payload);
+        Record {
+            topic,
+            key: frame.as_ref().and_then(Frame::key),
+            // What is too long to be handed over is named, and its value left out.
+            value: value.filter(|value| value.len() <= LETTER_BYTES_MAX),
+            // The message's own time may be what is wrong with it.
+            timestamp_ms: now_ms,
+            frame,
+            sequence,
+            letter,
+            size: 0,
+        }
+        .sized()
     }
 
-    pub(crate) fn key(&self) -> Option<&'a [u8]> {
-        self.frame.key()
+    fn sized(mut self) -> Self {
+        let pair = |(name, value): (&str, &str)| name.len() + value.len();
+        let frame = self.frame.as_ref().map_or(0, |frame| {
+            FIXED_HEADER_BYTES
+                + frame.r#type().len()
+                + frame.source().len()
+                + frame.content_type().len()
+                + frame.subject().map_or(0, |subject| "ce_subject".len() + subject.len())
+                + frame.attributes().iter().map(pair).sum::<usize>()
+                + frame.headers().iter().map(pair).sum::<usize>()
+        });
+        let letter = self.letter.iter().map(|(name, value)| pair((name, value))).sum::<usize>();
+        self.size = self.key.map_or(0, <[u8]>::len)
+            + self.value.map_or(0, <[u8]>::len)
+            + "ce_sequence".len()
+            + self.sequence.len()
+            + frame
+            + letter;
+        self
     }
 
-    pub(crate) fn value(&self) -> Option<&'a [u8]> {
-        self.frame.payload()
+    /// Where it goes.
+    pub fn topic(&self) -> &'a str {
+        self.topic
     }
 
-    /// When the message was written.
-    pub(crate) fn timestamp_ms(&self) -> i64 {
-        self.frame.time_micros().div_euclid(1_000)
+    /// Whether it stands for a message that can not be published.
+    pub fn is_dead_letter(&self) -> bool {
+        !self.letter.is_empty()
     }
 
-    /// Headers of the wire contract, then what the writer gave, in order.
-    pub(crate) fn each_header(&self, mut header: impl FnMut(&str, &[u8])) {
-        let mut id = [0; 36];
-        header("ce_specversion", b"1.0");
-        header("ce_id", self.frame.id().hyphenated().encode_lower(&mut id).as_bytes());
-        header("ce_type", self.frame.r#type().as_bytes());
-        header("ce_source", self.frame.source().as_bytes());
-        header("content-type", self.frame.content_type().as_bytes());
-        if let Some(subject) = self.frame.subject() {
-            header("ce_subject", subject.as_bytes());
+    /// Records of one key keep their order.
+    pub fn key(&self) -> Option<&'a [u8]> {
+        self.key
+    }
+
+    /// The payload; `None` is a tombstone.
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.value
+    }
+
+    /// When the message was written, in milliseconds since the Unix epoch.
+    pub fn timestamp_ms(&self) -> i64 {
+        self.timestamp_ms
+    }
+
+    /// Headers of the wire contract, then what the writer gave, in order; those of a dead letter
+    /// last.
+    pub fn each_header(&self, mut header: impl FnMut(&str, &[u8])) {
+        if let Some(frame) = &self.frame {
+            let mut id = [0; 36];
+            header("ce_specversion", b"1.0");
+            header("ce_id", frame.id().hyphenated().encode_lower(&mut id).as_bytes());
+            header("ce_type", frame.r#type().as_bytes());
+            header("ce_source", frame.source().as_bytes());
+            header("content-type", frame.content_type().as_bytes());
+            if let Some(subject) = frame.subject() {
+                header("ce_subject", subject.as_bytes());
+            }
         }
         header("ce_sequence", self.sequence.as_bytes());
-        for (name, value) in self.frame.attributes().iter().chain(self.frame.headers().iter()) {
+        if let Some(frame) = &self.frame {
+            for (name, value) in frame.attributes().iter().chain(frame.headers().iter()) {
+                header(name, value.as_bytes());
+            }
+        }
+        for (name, value) in self.letter {
             header(name, value.as_bytes());
         }
     }
 
-    /// Bytes that count against the bounds of a batch: key, value and what the headers cost.
-    pub(crate) fn size(&self) -> usize {
-        let mut size = self.key().map_or(0, <[u8]>::len) + self.value().map_or(0, <[u8]>::len);
-        self.each_header(|name, value| size += name.len() + value.len());
-        size
+    /// Bytes that count against the bounds of a batch: key, value and headers.
+    pub fn size(&self) -> usize {
+        self.size
     }
 }
 
-/// Decodes a frame found at `position`, and refuses what Kafka could never take.
-pub(crate) fn decode<'a>(content: &'a [u8], place: Place) -> Result<Frame<'a>, Error> {
-    let frame = Frame::decode(content).map_err(|error| {
-        let text = format!("the message at {place} is not a frame: {error}");
-        skippable(Kind::Malformed, text, place).caused_by(error)
-    })?;
+impl std::fmt::Debug for Record<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A key or a payload may be a secret.
+        f.debug_struct("Record")
+            .field("topic", &self.topic())
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a message can not be published.
+#[derive(Debug)]
+pub(crate) struct Unpublishable {
+    pub(crate) kind: Kind,
+    pub(crate) why: String,
+}
+
+/// Decodes a frame, and refuses what Kafka could never take.
+pub(crate) fn decode(content: &[u8]) -> Result<Frame<'_>, Unpublishable> {
+    let malformed = |error| Unpublishable {
+        kind: Kind::Malformed,
+        why: format!("its bytes are not a frame: {error}"),
+    };
+    let rejected = |why: String| Unpublishable { kind: Kind::Rejected, why };
+    let frame = Frame::decode(content).map_err(malformed)?;
     // Any SQL can write a frame, so what the builder checks is checked again.
-    frame.validate().map_err(|error| {
-        let text = format!("the message at {place} can not be published: {error}");
-        skippable(Kind::Rejected, text, place).caused_by(error)
-    })?;
+    frame.validate().map_err(|error| rejected(error.to_string()))?;
     if checkpoint::is_topic(frame.topic()) {
-        let text = format!("the message at {place} is for a topic that holds a relay's checkpoint");
-        return Err(skippable(Kind::Rejected, text, place));
+        return Err(rejected("its topic holds a relay's checkpoint".to_owned()));
     }
     Ok(frame)
 }
@@ -89,8 +190,36 @@ pub(crate) fn skippable(kind: Kind, text: String, place: Place) -> Error {
 
 /// The `ce_sequence` of a message: relay id and position.
 pub(crate) fn write_sequence(into: &mut String, relay_id: &str, position: &Position) {
-    use std::fmt::Write as _;
-
     into.clear();
-    write!(into, "{relay_id}:{}", position.sequence()).expect("a string takes any text");
+    into.push_str(relay_id);
+    into.push(':');
+    position.push_sequence(into);
+}
+
+#[cfg(test)]
+mod tests {
+    use tailrace_outbox::Message;
+    use tailrace_outbox::frame::{Frame, encode};
+
+    use super::Record;
+
+    #[test]
+    fn the_size_is_that_of_key_value_and_headers() {
+        let builder = Message::builder("t", "t.v1").source("/t").key("key").payload("12345");
+        let message = builder.subject("s").header("a", "b").correlation_id("c").build().unwrap();
+        let frame = encode(&message);
+        let frame_of = || Frame::decode(&frame).unwrap();
+        let letter = [("why", "so".to_owned())];
+        for record in [
+            Record::new(frame_of(), "relay:1"),
+            Record::dead_letter("d", &frame, "relay:1", &letter, 0),
+            Record::dead_letter("d", b"no frame", "relay:1", &letter, 0),
+        ] {
+            let mut size = record.key().map_or(0, <[u8]>::len);
+            size += record.value().map_or(0, <[u8]>::len);
+            record.each_header(|name, value| size += name.len() + value.len());
+
+            assert_eq!(record.size(), size, "{record:?}");
+        }
+    }
 }

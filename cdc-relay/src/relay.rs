@@ -11,6 +11,8 @@ use crate::error::{Error, Reaction};
 use crate::milestone::{Milestone, Observer};
 use crate::publisher::unix_ms;
 use crate::session::{Session, lead};
+use crate::sink::{Connect, Kafka, Sink};
+use crate::trouble::{Refused, Trouble};
 
 /// Pause after a first failure; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -24,7 +26,7 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
 /// How long a stop waits for the end of a source transaction that is half received.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// Tails one database's log and publishes its messages to Kafka.
+/// Tails one database's log and publishes its messages, to Kafka unless it is given another sink.
 ///
 /// ```no_run
 /// use tailrace_cdc_relay::{Config, Relay};
@@ -35,15 +37,24 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Relay {
+pub struct Relay<C = Kafka> {
     config: Config,
+    connect: C,
     observer: Observer,
 }
 
 impl Relay {
     /// A relay with these settings. Nothing happens before [`Relay::run`].
     pub fn new(config: Config) -> Self {
-        Relay { config, observer: Observer::default() }
+        let kafka = Kafka::of(&config);
+        Relay::with_sink(config, kafka)
+    }
+}
+
+impl<C: Connect> Relay<C> {
+    /// A relay that publishes to another destination; [`Config::for_sink`] makes its settings.
+    pub fn with_sink(config: Config, connect: C) -> Self {
+        Relay { config, connect, observer: Observer::default() }
     }
 
     /// Calls `observe` at each [`Milestone`], on the relay's own task: it must not block.
@@ -75,10 +86,17 @@ impl Relay {
         let mut settled = false;
         let mut pause = PAUSE_MIN;
         let mut failing_since: Option<Instant> = None;
+        let mut trouble = Trouble::default();
         loop {
-            let error = match self.session(&mut stop, &mut settled, &mut failing_since).await {
+            let ended = self.session(&mut stop, &trouble, &mut settled, &mut failing_since).await;
+            let error = match ended {
                 Ok(()) => return Ok(()),
-                Err(error) => error,
+                Err(End { error, refused: None }) => error,
+                Err(End { error, refused: Some(refused) }) => {
+                    tracing::warn!(error = %error, "a batch was refused: looking for the message");
+                    trouble.learn(refused);
+                    continue;
+                }
             };
             let since = *failing_since.get_or_insert_with(|| {
                 pause = PAUSE_MIN;
@@ -92,6 +110,7 @@ impl Relay {
                 Reaction::Retry => tracing::warn!(
                     error = %error,
                     source = ?std::error::Error::source(&error),
+                    mend = error.mend(),
                     ?pause,
                     "session ended, trying again"
                 ),
@@ -108,22 +127,42 @@ impl Relay {
     async fn session(
         &self,
         stop: &mut watch::Receiver<bool>,
+        trouble: &Trouble,
         settled: &mut bool,
         failing_since: &mut Option<Instant>,
-    ) -> Result<(), Error> {
-        let session = tokio::select! {
+    ) -> Result<(), End> {
+        let lead = lead(&self.config, &self.connect, &self.observer, trouble, settled);
+        let mut session = tokio::select! {
             biased;
             () = until_stopped(stop) => return Ok(()),
-            session = Box::pin(lead(&self.config, &self.observer, settled)) => session?,
+            session = Box::pin(lead) => session?,
         };
         *failing_since = None;
-        publish(session, stop).await
+        match publish(&mut session, stop).await {
+            Ok(()) => Ok(session.stream.close().await?),
+            Err(error) => Err(End { refused: session.publisher.refused(&error), error }),
+        }
+    }
+}
+
+/// Why a session ended, and the refused batch behind it, if there is one.
+struct End {
+    error: Error,
+    refused: Option<Refused>,
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        End { error, refused: None }
     }
 }
 
 /// Publishes what the slot sends until it is told to stop or something fails.
-async fn publish(session: Session<'_>, stop: &mut watch::Receiver<bool>) -> Result<(), Error> {
-    let Session { mut stream, mut publisher } = session;
+async fn publish<S: Sink>(
+    session: &mut Session<'_, S>,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let Session { stream, publisher } = session;
     let mut drain_until: Option<Instant> = None;
     loop {
         // Before anything more is taken in: a busy source would never be drained otherwise.
@@ -131,12 +170,12 @@ async fn publish(session: Session<'_>, stop: &mut watch::Receiver<bool>) -> Resu
             break;
         }
         let now = Instant::now();
-        while publisher.progress.due(now).is_none() {
+        while publisher.progress.due(now, false).is_none() {
             let Some(event) = stream.try_next()? else { break };
             publisher.take(event, now).await?;
         }
-        if let Some(due) = publisher.progress.due(Instant::now()) {
-            publisher.commit(due).await?;
+        if let Some(due) = publisher.progress.due(Instant::now(), false) {
+            publisher.seal(due).await?;
             continue;
         }
         if drain_until.is_some_and(|until| Instant::now() >= until) {
@@ -146,6 +185,8 @@ async fn publish(session: Session<'_>, stop: &mut watch::Receiver<bool>) -> Resu
             publisher.sink.abort().await?;
             break;
         }
+        let due = publisher.progress.due(Instant::now(), true);
+        let committing = publisher.progress.is_committing();
         let wake = [publisher.progress.deadline(), drain_until].into_iter().flatten().min();
         tokio::select! {
             biased;
@@ -154,12 +195,21 @@ async fn publish(session: Session<'_>, stop: &mut watch::Receiver<bool>) -> Resu
                 publisher.progress.drain();
             }
             event = stream.next() => publisher.take(event?, Instant::now()).await?,
+            // The stream has nothing to give: what is due only then is due now.
+            due = ready(due) => publisher.seal(due).await?,
+            confirmed = publisher.confirmed(), if committing => confirmed?,
             () = until(wake) => {}
         }
     }
-    stream.close().await?;
     tracing::info!(flushed = %publisher.progress.flush_lsn(), "stopped");
     Ok(())
+}
+
+async fn ready<T>(value: Option<T>) -> T {
+    match value {
+        Some(value) => value,
+        None => std::future::pending().await,
+    }
 }
 
 async fn until_stopped(stop: &mut watch::Receiver<bool>) {

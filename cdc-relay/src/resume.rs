@@ -252,11 +252,7 @@ mod tests {
     fn published(flush_lsn: u64) -> Stored {
         let progress = Published { flush_lsn: Lsn(flush_lsn), partial: None };
         let checkpoint = Checkpoint { source: source(), progress };
-        Stored {
-            checkpoint: Some(checkpoint),
-            intent: Some(Intent { source: source() }),
-            ..Stored::default()
-        }
+        Stored { checkpoint: Some(checkpoint), intent: Some(Intent { source: source() }) }
     }
 
     #[test]
@@ -271,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_slot_made_by_an_intent_begins_where_it_was_made() {
-        let stored = Stored { intent: Some(Intent { source: source() }), ..Stored::default() };
+        let stored = Stored { checkpoint: None, intent: Some(Intent { source: source() }) };
 
         let start = resume(&server(), &slot(300), &stored, |_| None).unwrap();
 

@@ -43,10 +43,16 @@ pub enum Start {
 /// The pool needs one connection per assigned partition for full speed, and works with one.
 #[derive(Clone)]
 pub struct Config<S = ()> {
+    pub(crate) state: S,
+    pub(crate) options: Options,
+}
+
+/// Everything but the state, whose type changes when it is given.
+#[derive(Clone)]
+pub(crate) struct Options {
     pub(crate) consumer: String,
     pub(crate) brokers: String,
     pub(crate) pool: PgPool,
-    pub(crate) state: S,
     pub(crate) start: Start,
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
@@ -64,48 +70,25 @@ impl Config {
     /// every message need two names, and a renamed consumer begins anew.
     pub fn new(consumer: impl Into<String>, brokers: impl Into<String>, pool: PgPool) -> Self {
         Self {
-            consumer: consumer.into(),
-            brokers: brokers.into(),
-            pool,
             state: (),
-            start: Start::default(),
-            batch_records_max: 500,
-            batch_wait: Duration::from_millis(5),
-            retry_for: Duration::from_secs(60),
-            start_deadline: Duration::from_secs(10),
-            shutdown_deadline: Duration::from_secs(20),
-            kafka_properties: Vec::new(),
+            options: Options {
+                consumer: consumer.into(),
+                brokers: brokers.into(),
+                pool,
+                start: Start::default(),
+                batch_records_max: 500,
+                batch_wait: Duration::from_millis(5),
+                retry_for: Duration::from_secs(60),
+                start_deadline: Duration::from_secs(10),
+                shutdown_deadline: Duration::from_secs(20),
+                kafka_properties: Vec::new(),
+            },
         }
     }
 
     /// The state that handlers share. Default: `()`.
     pub fn state<S>(self, state: S) -> Config<S> {
-        let Self {
-            consumer,
-            brokers,
-            pool,
-            state: (),
-            start,
-            batch_records_max,
-            batch_wait,
-            retry_for,
-            start_deadline,
-            shutdown_deadline,
-            kafka_properties,
-        } = self;
-        Config {
-            consumer,
-            brokers,
-            pool,
-            state,
-            start,
-            batch_records_max,
-            batch_wait,
-            retry_for,
-            start_deadline,
-            shutdown_deadline,
-            kafka_properties,
-        }
+        Config { state, options: self.options }
     }
 }
 
@@ -113,21 +96,21 @@ impl<S> Config<S> {
     /// Where to begin in a partition without progress. Default: [`Start::Earliest`].
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {
-        self.start = start;
+        self.options.start = start;
         self
     }
 
     /// The most records that share a transaction, 1 to 10,000. Default: 500.
     #[must_use]
     pub fn batch_records_max(mut self, records: usize) -> Self {
-        self.batch_records_max = records;
+        self.options.batch_records_max = records;
         self
     }
 
     /// How long a batch waits for more records, at most one second. Default: 5 ms.
     #[must_use]
     pub fn batch_wait(mut self, wait: Duration) -> Self {
-        self.batch_wait = wait;
+        self.options.batch_wait = wait;
         self
     }
 
@@ -135,14 +118,14 @@ impl<S> Config<S> {
     /// Default: 60 s.
     #[must_use]
     pub fn retry_for(mut self, time: Duration) -> Self {
-        self.retry_for = time;
+        self.options.retry_for = time;
         self
     }
 
     /// How long the start waits for Postgres and for the brokers, each. Default: 10 s.
     #[must_use]
     pub fn start_deadline(mut self, deadline: Duration) -> Self {
-        self.start_deadline = deadline;
+        self.options.start_deadline = deadline;
         self
     }
 
@@ -150,7 +133,7 @@ impl<S> Config<S> {
     /// back. Default: 20 s.
     #[must_use]
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
-        self.shutdown_deadline = deadline;
+        self.options.shutdown_deadline = deadline;
         self
     }
 
@@ -158,7 +141,7 @@ impl<S> Config<S> {
     /// by [`validate`](Self::validate).
     #[must_use]
     pub fn kafka_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.kafka_properties.push((name.into(), value.into()));
+        self.options.kafka_properties.push((name.into(), value.into()));
         self
     }
 
@@ -178,21 +161,24 @@ impl<S> Config<S> {
             }
         };
         check(
-            (1..=CONSUMER_NAME_LENGTH_MAX).contains(&self.consumer.len()),
+            (1..=CONSUMER_NAME_LENGTH_MAX).contains(&self.options.consumer.len()),
             format!("the consumer's name must have 1 to {CONSUMER_NAME_LENGTH_MAX} bytes"),
         );
-        check(!self.brokers.trim().is_empty(), "the brokers are empty".to_owned());
+        check(!self.options.brokers.trim().is_empty(), "the brokers are empty".to_owned());
         check(
-            (1..=BATCH_RECORDS_LIMIT).contains(&self.batch_records_max),
+            (1..=BATCH_RECORDS_LIMIT).contains(&self.options.batch_records_max),
             format!("batch_records_max must be 1 to {BATCH_RECORDS_LIMIT}"),
         );
         check(
-            self.batch_wait <= Duration::from_secs(1),
+            self.options.batch_wait <= Duration::from_secs(1),
             "batch_wait must be one second at most".to_owned(),
         );
-        check(!self.start_deadline.is_zero(), "start_deadline must not be zero".to_owned());
-        check(!self.shutdown_deadline.is_zero(), "shutdown_deadline must not be zero".to_owned());
-        for (name, _) in &self.kafka_properties {
+        check(!self.options.start_deadline.is_zero(), "start_deadline must not be zero".to_owned());
+        check(
+            !self.options.shutdown_deadline.is_zero(),
+            "shutdown_deadline must not be zero".to_owned(),
+        );
+        for (name, _) in &self.options.kafka_properties {
             check(
                 !RESERVED.contains(&name.trim()),
                 format!("the kafka property {name} is set by the consumer and cannot be changed"),
@@ -209,16 +195,17 @@ pub(crate) fn faults(faults: Vec<String>) -> Result<(), Error> {
 impl<S> fmt::Debug for Config<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Values of properties may be passwords.
-        let properties: Vec<_> = self.kafka_properties.iter().map(|(name, _)| name).collect();
+        let properties: Vec<_> =
+            self.options.kafka_properties.iter().map(|(name, _)| name).collect();
         f.debug_struct("Config")
-            .field("consumer", &self.consumer)
-            .field("brokers", &self.brokers)
-            .field("start", &self.start)
-            .field("batch_records_max", &self.batch_records_max)
-            .field("batch_wait", &self.batch_wait)
-            .field("retry_for", &self.retry_for)
-            .field("start_deadline", &self.start_deadline)
-            .field("shutdown_deadline", &self.shutdown_deadline)
+            .field("consumer", &self.options.consumer)
+            .field("brokers", &self.options.brokers)
+            .field("start", &self.options.start)
+            .field("batch_records_max", &self.options.batch_records_max)
+            .field("batch_wait", &self.options.batch_wait)
+            .field("retry_for", &self.options.retry_for)
+            .field("start_deadline", &self.options.start_deadline)
+            .field("shutdown_deadline", &self.options.shutdown_deadline)
             .field("kafka_properties", &properties)
             .finish_non_exhaustive()
     }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 use tokio::sync::oneshot;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Options};
 use crate::error::{Error, Kind};
 use crate::handler::{Handler, JsonRoute, Route, Routes};
 use crate::intake::{Intake, Settings, Stop};
@@ -131,8 +131,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         self.validate()?;
         let counters = self.counters.clone();
-        let pool = self.config.pool.clone();
-        prepare(&pool, self.config.start_deadline).await?;
+        let pool = self.config.options.pool.clone();
+        prepare(&pool, self.config.options.start_deadline).await?;
 
         let stop = Arc::new(Stop::default());
         let _abandoned_when_dropped = Abandon(Arc::clone(&stop));
@@ -176,25 +176,26 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     }
 
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
-        let client = client_config(&self.config);
-        let Config { consumer, brokers, pool, state, .. } = self.config;
+        let Config { state, options } = self.config;
+        let client = client_config(&options);
+        let Options { consumer, brokers, pool, .. } = options;
         let shared = Arc::new(Shared {
             consumer,
             pool,
             dispatch: Box::new(Routes { state, by_type: self.routes }),
             unhandled: self.unhandled,
             counters: self.counters,
-            batch_records_max: self.config.batch_records_max,
-            batch_wait: self.config.batch_wait,
-            retry_for: self.config.retry_for,
+            batch_records_max: options.batch_records_max,
+            batch_wait: options.batch_wait,
+            retry_for: options.retry_for,
         });
         let settings = Settings {
             client,
             brokers,
             topics: self.topics,
-            start: self.config.start,
-            start_deadline: self.config.start_deadline,
-            drain_deadline: self.config.shutdown_deadline,
+            start: options.start,
+            start_deadline: options.start_deadline,
+            drain_deadline: options.shutdown_deadline,
         };
         let runtime = tokio::runtime::Handle::current();
         let (served_sender, served) = oneshot::channel();
@@ -273,14 +274,14 @@ async fn make_partitions(pool: &PgPool) {
     }
 }
 
-fn client_config<S>(config: &Config<S>) -> ClientConfig {
+fn client_config(options: &Options) -> ClientConfig {
     let mut client = ClientConfig::new();
-    for (name, value) in &config.kafka_properties {
+    for (name, value) in &options.kafka_properties {
         client.set(name, value);
     }
     client
-        .set("bootstrap.servers", &config.brokers)
-        .set("group.id", &config.consumer)
+        .set("bootstrap.servers", &options.brokers)
+        .set("group.id", &options.consumer)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("isolation.level", "read_committed")

@@ -1,40 +1,60 @@
 //! Whether a message written now would reach a relay.
 
+use serde::Deserialize;
+
 use crate::{Error, Kind};
+
+pub(crate) const DOING: &str = "the database could not be checked";
 
 /// What is asked of the database; its parameters are the slot's name, and schema and quoted name
 /// of the journal's table, or nulls for a store without.
-pub(crate) const QUERY: &str = "SELECT current_setting('wal_level'), current_database()::text, s.slot_name IS NOT NULL, \
-            s.slot_type, s.database::text, s.plugin::text, s.wal_status, \
-            to_regclass($3::text) IS NOT NULL, \
-            coalesce(has_table_privilege(to_regclass($3::text), 'INSERT'), false), \
-            EXISTS (SELECT FROM pg_catalog.pg_publication_tables \
-                    WHERE schemaname = $2::text AND tablename = 'outbox'), \
-            s.confirmed_flush_lsn IS NOT NULL \
-     FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1::text";
+///
+/// The answer is one text of JSON, a [`Reply`], so that no client has columns to count.
+pub(crate) const QUERY: &str = "\
+    SELECT json_build_object( \
+        'wal_level', current_setting('wal_level'), \
+        'database', current_database(), \
+        'exists', s.slot_name IS NOT NULL, \
+        'slot_type', s.slot_type, \
+        'slot_database', s.database, \
+        'plugin', s.plugin, \
+        'wal_status', s.wal_status, \
+        'is_complete', s.confirmed_flush_lsn IS NOT NULL, \
+        'table', json_build_object( \
+            'exists', to_regclass($3::text) IS NOT NULL, \
+            'may_insert', coalesce(has_table_privilege(to_regclass($3::text), 'INSERT'), false), \
+            'is_published', EXISTS (SELECT FROM pg_catalog.pg_publication_tables \
+                                    WHERE schemaname = $2::text AND tablename = 'outbox')))::text \
+    FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1::text";
 
 /// What the database says about itself, about the slot, if there is one, and about the journal.
+#[derive(Deserialize)]
 pub(crate) struct Reply {
-    pub(crate) wal_level: String,
-    pub(crate) database: String,
-    pub(crate) exists: bool,
-    pub(crate) slot_type: Option<String>,
-    pub(crate) slot_database: Option<String>,
-    pub(crate) plugin: Option<String>,
-    pub(crate) wal_status: Option<String>,
-    pub(crate) is_complete: bool,
-    pub(crate) table: Table,
+    wal_level: String,
+    database: String,
+    exists: bool,
+    slot_type: Option<String>,
+    slot_database: Option<String>,
+    plugin: Option<String>,
+    wal_status: Option<String>,
+    is_complete: bool,
+    table: Table,
 }
 
 /// The journal's table.
-#[derive(Clone, Copy)]
-pub(crate) struct Table {
-    pub(crate) exists: bool,
-    pub(crate) may_insert: bool,
-    pub(crate) is_published: bool,
+#[derive(Clone, Copy, Deserialize)]
+struct Table {
+    exists: bool,
+    may_insert: bool,
+    is_published: bool,
 }
 
 impl Reply {
+    /// Reads the answer to [`QUERY`].
+    pub(crate) fn read(answer: &str) -> Self {
+        serde_json::from_str(answer).expect("the query builds it")
+    }
+
     /// The first thing that keeps messages from the relay; `table` is the journal's.
     pub(crate) fn judge(&self, slot: &str, table: Option<&str>) -> Result<(), Error> {
         judge(&Found {
@@ -101,34 +121,14 @@ pub(crate) async fn ask<'c>(
     slot: &str,
     table: Option<(&str, &str)>,
 ) -> Result<(), Error> {
-    use sqlx::Row as _;
-
-    let failed = |error| Error::database("the database could not be checked", error);
-    let row = sqlx::query(QUERY)
+    let answer: String = sqlx::query_scalar(QUERY)
         .bind(slot)
         .bind(table.map(|(schema, _)| schema))
         .bind(table.map(|(_, name)| name))
         .fetch_one(executor)
         .await
-        .map_err(|error| failed(error).in_our_statement())?;
-    let read = || {
-        Ok(Reply {
-            wal_level: row.try_get(0)?,
-            database: row.try_get(1)?,
-            exists: row.try_get(2)?,
-            slot_type: row.try_get(3)?,
-            slot_database: row.try_get(4)?,
-            plugin: row.try_get(5)?,
-            wal_status: row.try_get(6)?,
-            is_complete: row.try_get(10)?,
-            table: Table {
-                exists: row.try_get(7)?,
-                may_insert: row.try_get(8)?,
-                is_published: row.try_get(9)?,
-            },
-        })
-    };
-    read().map_err(failed)?.judge(slot, table.map(|(_, name)| name))
+        .map_err(|error| Error::database(DOING, error).in_our_statement())?;
+    Reply::read(&answer).judge(slot, table.map(|(_, name)| name))
 }
 
 #[derive(Clone, Copy)]

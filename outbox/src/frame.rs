@@ -22,8 +22,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::rules::{self, Envelope};
-use crate::{Error, Message};
+use crate::{Error, Message, rules};
 
 /// The two bytes a frame begins with.
 pub const MAGIC: [u8; 2] = *b"TR";
@@ -43,18 +42,7 @@ const INT4_BYTES: usize = 4;
 /// The frame of a message.
 pub fn encode(message: &Message) -> Vec<u8> {
     let mut out = Vec::with_capacity(encoded_len(message));
-    let parts = Parts {
-        id: message.id(),
-        time_micros: message.time_micros(),
-        topic: message.topic(),
-        key: message.key(),
-        r#type: message.r#type(),
-        source: message.source(),
-        subject: message.subject(),
-        content_type: message.content_type(),
-        payload: message.payload(),
-    };
-    encode_parts(&mut out, &parts, message.attributes(), message.headers());
+    encode_parts(&mut out, &message.parts(), message.attributes(), message.headers());
     out
 }
 
@@ -138,17 +126,9 @@ fn int4(length: usize) -> i32 {
 /// published, for anybody may have written it, is [`Frame::validate`]'s question.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
-    id: Uuid,
-    time_micros: i64,
-    topic: &'a str,
-    key: Option<&'a [u8]>,
-    r#type: &'a str,
-    source: &'a str,
-    subject: Option<&'a str>,
-    content_type: &'a str,
+    parts: Parts<'a>,
     attributes: Pairs<'a>,
     headers: Pairs<'a>,
-    payload: Option<&'a [u8]>,
 }
 
 impl<'a> Frame<'a> {
@@ -193,19 +173,9 @@ impl<'a> Frame<'a> {
         if !cursor.rest.is_empty() {
             return wrong(cursor.at, "has bytes after it");
         }
-        Ok(Frame {
-            id,
-            time_micros,
-            topic,
-            key,
-            r#type,
-            source,
-            subject,
-            content_type,
-            attributes,
-            headers,
-            payload,
-        })
+        let parts =
+            Parts { id, time_micros, topic, key, r#type, source, subject, content_type, payload };
+        Ok(Frame { parts, attributes, headers })
     }
 
     /// Whether the message can be published, by the rules the builder keeps too.
@@ -218,58 +188,54 @@ impl<'a> Frame<'a> {
     ///
     /// [`Kind::Invalid`](crate::Kind::Invalid): the first rule that is broken.
     pub fn validate(&self) -> Result<(), Error> {
-        rules::envelope(&Envelope {
-            id: self.id,
-            topic: self.topic,
-            key: self.key,
-            r#type: self.r#type,
-            source: self.source,
-            subject: self.subject,
-            content_type: self.content_type,
-            tombstone: self.is_tombstone(),
-        })?;
+        rules::parts(&self.parts)?;
         self.attributes.iter().try_for_each(|(name, value)| rules::attribute(name, value))?;
         self.headers.iter().try_for_each(|(name, value)| rules::user_header(name, value))
     }
 
+    /// Everything but attributes and headers: what [`encode_parts`] takes.
+    pub fn parts(&self) -> Parts<'a> {
+        self.parts
+    }
+
     /// The id.
     pub fn id(&self) -> Uuid {
-        self.id
+        self.parts.id
     }
 
     /// When the message was written, in microseconds since the Unix epoch.
     pub fn time_micros(&self) -> i64 {
-        self.time_micros
+        self.parts.time_micros
     }
 
     /// The Kafka topic it goes to.
     pub fn topic(&self) -> &'a str {
-        self.topic
+        self.parts.topic
     }
 
     /// The key, which decides partition and order.
     pub fn key(&self) -> Option<&'a [u8]> {
-        self.key
+        self.parts.key
     }
 
     /// What happened.
     pub fn r#type(&self) -> &'a str {
-        self.r#type
+        self.parts.r#type
     }
 
     /// The producing service as a URI reference.
     pub fn source(&self) -> &'a str {
-        self.source
+        self.parts.source
     }
 
     /// The aggregate it is about.
     pub fn subject(&self) -> Option<&'a str> {
-        self.subject
+        self.parts.subject
     }
 
     /// The media type of the payload.
     pub fn content_type(&self) -> &'a str {
-        self.content_type
+        self.parts.content_type
     }
 
     /// The system attributes, in the order of the frame.
@@ -284,12 +250,12 @@ impl<'a> Frame<'a> {
 
     /// The payload; `None` is a tombstone.
     pub fn payload(&self) -> Option<&'a [u8]> {
-        self.payload
+        self.parts.payload
     }
 
     /// Whether the record's value is null.
     pub fn is_tombstone(&self) -> bool {
-        self.payload.is_none()
+        self.parts.payload.is_none()
     }
 }
 

@@ -52,19 +52,21 @@
 
 use std::sync::{Arc, LazyLock};
 
+use sqlx::postgres::PgArguments;
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::outbox::journal as rows;
 use crate::schema::Schema;
 use crate::{Error, Kind, Message};
 
 mod day;
 mod retention;
 
-pub use retention::{DAYS_AHEAD, KEEP, Maintained, Retention};
+pub use retention::{DAYS_AHEAD, KEEP, Maintained, Planned, Retention};
 
 const MEND: &str = "run tailrace_outbox::schema::install or the files of its folder migrations";
 
-static DEFAULT: LazyLock<Journal> = LazyLock::new(Journal::default);
+static DEFAULT: LazyLock<Journal> = LazyLock::new(|| Journal::new(&Schema::default()));
 
 /// Writes a message into the journal, in the transaction that is open on this connection.
 ///
@@ -105,22 +107,15 @@ pub struct Journal {
 impl Default for Journal {
     /// The journal of the schema `tailrace`.
     fn default() -> Self {
-        Journal::new(&Schema::default())
+        // A clone of the text instead of a new one: `Outbox::write` asks for it every time.
+        DEFAULT.clone()
     }
 }
 
 impl Journal {
     /// The journal of a schema.
     pub fn new(schema: &Schema) -> Self {
-        // The time is the number of microseconds of the frame: a float8 in between is exact until
-        // the year 2255.
-        let insert = format!(
-            "INSERT INTO {} (id, created_at, topic, key, type, source, subject, content_type, \
-             attributes, headers, tombstone, payload) \
-             VALUES ($1, timestamptz 'epoch' + $2 * interval '1 microsecond', $3, $4, $5, $6, $7, \
-             $8, $9::jsonb, $10::jsonb, $11, $12)",
-            schema.object("outbox")
-        );
+        let insert = rows::one(&schema.object("outbox"));
         Journal { schema: schema.clone(), insert: insert.into() }
     }
 
@@ -134,22 +129,15 @@ impl Journal {
         connection: &mut PgConnection,
         message: &Message,
     ) -> Result<(), Error> {
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.insert)))
-            .bind(message.id())
-            .bind(message.time_micros())
-            .bind(message.topic())
-            .bind(message.key())
-            .bind(message.r#type())
-            .bind(message.source())
-            .bind(message.subject())
-            .bind(message.content_type())
-            .bind(json(message.attributes()))
-            .bind(json(message.headers()))
-            .bind(message.is_tombstone())
-            .bind(message.payload())
+        let failed = failed("the message could not be written to the journal");
+        let mut arguments = PgArguments::default();
+        if let Err(error) = rows::Row::of(message).bind(&mut arguments) {
+            return Err(failed(sqlx::Error::Encode(error)));
+        }
+        sqlx::query_with(AssertSqlSafe(Arc::clone(&self.insert)), arguments)
             .execute(connection)
             .await
-            .map_err(failed("the message could not be written to the journal"))?;
+            .map_err(failed)?;
         Ok(())
     }
 
@@ -168,13 +156,6 @@ impl Journal {
             self.schema.object("outbox")
         )
     }
-}
-
-/// A JSON object of pairs. No name stands twice: the builder saw to that.
-fn json<'m>(pairs: impl Iterator<Item = (&'m str, &'m str)>) -> String {
-    let object: serde_json::Map<String, serde_json::Value> =
-        pairs.map(|(name, value)| (name.to_owned(), value.into())).collect();
-    serde_json::Value::Object(object).to_string()
 }
 
 /// Sorts an error of the database, and says so when the table is not the one we know.

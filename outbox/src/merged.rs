@@ -256,19 +256,7 @@ fn bind_message(
     if store == Store::Wal {
         return arguments.add(frame::encode(message));
     }
-    let row = journal::Row::of(message);
-    arguments.add(row.id)?;
-    arguments.add(row.time_micros)?;
-    arguments.add(row.topic)?;
-    arguments.add(row.key)?;
-    arguments.add(row.r#type)?;
-    arguments.add(row.source)?;
-    arguments.add(row.subject)?;
-    arguments.add(row.content_type)?;
-    arguments.add(row.attributes)?;
-    arguments.add(row.headers)?;
-    arguments.add(row.tombstone)?;
-    arguments.add(row.payload)
+    journal::Row::of(message).bind(arguments)
 }
 
 /// What the row of [`Answer::Count`] says.

@@ -6,8 +6,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::codec::{BoxError, Codec, Json};
-use crate::rules::{self, Envelope};
-use crate::{Error, Kind, frame, header};
+use crate::frame::Parts;
+use crate::{Error, Kind, frame, header, rules};
 
 /// The largest frame unless the builder says otherwise: 960 KiB.
 ///
@@ -122,6 +122,21 @@ impl Message {
         self.payload.is_none()
     }
 
+    /// Everything but attributes and headers.
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        Parts {
+            id: self.id,
+            time_micros: self.time_micros,
+            topic: &self.topic,
+            key: self.key(),
+            r#type: &self.r#type,
+            source: &self.source,
+            subject: self.subject(),
+            content_type: &self.content_type,
+            payload: self.payload(),
+        }
+    }
+
     /// What a frame says.
     #[cfg(feature = "testing")]
     pub(crate) fn of_frame(frame: &frame::Frame<'_>) -> Self {
@@ -142,16 +157,7 @@ impl Message {
     }
 
     fn validate(&self, frame_bytes_max: usize) -> Result<(), Error> {
-        rules::envelope(&Envelope {
-            id: self.id,
-            topic: &self.topic,
-            key: self.key(),
-            r#type: &self.r#type,
-            source: &self.source,
-            subject: self.subject(),
-            content_type: &self.content_type,
-            tombstone: self.is_tombstone(),
-        })?;
+        rules::parts(&self.parts())?;
         self.attributes().try_for_each(|(name, value)| rules::attribute(name, value))?;
         self.headers().try_for_each(|(name, value)| rules::user_header(name, value))?;
         if let Some(name) = repeated(&self.headers) {

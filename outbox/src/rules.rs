@@ -1,36 +1,23 @@
 //! The rules a message keeps, whoever wrote it: the builder here, or SQL in another language.
 
-use uuid::Uuid;
-
+use crate::frame::Parts;
 use crate::{Error, header, topic};
 
-/// The parts of a message that have a rule of their own, but for headers and attributes.
-pub(crate) struct Envelope<'a> {
-    pub(crate) id: Uuid,
-    pub(crate) topic: &'a str,
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) r#type: &'a str,
-    pub(crate) source: &'a str,
-    pub(crate) subject: Option<&'a str>,
-    pub(crate) content_type: &'a str,
-    pub(crate) tombstone: bool,
-}
-
-/// The first rule that the envelope breaks.
-pub(crate) fn envelope(envelope: &Envelope<'_>) -> Result<(), Error> {
-    topic::validate(envelope.topic)?;
-    attribute_text("type", envelope.r#type)?;
-    attribute_text("source", envelope.source)?;
-    if let Some(subject) = envelope.subject {
+/// The first rule that a message breaks, but for those of its headers and attributes.
+pub(crate) fn parts(parts: &Parts<'_>) -> Result<(), Error> {
+    topic::validate(parts.topic)?;
+    attribute_text("type", parts.r#type)?;
+    attribute_text("source", parts.source)?;
+    if let Some(subject) = parts.subject {
         attribute_text("subject", subject)?;
     }
-    attribute_text("content type", envelope.content_type)?;
+    attribute_text("content type", parts.content_type)?;
     // Two messages without an id would be one message to every consumer.
-    if envelope.id.is_nil() {
+    if parts.id.is_nil() {
         return Err(Error::invalid("the id is nil"));
     }
     // A tombstone deletes what has its key; without one a compacted topic refuses the record.
-    if envelope.tombstone && envelope.key.is_none() {
+    if parts.payload.is_none() && parts.key.is_none() {
         return Err(Error::invalid("a tombstone needs a key"));
     }
     Ok(())

@@ -33,7 +33,7 @@ use ::tokio_postgres::{GenericClient, Row, Statement as Handle};
 
 #[cfg(doc)]
 use crate::Kind;
-use crate::check::{QUERY, Reply, Table};
+use crate::check::{self, QUERY, Reply};
 use crate::outbox::{Answer, incomplete, journal, must_fit};
 use crate::statement::{Statement, must_return, must_take};
 use crate::{Error, Message, Outbox, Store, frame};
@@ -106,18 +106,18 @@ async fn insert_rows<C: GenericClient + Sync>(
 ) -> Result<Vec<Row>, ::tokio_postgres::Error> {
     let rows: Vec<journal::Row<'_>> = messages.iter().map(journal::Row::of).collect();
     let parameters: [(&(dyn ToSql + Sync), Type); 12] = [
-        (&rows.iter().map(|row| row.id).collect::<Vec<_>>(), Type::UUID_ARRAY),
-        (&rows.iter().map(|row| row.time_micros).collect::<Vec<_>>(), Type::INT8_ARRAY),
-        (&rows.iter().map(|row| row.topic).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.key).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
-        (&rows.iter().map(|row| row.r#type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.source).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.subject).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.content_type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.parts.id).collect::<Vec<_>>(), Type::UUID_ARRAY),
+        (&rows.iter().map(|row| row.parts.time_micros).collect::<Vec<_>>(), Type::INT8_ARRAY),
+        (&rows.iter().map(|row| row.parts.topic).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.parts.key).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
+        (&rows.iter().map(|row| row.parts.r#type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.parts.source).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.parts.subject).collect::<Vec<_>>(), Type::TEXT_ARRAY),
+        (&rows.iter().map(|row| row.parts.content_type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
         (&rows.iter().map(|row| row.attributes.as_str()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
         (&rows.iter().map(|row| row.headers.as_str()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
         (&rows.iter().map(|row| row.tombstone).collect::<Vec<_>>(), Type::BOOL_ARRAY),
-        (&rows.iter().map(|row| row.payload).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
+        (&rows.iter().map(|row| row.parts.payload).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
     ];
     client.query_typed(&outbox.many(), &parameters).await
 }
@@ -140,18 +140,18 @@ impl<'m> Parameters<'m> {
         match self {
             Parameters::Frame(frame) => vec![(frame, Type::BYTEA)],
             Parameters::Row(row) => vec![
-                (&row.id, Type::UUID),
-                (&row.time_micros, Type::INT8),
-                (&row.topic, Type::TEXT),
-                (&row.key, Type::BYTEA),
-                (&row.r#type, Type::TEXT),
-                (&row.source, Type::TEXT),
-                (&row.subject, Type::TEXT),
-                (&row.content_type, Type::TEXT),
+                (&row.parts.id, Type::UUID),
+                (&row.parts.time_micros, Type::INT8),
+                (&row.parts.topic, Type::TEXT),
+                (&row.parts.key, Type::BYTEA),
+                (&row.parts.r#type, Type::TEXT),
+                (&row.parts.source, Type::TEXT),
+                (&row.parts.subject, Type::TEXT),
+                (&row.parts.content_type, Type::TEXT),
                 (&row.attributes, Type::TEXT),
                 (&row.headers, Type::TEXT),
                 (&row.tombstone, Type::BOOL),
-                (&row.payload, Type::BYTEA),
+                (&row.parts.payload, Type::BYTEA),
             ],
         }
     }
@@ -166,34 +166,16 @@ impl<'m> Parameters<'m> {
 /// [`Kind::Setup`] with how to mend it; otherwise what the database says, sorted by
 /// [`Error::kind`].
 pub async fn check<C: GenericClient + Sync>(outbox: &Outbox, client: &C) -> Result<(), Error> {
-    let doing = "the database could not be checked";
     let slot = outbox.slot_name();
     let table = (outbox.store() == Store::Journal).then(|| outbox.table());
     let schema = table.as_ref().map(|_| outbox.schema_name());
     let rows = client
         .query_typed(QUERY, &[(&slot, Type::TEXT), (&schema, Type::TEXT), (&table, Type::TEXT)])
         .await
-        .map_err(|error| failed(doing, error).in_our_statement())?;
+        .map_err(|error| failed(check::DOING, error).in_our_statement())?;
     let row = rows.first().expect("the query has one row");
-    reply(row).map_err(|error| failed(doing, error))?.judge(slot, table.as_deref())
-}
-
-fn reply(row: &Row) -> Result<Reply, ::tokio_postgres::Error> {
-    Ok(Reply {
-        wal_level: row.try_get(0)?,
-        database: row.try_get(1)?,
-        exists: row.try_get(2)?,
-        slot_type: row.try_get(3)?,
-        slot_database: row.try_get(4)?,
-        plugin: row.try_get(5)?,
-        wal_status: row.try_get(6)?,
-        is_complete: row.try_get(10)?,
-        table: Table {
-            exists: row.try_get(7)?,
-            may_insert: row.try_get(8)?,
-            is_published: row.try_get(9)?,
-        },
-    })
+    let answer: &str = row.try_get(0).map_err(|error| failed(check::DOING, error))?;
+    Reply::read(answer).judge(slot, table.as_deref())
 }
 
 /// Prepares a business statement that takes a message along.

@@ -130,18 +130,18 @@ impl Outbox {
 fn arrays(messages: &[Message]) -> Result<PgArguments, BoxDynError> {
     let rows: Vec<Row<'_>> = messages.iter().map(Row::of).collect();
     let mut arguments = PgArguments::default();
-    arguments.add(rows.iter().map(|row| row.id).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.time_micros).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.topic).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.key).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.r#type).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.source).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.subject).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.content_type).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.id).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.time_micros).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.topic).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.key).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.r#type).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.source).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.subject).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.content_type).collect::<Vec<_>>())?;
     arguments.add(rows.iter().map(|row| row.attributes.as_str()).collect::<Vec<_>>())?;
     arguments.add(rows.iter().map(|row| row.headers.as_str()).collect::<Vec<_>>())?;
     arguments.add(rows.iter().map(|row| row.tombstone).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.payload).collect::<Vec<_>>())?;
+    arguments.add(rows.iter().map(|row| row.parts.payload).collect::<Vec<_>>())?;
     Ok(arguments)
 }
 

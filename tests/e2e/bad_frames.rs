@@ -1,5 +1,8 @@
 //! Messages that SQL of any origin can write, and nobody can publish.
 
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
 use tailrace_outbox::{Message, frame};
 use tests::Site;
 use tests::writers::{Dice, Written};
@@ -16,6 +19,7 @@ async fn a_frame_that_can_not_be_published_stops_the_relay_until_it_is_skipped()
     let mut written = Written::default();
     initialize(&site).await;
     let mut arguments = site.run_arguments();
+    arguments.push("--bad-messages=halt".to_owned());
 
     for (bytes, named) in bad_frames(&site) {
         written.add(site.write(4, 2, &mut dice).await);
@@ -35,8 +39,73 @@ async fn a_frame_that_can_not_be_published_stops_the_relay_until_it_is_skipped()
     assert!(relay.log().contains("skipped a message, as told"), "{}", relay.log());
 }
 
-/// Each with what the error must name. The last two only Kafka itself can refuse, with good
-/// messages around them in the same batch.
+#[tokio::test]
+async fn a_message_that_can_not_be_published_becomes_a_dead_letter_and_holds_nothing_up() {
+    let mut site = site("dead_letters").await;
+    let mut dice = Dice::new("dead_letters");
+    let mut written = Written::default();
+    let mut relay = site.cdc_relay(&site.run_arguments());
+    relay.says("leading", LEAD_MAX).await;
+    let bad = bad_frames(&site);
+    for (bytes, _) in &bad {
+        written.add(site.write(4, 2, &mut dice).await);
+        emit(&site, bytes).await;
+    }
+    written.add(site.write(4, 2, &mut dice).await);
+    published(&site).await;
+    stop(&mut relay).await;
+
+    all_is_well(&site, &written).await;
+    site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
+    let letters = site.read_to_end().await;
+    assert_eq!(letters.len(), bad.len(), "{letters:?}");
+    for (bytes, [_, why]) in &bad {
+        let letter =
+            letters.iter().find(|letter| letter.header("dead_letter_reason").contains(why));
+        let letter = letter.unwrap_or_else(|| panic!("{why:?} in {letters:?}"));
+        assert!(letter.header("ce_sequence").starts_with(&site.relay_id));
+        let value = letter.value.as_deref().expect("its bytes are kept");
+        assert!(bytes.ends_with(value), "the payload, or the whole where that is no frame");
+        assert_eq!(letter.header("dead_letter_bytes"), value.len().to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_the_brokers_refuse_is_found_and_becomes_a_dead_letter() {
+    let mut site = site("refused").await;
+    let mut dice = Dice::new("refused");
+    let mut relay = site.cdc_relay(&site.run_arguments());
+    relay.says("leading", LEAD_MAX).await;
+    let mut written = site.write(8, 2, &mut dice).await;
+    published(&site).await;
+    // From here on the topic takes less than the relay was told when it first wrote to it.
+    let topic = site.topics.first().expect("a site has topics").clone();
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &site.brokers);
+    let admin: AdminClient<DefaultClientContext> = config.create().expect("the settings are valid");
+    let smaller = AlterConfig::new(ResourceSpecifier::Topic(&topic));
+    let smaller = smaller.set("max.message.bytes", "30000");
+    let answers = admin.alter_configs([&smaller], &AdminOptions::new()).await;
+    answers.expect("the broker answers").pop().expect("one answer").expect("it is set");
+
+    let large = Message::builder(&topic, "t.v1").source("/sql").payload(vec![b'x'; 40_000]);
+    let large = frame::encode(&large.build().expect("it keeps every rule"));
+    for _ in 0..2 {
+        emit(&site, &large).await;
+        written.add(site.write(8, 2, &mut dice).await);
+    }
+    published(&site).await;
+    stop(&mut relay).await;
+
+    all_is_well(&site, &written).await;
+    assert!(relay.log().contains("looking for the message"), "{}", relay.log());
+    site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
+    let letters = site.read_to_end().await;
+    let bytes: Vec<_> = letters.iter().map(|letter| letter.header("dead_letter_bytes")).collect();
+    assert_eq!(bytes, ["40000", "40000"]);
+}
+
+/// Each with what the error must name. The last two only their topic does not take.
 fn bad_frames(site: &Site) -> [(Vec<u8>, [&'static str; 2]); 5] {
     let encoded = |builder: tailrace_outbox::Builder| {
         frame::encode(&builder.build().expect("it keeps every rule"))
@@ -50,11 +119,11 @@ fn bad_frames(site: &Site) -> [(Vec<u8>, [&'static str; 2]); 5] {
     let in_2100 = to(topic).time_micros(4_102_444_800_000_000);
     let huge = to(topic).payload(vec![b'x'; 2_000_000]).frame_bytes_max(3_000_000);
     [
-        (cut, ["not a frame", "byte 20"]),
+        (cut, ["not a frame", "at byte 20"]),
         (replaced(&whole, b"a-topic", b"a/topic"), ["topic \"a/topic\"", "can not exist"]),
         (replaced(&whole, b"xe_id", b"ce_id"), ["header name \"ce_id\"", "reserved"]),
-        (encoded(in_2100), ["refused the message at", "InvalidTimestamp"]),
-        (encoded(huge), ["2000000 bytes", "MessageSizeTooLarge"]),
+        (encoded(in_2100), ["ms in the future", "message.timestamp.after.max.ms"]),
+        (encoded(huge), ["more than the topic's", "max.message.bytes"]),
     ]
 }
 

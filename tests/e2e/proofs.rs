@@ -8,6 +8,11 @@ use tests::{PROOFS, Scale};
 use crate::run::node;
 
 #[tokio::test]
+async fn what_many_connections_commit_in_every_way_arrives_once_in_order() {
+    check("outbox-arrival").await;
+}
+
+#[tokio::test]
 async fn a_relay_that_is_killed_at_any_point_loses_and_doubles_nothing() {
     check("relay-crash").await;
 }

@@ -6,17 +6,21 @@
 //! ([`reader`]), and [`verdict`] compares the two. The relay runs as a process of its own
 //! ([`process`], the `node` program), so that a crash is a SIGKILL.
 
+pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
 
+mod client;
 pub mod crash_point;
 pub mod node;
 pub mod process;
 pub mod reader;
 pub mod site;
 pub mod verdict;
+mod writer;
 pub mod writers;
 
+pub use client::Way;
 pub use proof::{PROOFS, Proof, Report, Scale};
 pub use site::{Site, Variant};
 

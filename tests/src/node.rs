@@ -15,13 +15,18 @@ use tailrace_cdc_relay::{Config, Relay, cli};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::client::Client;
 use crate::crash_point::CrashPoint;
+use crate::writer::{Habit, Writer};
+use crate::writers::Dice;
 
 #[derive(Parser)]
 #[command(name = "node")]
 enum Role {
     /// A relay that ends itself where it is told
     Relay(Box<RelayArgs>),
+    /// A writer that ends itself in the middle of a transaction
+    Writer(Box<WriterArgs>),
     /// The sidecar as it is shipped, with its own arguments
     #[command(disable_help_flag = true)]
     CdcRelay {
@@ -44,11 +49,28 @@ struct RelayArgs {
     /// A source transaction with more bytes is split
     #[arg(long)]
     split_bytes: Option<usize>,
+    /// Records after which a batch is sealed
     #[arg(long)]
-    linger_ms: Option<u64>,
+    batch_records: Option<usize>,
     /// MILESTONE:N, MILESTONE:N:stop or MILESTONE:N:MICROSECONDS
     #[arg(long)]
     die_at: Option<CrashPoint>,
+}
+
+#[derive(Args)]
+struct WriterArgs {
+    #[arg(long)]
+    database_url: String,
+    #[arg(long = "topic")]
+    topics: Vec<String>,
+    #[arg(long)]
+    seed: u64,
+    /// How many it ends before it dies
+    #[arg(long)]
+    transactions: u64,
+    /// How long its last commit goes on before it dies; else it dies before it
+    #[arg(long)]
+    commits_for_micros: Option<u64>,
 }
 
 /// Plays the role that the arguments name; the first of them is the program's own name.
@@ -60,6 +82,7 @@ pub async fn play(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     thread::spawn(end_with_standard_input);
     match Role::parse_from(arguments) {
         Role::Relay(arguments) => relay(*arguments).await,
+        Role::Writer(arguments) => write_and_die(*arguments).await,
         Role::CdcRelay { arguments } => {
             cli::run(std::iter::once(OsString::from("cdc-relay")).chain(arguments)).await
         }
@@ -79,8 +102,8 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     if let Some(bytes) = arguments.split_bytes {
         config = config.split_bytes(bytes);
     }
-    if let Some(milliseconds) = arguments.linger_ms {
-        config = config.linger(Duration::from_millis(milliseconds));
+    if let Some(records) = arguments.batch_records {
+        config = config.batch_records(records);
     }
     let mut relay = Relay::new(config);
     if let Some(point) = arguments.die_at {
@@ -106,13 +129,33 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     }
 }
 
-/// Ends this process as a power cut would: no destructor runs, no buffer is flushed.
+async fn write_and_die(arguments: WriterArgs) -> ExitCode {
+    let WriterArgs { database_url, topics, seed, transactions, commits_for_micros } = arguments;
+    let client = Client::through_sqlx(&database_url).await.expect("the server takes a connection");
+    let dice = Dice::from_seed(seed);
+    let mut writer = Writer::new(&database_url, &topics, Habit::Every, dice, client);
+    for _ in 0..transactions {
+        writer.transaction().await.expect("the writer's server serves");
+    }
+    writer.half().await.expect("the writer's server serves");
+    strike(Signal::KILL, commits_for_micros.map(Duration::from_micros));
+    // Only one that dies inside its commit comes here.
+    loop {
+        writer.commit().await.expect("the writer's server serves");
+        writer.half().await.expect("the writer's server serves");
+    }
+}
+
 fn die(point: CrashPoint) {
     tracing::info!(%point, "reached");
-    let signal = if point.stops { Signal::STOP } else { Signal::KILL };
+    strike(if point.stops { Signal::STOP } else { Signal::KILL }, point.after);
+}
+
+/// Ends this process as a power cut would: no destructor runs, no buffer is flushed.
+fn strike(signal: Signal, after: Option<Duration>) {
     let strike = move || kill_process(getpid(), signal).expect("a process may signal itself");
-    match point.after {
-        // From another thread, so that the relay is inside whatever follows the milestone.
+    match after {
+        // From another thread, so that this one is inside whatever follows.
         Some(after) => {
             thread::spawn(move || {
                 thread::sleep(after);

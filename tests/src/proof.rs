@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use tailrace_stack::Stack;
 
 use crate::process::Node;
-use crate::relay_crash;
+use crate::{outbox_arrival, relay_crash};
 
 /// How much of the same work a proof does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +66,17 @@ pub struct Proof {
 }
 
 /// Every proof.
-pub const PROOFS: &[Proof] = &[Proof {
-    name: "relay-crash",
-    claim: "a relay that is killed at any point loses nothing, doubles nothing and keeps the order",
-    body: |bench| Box::pin(relay_crash::prove(bench)),
-}];
+pub const PROOFS: &[Proof] = &[
+    Proof {
+        name: "outbox-arrival",
+        claim: "what many connections commit at once arrives once, in commit order per key; \
+                nothing else does",
+        body: |bench| Box::pin(outbox_arrival::prove(bench)),
+    },
+    Proof {
+        name: "relay-crash",
+        claim: "a relay that is killed at any point loses nothing, doubles nothing and keeps the \
+                order",
+        body: |bench| Box::pin(relay_crash::prove(bench)),
+    },
+];

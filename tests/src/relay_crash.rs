@@ -3,7 +3,6 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use sqlx::Executor;
 use tailrace_cdc_relay::Milestone;
 
@@ -17,8 +16,6 @@ use crate::writers::{Dice, Written};
 const DEATH_MAX: Duration = Duration::from_secs(60);
 /// The last relay has published the rest by then.
 const REST_MAX: Duration = Duration::from_secs(120);
-/// A relay that is told to stop has stopped by then.
-const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// Far below the default, so that ordinary big transactions are split.
 const SPLIT_BYTES: usize = 12_000;
@@ -95,16 +92,16 @@ fn crashes(measure: &Measure, dice: &mut Dice) -> Vec<Variant> {
             crashes.push(Variant { die_at, ..variant() });
         }
         for milestone in [Milestone::Committing, Milestone::Committed, Milestone::Flushed] {
-            // Without lingering each source transaction has a commit of its own.
+            // In batches of one each source transaction has a commit of its own.
             let die_at = Some(CrashPoint::at(milestone, occurrence()));
-            crashes.push(Variant { die_at, linger_ms: Some(0), ..variant() });
+            crashes.push(Variant { die_at, batch_records: Some(1), ..variant() });
         }
     }
     let inside: Vec<u32> = (0..measure.inside_commit).map(|_| occurrence()).collect();
     for occurrence in inside {
         let after = Duration::from_micros(dice.below(INSIDE_COMMIT_MICROS_MAX));
         let die_at = Some(CrashPoint::at(Milestone::Committing, occurrence).after(after));
-        crashes.push(Variant { die_at, linger_ms: Some(0), ..variant() });
+        crashes.push(Variant { die_at, batch_records: Some(1), ..variant() });
     }
     for at in (1..crashes.len()).rev() {
         let other = usize::try_from(dice.below(at as u64 + 1)).expect("a small number");
@@ -133,33 +130,17 @@ async fn live_and_die(site: &Site, variant: Variant) {
 /// Lets a last relay publish the rest, stops it, and judges what a reader finds then.
 async fn finish(site: &Site, written: &Written) -> Verdict {
     let mut relay = site.relay(variant());
-    let expected = site.expected().await;
-    let enough = expected.len();
+    let enough = site.expected().await.len();
     site.read_until(REST_MAX, move |seen| seen.len() >= enough).await;
-    relay.signal(Signal::TERM);
-    let status = relay.ends(STOP_MAX).await;
-    assert!(status.success(), "{status}:\n{}", relay.log());
-    site.slot_is_not_above_the_checkpoint().await;
-    let seen = site.read_to_end().await;
-    Verdict::judge(&site.relay_id, &expected, &written.rolled_back, &seen)
+    site.stop_and_judge(&mut relay, written).await
 }
 
 fn report(crashes: &[Variant], written: &Written, verdict: Verdict, elapsed: Duration) -> Report {
     let mut report = Report::default();
     report.figure("deaths by SIGKILL", crashes.len() + 2);
     report.figure("source transactions", written.committed);
-    report.figure("messages committed", verdict.committed);
     report.figure("messages rolled back", written.rolled_back.len());
-    report.figure("records published", verdict.published);
-    report.figure("lost", verdict.lost);
-    report.figure("doubled", verdict.doubled);
-    report.figure("never committed", verdict.invented);
-    report.figure("out of order", verdict.disordered);
-    report.figure("not as the wire contract says", verdict.malformed);
+    verdict.tell(&mut report);
     report.figure("seconds", format!("{:.1}", elapsed.as_secs_f64()));
-    if !verdict.holds() && verdict.faults.is_empty() {
-        report.faults.push("committed and published differ".to_owned());
-    }
-    report.faults.extend(verdict.faults);
     report
 }

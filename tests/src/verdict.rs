@@ -1,11 +1,19 @@
 //! Whether Kafka holds what Postgres has committed: each once, in order, as the contract says.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use uuid::Uuid;
 
+use crate::process::Process;
+use crate::proof::Report;
 use crate::reader::Seen;
-use crate::writers::Expected;
+use crate::site::Site;
+use crate::writers::{Expected, Written};
+
+/// A relay that is told to stop has stopped by then.
+const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// Faults shown of each kind.
 const SHOWN_MAX: usize = 5;
@@ -94,12 +102,44 @@ impl Verdict {
         verdict
     }
 
+    /// Adds what was found to a report.
+    pub fn tell(self, report: &mut Report) {
+        report.figure("messages committed", self.committed);
+        report.figure("records published", self.published);
+        report.figure("lost", self.lost);
+        report.figure("doubled", self.doubled);
+        report.figure("never committed", self.invented);
+        report.figure("out of order", self.disordered);
+        report.figure("not as the wire contract says", self.malformed);
+        if !self.holds() && self.faults.is_empty() {
+            report.faults.push("committed and published differ".to_owned());
+        }
+        report.faults.extend(self.faults);
+    }
+
     fn fault(&mut self, count: fn(&mut Self) -> &mut usize, text: impl FnOnce() -> String) {
         let count = count(self);
         *count += 1;
         if *count <= SHOWN_MAX {
             self.faults.push(text());
         }
+    }
+}
+
+impl Site {
+    /// Stops the last relay and judges what a reader finds then. For a time when nobody writes.
+    ///
+    /// # Panics
+    ///
+    /// When the relay does not stop cleanly, or its slot is flushed too far.
+    pub async fn stop_and_judge(&self, relay: &mut Process, written: &Written) -> Verdict {
+        relay.signal(Signal::TERM);
+        let status = relay.ends(STOP_MAX).await;
+        assert!(status.success(), "{status}:\n{}", relay.log());
+        self.slot_is_not_above_the_checkpoint().await;
+        let expected = self.expected().await;
+        let seen = self.read_to_end().await;
+        Verdict::judge(&self.relay_id, &expected, &written.rolled_back, &seen)
     }
 }
 

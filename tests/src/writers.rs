@@ -6,18 +6,22 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use sqlx::{Connection, Executor, PgConnection, Row};
-use tailrace_outbox::Message;
+use sqlx::{Executor, Row};
+use tailrace_outbox::journal::{self, Retention};
+use tailrace_outbox::schema;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::client::{APPLICATION, Client, Way};
+use crate::process::Process;
 use crate::site::Site;
+use crate::writer::{Habit, Writer};
 
-/// Keys that transactions share.
-const KEYS: u64 = 24;
+/// Of so many connections one is through tokio-postgres, where every way to write is taken.
+const TOKIO_POSTGRES_EVERY: usize = 4;
 
-/// Messages of the big transaction, each with a payload of about this many bytes.
-const BIG_MESSAGES: usize = 120;
-const BIG_PAYLOAD_BYTES: usize = 400;
+/// A server's process that is told to end has ended by then.
+const END_MAX_MS: i64 = 20_000;
 
 /// A message that was committed, as the database remembers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,15 +43,34 @@ pub struct Expected {
 pub struct Written {
     /// Source transactions that committed with at least one message.
     pub committed: usize,
+    /// Messages of these transactions.
+    pub messages: usize,
+    /// How many of them came in which way.
+    pub ways: BTreeMap<Way, usize>,
     /// Messages that were written and then rolled back: they must never show.
     pub rolled_back: Vec<Uuid>,
+    /// Connections that the server ended between the last write and the end of the commit.
+    pub cut_off: usize,
 }
 
 impl Written {
+    async fn of_all(mut tasks: JoinSet<Written>) -> Written {
+        let mut all = Written::default();
+        while let Some(written) = tasks.join_next().await {
+            all.add(written.expect("a writer does not panic"));
+        }
+        all
+    }
+
     /// Takes in what another has written.
     pub fn add(&mut self, other: Written) {
         self.committed += other.committed;
+        self.messages += other.messages;
+        for (way, count) in other.ways {
+            *self.ways.entry(way).or_default() += count;
+        }
         self.rolled_back.extend(other.rolled_back);
+        self.cut_off += other.cut_off;
     }
 }
 
@@ -82,7 +105,17 @@ impl Dice {
 
     /// Dice of their own for a part of the work.
     pub fn fork(&mut self) -> Self {
-        Dice(self.below(u64::MAX))
+        Dice(self.seed())
+    }
+
+    /// A seed for dice elsewhere.
+    pub fn seed(&mut self) -> u64 {
+        self.below(u64::MAX)
+    }
+
+    /// From a seed of other dice.
+    pub fn from_seed(seed: u64) -> Self {
+        Dice(seed)
     }
 }
 
@@ -104,6 +137,19 @@ impl Site {
             .expect("the tables are made");
     }
 
+    /// Makes the journal, and the SQL functions with it. Before the relay's first start, so that
+    /// it publishes them.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn prepare_journal(&self) {
+        let mut connection = self.connect().await;
+        schema::install(&mut connection).await.expect("the schema is installed");
+        let retention = Retention::default();
+        journal::maintain(&mut connection, &retention).await.expect("there are partitions");
+    }
+
     /// Writes in so many transactions that publish something, over several connections at once;
     /// among them others that do not.
     ///
@@ -111,28 +157,46 @@ impl Site {
     ///
     /// When the server refuses.
     pub async fn write(&self, transactions: usize, writers: usize, dice: &mut Dice) -> Written {
-        let mut tasks = tokio::task::JoinSet::new();
-        for writer in 0..writers {
-            let share = transactions / writers + usize::from(writer < transactions % writers);
-            let mut writer = Writer {
-                connection: self.connect().await,
-                topics: self.topics.clone(),
-                dice: dice.fork(),
-                written: Written::default(),
-            };
+        self.share_out(transactions, writers, Habit::Plain, dice, |done| done.committed).await
+    }
+
+    /// Writes at least so many messages that are committed, in every way there is, over several
+    /// connections at once, some of which the server ends now and then. Demands
+    /// [`prepare_journal`](Self::prepare_journal).
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn write_in_every_way(
+        &self,
+        messages: usize,
+        connections: usize,
+        dice: &mut Dice,
+    ) -> Written {
+        self.share_out(messages, connections, Habit::Every, dice, |done| done.messages).await
+    }
+
+    /// Has writers do their shares of `total`, as `done` counts it.
+    async fn share_out(
+        &self,
+        total: usize,
+        writers: usize,
+        habit: Habit,
+        dice: &mut Dice,
+        done: fn(&Written) -> usize,
+    ) -> Written {
+        let mut tasks = JoinSet::new();
+        for at in 0..writers {
+            let share = total / writers + usize::from(at < total % writers);
+            let mut writer = self.writer(at, habit, dice).await;
             tasks.spawn(async move {
-                while writer.written.committed < share {
+                while done(&writer.written) < share {
                     writer.transaction().await.expect("the writer's server serves");
                 }
-                writer.connection.close().await.expect("a connection can be closed");
                 writer.written
             });
         }
-        let mut written = Written::default();
-        while let Some(part) = tasks.join_next().await {
-            written.add(part.expect("a writer does not panic"));
-        }
-        written
+        Written::of_all(tasks).await
     }
 
     /// Writes over several connections, cuts the server off, and answers when every writer has
@@ -148,25 +212,70 @@ impl Site {
         dice: &mut Dice,
         cut: impl Future<Output = ()>,
     ) -> Written {
-        let mut tasks = tokio::task::JoinSet::new();
-        for _ in 0..writers {
-            let mut writer = Writer {
-                connection: self.connect().await,
-                topics: self.topics.clone(),
-                dice: dice.fork(),
-                written: Written::default(),
-            };
+        let mut tasks = JoinSet::new();
+        for at in 0..writers {
+            let mut writer = self.writer(at, Habit::Plain, dice).await;
             tasks.spawn(async move {
                 while writer.transaction().await.is_ok() {}
                 writer.written
             });
         }
         cut.await;
-        let mut written = Written::default();
-        while let Some(part) = tasks.join_next().await {
-            written.add(part.expect("a writer does not panic"));
+        Written::of_all(tasks).await
+    }
+
+    async fn writer(&self, at: usize, habit: Habit, dice: &mut Dice) -> Writer {
+        let url = self.url.as_str();
+        let client = match habit {
+            Habit::Every if at.is_multiple_of(TOKIO_POSTGRES_EVERY) => {
+                Client::through_tokio_postgres(url).await
+            }
+            Habit::Every | Habit::Plain => Client::through_sqlx(url).await,
+        };
+        let client = client.expect("the server takes a connection");
+        Writer::new(url, &self.topics, habit, dice.fork(), client)
+    }
+
+    /// Starts a process that writes in every way and ends itself by SIGKILL after so many
+    /// transactions: with messages written and not committed or, if so told, so many
+    /// microseconds after it has begun to commit them.
+    pub fn doomed_writer(
+        &self,
+        transactions: u64,
+        commits_for_micros: Option<u64>,
+        dice: &mut Dice,
+    ) -> Process {
+        let mut arguments = vec!["writer".to_owned()];
+        let mut give = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        give("--database-url", self.url.clone());
+        for topic in &self.topics {
+            give("--topic", topic.clone());
         }
-        written
+        give("--seed", dice.seed().to_string());
+        give("--transactions", transactions.to_string());
+        if let Some(micros) = commits_for_micros {
+            give("--commits-for-micros", micros.to_string());
+        }
+        self.start(arguments)
+    }
+
+    /// Ends what the server still does for writers that are gone, so that what is committed
+    /// stays so.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not answer.
+    pub async fn writers_are_gone(&self) {
+        // It waits for each, and answers false for one that has ended by itself.
+        sqlx::query(
+            "select pg_terminate_backend(pid, $2) from pg_stat_activity \
+             where datname = current_database() and application_name = $1",
+        )
+        .bind(APPLICATION)
+        .bind(END_MAX_MS)
+        .execute(&self.pool)
+        .await
+        .expect("the server answers");
     }
 
     /// What has been committed.
@@ -191,159 +300,5 @@ impl Site {
                 (expected.id, expected)
             })
             .collect()
-    }
-}
-
-struct Writer {
-    connection: PgConnection,
-    topics: Vec<String>,
-    dice: Dice,
-    written: Written,
-}
-
-impl Writer {
-    async fn transaction(&mut self) -> Result<(), sqlx::Error> {
-        match self.dice.below(20) {
-            0..=7 => self.one().await,
-            8..=11 => self.several_with_rows_between().await,
-            12..=13 => self.rolled_back().await,
-            14..=16 => self.rolled_back_to_a_savepoint().await,
-            17 => self.of_other_prefixes().await,
-            18 => self.without_a_key().await,
-            _ => self.big().await,
-        }
-    }
-
-    async fn one(&mut self) -> Result<(), sqlx::Error> {
-        let key = self.key();
-        self.begin().await?;
-        self.message(Some(key), 20).await?;
-        self.commit().await
-    }
-
-    async fn several_with_rows_between(&mut self) -> Result<(), sqlx::Error> {
-        // In the order of the keys, so that no two writers wait for each other.
-        let mut keys: Vec<u64> = (0..4).map(|_| self.key()).collect();
-        keys.sort_unstable();
-        self.begin().await?;
-        for key in keys {
-            self.noise().await?;
-            self.message(Some(key), 40).await?;
-        }
-        self.noise().await?;
-        self.commit().await
-    }
-
-    async fn rolled_back(&mut self) -> Result<(), sqlx::Error> {
-        let key = self.key();
-        self.begin().await?;
-        let first = self.message(Some(key), 20).await?;
-        let second = self.message(Some(key), 20).await?;
-        self.connection.execute("rollback").await?;
-        self.written.rolled_back.extend([first, second]);
-        Ok(())
-    }
-
-    async fn rolled_back_to_a_savepoint(&mut self) -> Result<(), sqlx::Error> {
-        let key = self.key();
-        self.begin().await?;
-        self.message(Some(key), 20).await?;
-        self.connection.execute("savepoint inner_part").await?;
-        self.noise().await?;
-        let inside = self.message(Some(key), 20).await?;
-        self.connection.execute("rollback to savepoint inner_part").await?;
-        self.written.rolled_back.push(inside);
-        self.message(Some(key), 20).await?;
-        self.connection.execute("savepoint kept_part").await?;
-        self.message(Some(key), 20).await?;
-        self.connection.execute("release savepoint kept_part").await?;
-        self.commit().await
-    }
-
-    /// Messages of other programs, and one outside of any transaction, with bytes that are no
-    /// frame: whoever took them for ours would stop there.
-    async fn of_other_prefixes(&mut self) -> Result<(), sqlx::Error> {
-        let key = self.key();
-        self.begin().await?;
-        self.connection.execute("select pg_logical_emit_message(true, 'tailrac', 'no')").await?;
-        self.message(Some(key), 20).await?;
-        self.connection.execute("select pg_logical_emit_message(true, 'tailrace2', 'no')").await?;
-        self.connection.execute("select pg_logical_emit_message(false, 'tailrace', 'no')").await?;
-        self.commit().await
-    }
-
-    async fn without_a_key(&mut self) -> Result<(), sqlx::Error> {
-        self.begin().await?;
-        self.message(None, 20).await?;
-        self.commit().await
-    }
-
-    async fn big(&mut self) -> Result<(), sqlx::Error> {
-        let mut keys: Vec<u64> = (0..3).map(|_| self.key()).collect();
-        keys.sort_unstable();
-        self.begin().await?;
-        for at in 0..BIG_MESSAGES {
-            let key = keys.get(at * keys.len() / BIG_MESSAGES).copied();
-            self.message(key, BIG_PAYLOAD_BYTES).await?;
-        }
-        self.commit().await
-    }
-
-    async fn begin(&mut self) -> Result<(), sqlx::Error> {
-        self.connection.execute("begin").await.map(|_| ())
-    }
-
-    async fn commit(&mut self) -> Result<(), sqlx::Error> {
-        self.connection.execute("commit").await?;
-        self.written.committed += 1;
-        Ok(())
-    }
-
-    async fn noise(&mut self) -> Result<(), sqlx::Error> {
-        self.connection.execute("insert into noise (text) values ('a row')").await.map(|_| ())
-    }
-
-    /// A message and its row in `expected`.
-    async fn message(&mut self, key: Option<u64>, bytes: usize) -> Result<Uuid, sqlx::Error> {
-        let topic_count = self.topics.len() as u64;
-        let topic_at = usize::try_from(key.unwrap_or(0) % topic_count).expect("a small number");
-        let topic = self.topics.get(topic_at).expect("below the number of topics").clone();
-        let key = key.map(|key| format!("key-{key}"));
-        let place: i64 = match &key {
-            None => 0,
-            Some(key) => sqlx::query(
-                "insert into place values ($1, 1) on conflict (key) \
-                 do update set last = place.last + 1 returning last",
-            )
-            .bind(key)
-            .fetch_one(&mut self.connection)
-            .await?
-            .try_get(0)?,
-        };
-        let payload = format!("{{\"place\":{place},\"text\":\"{}\"}}", "x".repeat(bytes));
-        let mut builder = Message::builder(&topic, "thing.happened.v1")
-            .source("/writers")
-            .header("place", place.to_string())
-            .payload(payload.clone());
-        if let Some(key) = &key {
-            builder = builder.key(key.as_str()).subject(format!("subject of {key}"));
-        }
-        let message = builder.build().expect("the message keeps every rule");
-        sqlx::query("insert into expected values ($1, $2, $3, $4, $5)")
-            .bind(message.id())
-            .bind(&topic)
-            .bind(&key)
-            .bind(place)
-            .bind(&payload)
-            .execute(&mut self.connection)
-            .await?;
-        tailrace_outbox::write(&mut self.connection, &message)
-            .await
-            .map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
-        Ok(message.id())
-    }
-
-    fn key(&mut self) -> u64 {
-        self.dice.below(KEYS)
     }
 }

@@ -15,9 +15,21 @@ const SQLX: &[&str] = &["sqlx", "sqlx-core", "sqlx-postgres"];
 pub(crate) const RULES: &[Rule] = &[
     Rule {
         package: "tailrace-outbox",
-        features: &[],
+        features: &["--all-features"],
         never: KAFKA,
         why: "a service that writes messages does not talk to Kafka",
+    },
+    Rule {
+        package: "tailrace-outbox",
+        features: &["--no-default-features", "--features=sqlx"],
+        never: &["tokio-postgres", "postgres-types", "rdkafka", "rdkafka-sys"],
+        why: "a service has one database client, and this one's is sqlx",
+    },
+    Rule {
+        package: "tailrace-outbox",
+        features: &["--no-default-features", "--features=tokio-postgres"],
+        never: &["sqlx", "sqlx-core", "sqlx-postgres", "rdkafka", "rdkafka-sys"],
+        why: "a service has one database client, and this one's is tokio-postgres",
     },
     Rule {
         package: "tailrace-outbox",
@@ -77,4 +89,18 @@ fn a_planted_path_is_found_and_shown() {
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].contains("(tailrace-outbox -> broker -> rdkafka)"), "{found:?}");
     assert_eq!(faults(&RULES[0], "0tailrace-outbox v0.1.0\n1sqlx v0.9.0\n"), [""; 0]);
+}
+
+#[test]
+fn the_outbox_keeps_its_two_database_clients_apart() {
+    let check = |feature: &str, client: &str, is_fault: bool| {
+        let rule = RULES.iter().find(|rule| rule.features.contains(&feature)).unwrap();
+        let found = faults(rule, &format!("0tailrace-outbox v0.1.0\n1{client} v0.9.0\n"));
+        assert_eq!(!found.is_empty(), is_fault, "{feature} and {client}: {found:?}");
+    };
+
+    check("--features=sqlx", "tokio-postgres", true);
+    check("--features=sqlx", "sqlx", false);
+    check("--features=tokio-postgres", "sqlx", true);
+    check("--features=tokio-postgres", "tokio-postgres", false);
 }

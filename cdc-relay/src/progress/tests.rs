@@ -14,6 +14,7 @@ const LIMITS: Limits = Limits {
     batch_records: 4,
     batch_bytes: 400,
     linger: Duration::from_millis(5),
+    behind_age: Duration::from_millis(20),
     split_bytes: 250,
     split_age: Duration::from_millis(50),
     idle_bytes: 1_000,
@@ -115,72 +116,130 @@ struct Kafka {
 enum Rule {
     All,
     FlushesWhatIsReceived,
+    FlushesWhatIsSealed,
     ForgetsThePartial,
     CheckpointOutsideTheTransaction,
 }
 
+/// One life of the relay.
+struct Life<'k> {
+    kafka: &'k mut Kafka,
+    slot: &'k mut Lsn,
+    progress: Progress,
+    /// Produced since the newest seal.
+    batch: Vec<Position>,
+    /// Sealed, its commit under way.
+    sealed: Option<(Vec<Position>, Published)>,
+    rule: Rule,
+    steps_left: u64,
+}
+
+/// The relay has died.
+struct Dead;
+
+impl Life<'_> {
+    /// A place to die.
+    fn step(&mut self) -> Result<(), Dead> {
+        self.steps_left = self.steps_left.checked_sub(1).ok_or(Dead)?;
+        Ok(())
+    }
+
+    fn seal(&mut self, due: Published, now: Instant) -> Result<(), Dead> {
+        self.confirm()?;
+        self.sealed = Some((std::mem::take(&mut self.batch), due));
+        self.progress.sealed(due, now);
+        if self.rule == Rule::FlushesWhatIsSealed {
+            *self.slot = due.flush_lsn;
+        }
+        self.step()
+    }
+
+    /// The commit under way, if there is one, comes to its end.
+    fn confirm(&mut self) -> Result<(), Dead> {
+        let Some((mut batch, checkpoint)) = self.sealed.take() else { return Ok(()) };
+        self.kafka.log.append(&mut batch);
+        // The broker has it; the relay may die before it hears so.
+        if self.rule == Rule::CheckpointOutsideTheTransaction {
+            self.step()?;
+        }
+        self.kafka.checkpoint = checkpoint;
+        self.step()?;
+        self.progress.committed();
+        self.step()?;
+        assert!(self.progress.flush_lsn() >= *self.slot || self.rule != Rule::All, "it went back");
+        *self.slot = self.progress.flush_lsn().max(*self.slot);
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event, now: Instant, dice: &mut Dice) {
+        match event {
+            Event::Begin { commit_lsn } => self.progress.begin(commit_lsn).unwrap(),
+            Event::Change { lsn, ours } => {
+                if let Verdict::Fresh(position) = self.progress.change(lsn).unwrap()
+                    && ours
+                {
+                    self.batch.push(position);
+                    self.progress.produced(position, lsn, RECORD_BYTES, now);
+                }
+            }
+            Event::Commit { commit_lsn, end_lsn } => {
+                self.progress.commit(commit_lsn, end_lsn).unwrap();
+            }
+            Event::Keepalive { wal_end } => self.progress.keepalive(wal_end, dice.roll(3) == 0),
+        }
+        if self.rule == Rule::FlushesWhatIsReceived {
+            *self.slot = self.progress.received;
+        }
+    }
+
+    fn live(&mut self, sent: Vec<Event>, dice: &mut Dice) -> Result<(), Dead> {
+        let mut now = Instant::now();
+        for event in sent {
+            self.step()?;
+            self.take(event, now, dice);
+            now += Duration::from_millis(dice.roll(4));
+            // A commit ends at any time.
+            if dice.roll(3) == 0 {
+                self.confirm()?;
+            }
+            let caught_up = dice.roll(2) == 0;
+            while let Some(due) = self.progress.due(now, caught_up) {
+                self.seal(due, now)?;
+            }
+        }
+        self.progress.drain();
+        while !self.progress.is_drained() {
+            match self.progress.due(now, true) {
+                Some(due) => self.seal(due, now)?,
+                None if self.sealed.is_some() => self.confirm()?,
+                None => break,
+            }
+        }
+        assert!(self.progress.is_drained());
+        Ok(())
+    }
+}
+
 /// One life of the relay; returns whether it came to the end of the source.
 fn live(source: &Source, kafka: &mut Kafka, slot: &mut Lsn, dice: &mut Dice, rule: Rule) -> bool {
-    let mut now = Instant::now();
     let mut resumed = kafka.checkpoint;
     if rule == Rule::ForgetsThePartial {
         resumed.partial = None;
     }
-    let mut progress = Progress::new(INCARNATION, resumed, LIMITS, now);
-    let mut batch = Vec::new();
-    let lifetime = dice.roll(120);
-    let mut steps = 0;
-    let mut dies = || {
-        steps += 1;
-        steps > lifetime
-    };
-    for event in source.sent_from(*slot, dice) {
-        if dies() {
-            return false;
-        }
-        match event {
-            Event::Begin { commit_lsn } => progress.begin(commit_lsn).unwrap(),
-            Event::Change { lsn, ours } => {
-                if let Verdict::Fresh(position) = progress.change(lsn).unwrap()
-                    && ours
-                {
-                    batch.push(position);
-                    progress.produced(position, lsn, RECORD_BYTES, now);
-                }
-            }
-            Event::Commit { commit_lsn, end_lsn } => progress.commit(commit_lsn, end_lsn).unwrap(),
-            Event::Keepalive { wal_end } => progress.keepalive(wal_end, dice.roll(3) == 0),
-        }
-        if rule == Rule::FlushesWhatIsReceived {
-            *slot = progress.received;
-        }
-        now += Duration::from_millis(dice.roll(4));
-        while let Some(due) = progress.due(now) {
-            kafka.log.append(&mut batch);
-            // The broker has it; the relay may die before it hears so.
-            if rule == Rule::CheckpointOutsideTheTransaction && dies() {
-                return false;
-            }
-            kafka.checkpoint = due;
-            if dies() {
-                return false;
-            }
-            progress.committed(due, now);
-            if dies() {
-                return false;
-            }
-            assert!(progress.flush_lsn() >= *slot || rule != Rule::All, "the slot went back");
-            *slot = progress.flush_lsn().max(*slot);
-        }
+    let sent = source.sent_from(*slot, dice);
+    let progress = Progress::new(INCARNATION, resumed, LIMITS, Instant::now());
+    let steps_left = dice.roll(120);
+    let mut life =
+        Life { kafka, slot, progress, batch: Vec::new(), sealed: None, rule, steps_left };
+    let ended = life.live(sent, dice).is_ok();
+    // Whether a commit that was under way has reached the broker is anybody's guess.
+    if let Some((mut batch, checkpoint)) = life.sealed.take()
+        && dice.roll(2) == 0
+    {
+        life.kafka.log.append(&mut batch);
+        life.kafka.checkpoint = checkpoint;
     }
-    progress.drain();
-    while let Some(due) = progress.due(now) {
-        kafka.log.append(&mut batch);
-        kafka.checkpoint = due;
-        progress.committed(due, now);
-    }
-    assert!(progress.is_drained());
-    true
+    ended
 }
 
 /// Lives until the source is read to its end; true when each message is in Kafka once, in order.
@@ -214,6 +273,7 @@ fn whatever_crashes_when_each_message_is_published_once_in_order() {
 fn without_each_rule_the_exploration_finds_the_fault() {
     for rule in [
         Rule::FlushesWhatIsReceived,
+        Rule::FlushesWhatIsSealed,
         Rule::ForgetsThePartial,
         Rule::CheckpointOutsideTheTransaction,
     ] {
@@ -246,7 +306,7 @@ fn an_idle_source_is_checkpointed_by_size_by_age_and_when_asked() {
 
         progress.keepalive(Lsn(wal_end), asked);
 
-        let found = progress.due(now + Duration::from_millis(later));
+        let found = progress.due(now + Duration::from_millis(later), true);
         assert_eq!(found.is_some(), due, "{wal_end} {asked} {later}");
     }
 }
@@ -268,7 +328,7 @@ fn a_source_that_is_not_the_checkpoints_is_refused_inside_a_split_transaction() 
     first.begin(Lsn(1_000)).unwrap();
     let Verdict::Fresh(position) = first.change(Lsn(910)).unwrap() else { panic!("fresh") };
     first.produced(position, Lsn(910), 250, Instant::now());
-    let split = first.due(Instant::now()).expect("more than split_bytes");
+    let split = first.due(Instant::now(), false).expect("more than split_bytes");
     let resume = || Progress::new(INCARNATION, split, LIMITS, Instant::now());
 
     let mut same = resume();
@@ -284,4 +344,37 @@ fn a_source_that_is_not_the_checkpoints_is_refused_inside_a_split_transaction() 
     let mut shorter = resume();
     shorter.begin(Lsn(1_000)).unwrap();
     assert_eq!(shorter.commit(Lsn(1_000), Lsn(1_020)).unwrap_err().kind(), Kind::Gap);
+}
+
+#[test]
+fn a_relay_that_keeps_up_seals_when_the_commit_before_is_done_and_one_behind_fills_its_batch() {
+    let now = Instant::now();
+    let mut progress = at(900);
+    let mut number = 0;
+    let mut transaction = |progress: &mut Progress| {
+        number += 1;
+        let at = 1_000 + number * 100;
+        progress.begin(Lsn(at)).unwrap();
+        let Verdict::Fresh(position) = progress.change(Lsn(at - 50)).unwrap() else { panic!() };
+        progress.produced(position, Lsn(at - 50), 1, now);
+        progress.commit(Lsn(at), Lsn(at + 20)).unwrap();
+    };
+
+    transaction(&mut progress);
+    assert_eq!(progress.due(now, true), None, "it lingers");
+    assert_eq!(progress.deadline(), Some(now + LIMITS.linger));
+    assert_eq!(progress.due(now + LIMITS.linger, false), None, "there is more to take in");
+    let due = progress.due(now + LIMITS.linger, true).expect("it is caught up");
+    progress.sealed(due, now);
+
+    transaction(&mut progress);
+    assert_eq!(progress.due(now + LIMITS.linger, true), None, "a commit is under way");
+    assert_eq!(progress.deadline(), Some(now + LIMITS.behind_age));
+    assert!(progress.due(now + LIMITS.behind_age, false).is_some(), "it is too old");
+    for _ in 0..3 {
+        transaction(&mut progress);
+    }
+    assert!(progress.due(now, false).is_some(), "it is full");
+    progress.committed();
+    assert_eq!(progress.flush_lsn(), due.flush_lsn);
 }

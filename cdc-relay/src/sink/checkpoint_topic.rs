@@ -8,10 +8,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::kafka::{ANSWER_TIMEOUT, Cluster, Context};
+use super::Saved;
+use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
+use super::create_topic::{Wanted, create};
 use super::partitions::REPEAT_AFTER;
-use super::topics::{Wanted, create};
-use crate::checkpoint::Stored;
+use crate::checkpoint::CHECKPOINT_KEY;
 use crate::error::{Error, Kind};
 
 /// Offsets that are read in the first try; each further try reads four times as many.
@@ -34,7 +35,7 @@ pub(super) async fn ensure(cluster: &Cluster, topic: &str) -> Result<(), Error> 
 /// What the topic holds. To be called after `init_transactions` has returned for every
 /// transactional id of the relay: then nothing of ours is left open, and the read must reach the
 /// high watermark. Blocks.
-pub(super) fn read(cluster: &Cluster, topic: &str) -> Result<Stored, Error> {
+pub(super) fn read(cluster: &Cluster, topic: &str) -> Result<Saved, Error> {
     let what = format!("reading the checkpoint topic {topic:?}");
     let failed = |error| cluster.error(&what, error);
     // A read_committed handle would answer with the last stable offset instead.
@@ -44,9 +45,9 @@ pub(super) fn read(cluster: &Cluster, topic: &str) -> Result<Stored, Error> {
     let mut span = FIRST_SPAN;
     loop {
         let from = low.max(high.saturating_sub(span));
-        let stored = read_range(&committed, topic, from, high, cluster)?;
-        if stored.checkpoint.is_some() || from == low {
-            return Ok(stored);
+        let saved = read_range(&committed, topic, from, high, cluster)?;
+        if saved.contains_key(CHECKPOINT_KEY) || from == low {
+            return Ok(saved);
         }
         span = span.saturating_mul(4);
     }
@@ -70,12 +71,12 @@ fn read_range(
     from: i64,
     high: i64,
     cluster: &Cluster,
-) -> Result<Stored, Error> {
+) -> Result<Saved, Error> {
     let what = format!("reading the checkpoint topic {topic:?}");
     let failed = |error| cluster.error(&what, error);
-    let mut stored = Stored::default();
+    let mut saved = Saved::new();
     if from >= high {
-        return Ok(stored);
+        return Ok(saved);
     }
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, 0, Offset::Offset(from)).map_err(failed)?;
@@ -84,7 +85,11 @@ fn read_range(
     let mut last = None;
     while Instant::now() < deadline {
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(record)) => stored.take(record.key(), record.payload())?,
+            Some(Ok(record)) => {
+                if let (Some(key), Some(value)) = (record.key(), record.payload()) {
+                    saved.insert(String::from_utf8_lossy(key).into_owned(), value.to_vec());
+                }
+            }
             Some(Err(KafkaError::PartitionEOF(_))) | None => {}
             Some(Err(error)) => match failed(error) {
                 // One broker of several that is away is no obstacle as long as another answers.
@@ -96,7 +101,7 @@ fn read_range(
         let position = consumer.position().map_err(failed)?;
         let reached = position.find_partition(topic, 0).map(|partition| partition.offset());
         if matches!(reached, Some(Offset::Offset(offset)) if offset >= high) {
-            return Ok(stored);
+            return Ok(saved);
         }
     }
     if let Some(error) = last {

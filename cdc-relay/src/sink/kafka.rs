@@ -1,255 +1,98 @@
-//! What every Kafka client of the relay shares: settings, logs, and the meaning of errors.
+//! Kafka, in the delivery mode of choice.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use super::at_least_once::AtLeastOnce;
+use super::cluster::Cluster;
+use super::exactly_once::ExactlyOnce;
+use super::{Connect, Obstacle, Saved, Sink};
+use crate::config::{Config, Delivery};
+use crate::error::Error;
+use crate::record::Record;
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
-use rdkafka::message::DeliveryResult;
-use rdkafka::producer::ProducerContext;
-use rdkafka::types::RDKafkaErrorCode;
-
-use super::refusal::Refusal;
-use crate::error::{Error, Kind};
-
-/// A single answer of a broker that is not waited for longer. No commit may take longer either:
-/// beyond it the relay leaves the slot, so that a dead Kafka never keeps Postgres from stopping.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Settings that the guarantees rest on; a user may not set them.
-const RESERVED: [&str; 18] = [
-    "acks",
-    "allow.auto.create.topics",
-    "bootstrap.servers",
-    "delivery.report.only.error",
-    "delivery.timeout.ms",
-    "enable.auto.commit",
-    "enable.gapless.guarantee",
-    "enable.idempotence",
-    "isolation.level",
-    "message.max.bytes",
-    "message.timeout.ms",
-    "metadata.broker.list",
-    "partitioner",
-    "queue.buffering.max.kbytes",
-    "request.required.acks",
-    "transaction.timeout.ms",
-    "transactional.id",
-    "auto.offset.reset",
-];
-
-/// The settings to reach a cluster by.
+/// Connects to the brokers of a [`Config`].
 #[derive(Clone, Debug)]
-pub(crate) struct Cluster {
-    brokers: String,
-    properties: Vec<(String, String)>,
+pub struct Kafka {
+    cluster: Cluster,
+    delivery: Delivery,
+    create_topics: bool,
 }
 
-impl Cluster {
-    pub(crate) fn new(brokers: &str, properties: &[(String, String)]) -> Self {
-        Cluster { brokers: brokers.to_owned(), properties: properties.to_vec() }
-    }
-
-    pub(crate) fn brokers(&self) -> &str {
-        &self.brokers
-    }
-
-    /// The faults of the settings, each in words.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        if self.brokers.trim().is_empty() {
-            faults.push(
-                "no kafka brokers given: set KAFKA_BROKERS, for example localhost:9092".to_owned(),
-            );
-        } else {
-            let wrong = self.brokers.split(',').map(str::trim).filter(|broker| !is_address(broker));
-            faults.extend(
-                wrong.map(|broker| {
-                    format!("KAFKA_BROKERS: {broker:?} is not of the form host:port")
-                }),
-            );
-        }
-        for (name, _) in &self.properties {
-            if RESERVED.contains(&name.as_str()) {
-                faults.push(format!(
-                    "kafka property {name} can not be set: the relay's guarantees rest on it"
-                ));
-            } else if let Err(error) = self.config().create_native_config() {
-                faults.push(format!("kafka properties: {error}"));
-                break;
-            }
-        }
-        faults
-    }
-
-    pub(super) fn config(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("client.id", "cdc-relay").set("allow.auto.create.topics", "false");
-        for (name, value) in &self.properties {
-            config.set(name, value);
-        }
-        config.set("bootstrap.servers", &self.brokers);
-        config
-    }
-
-    /// The error that follows from what librdkafka said while doing `what`.
-    pub(super) fn error(&self, what: &str, error: KafkaError) -> Error {
-        let code = match &error {
-            KafkaError::Transaction(error) => Some(error.code()),
-            error => error.rdkafka_error_code(),
-        };
-        match code {
-            Some(code) => self.code_error(what, code).caused_by(error),
-            None => self.unavailable(what).caused_by(error),
-        }
-    }
-
-    /// The error that follows from a code.
-    pub(super) fn code_error(&self, what: &str, code: RDKafkaErrorCode) -> Error {
-        let brokers = &self.brokers;
-        match kind(code) {
-            Kind::Unavailable => {
-                let text = format!("kafka at {brokers}: {what}: {code}");
-                Error::new(Kind::Unavailable, text).hint(REACH_HINT)
-            }
-            kind @ Kind::Fenced => {
-                Error::new(kind, format!("kafka at {brokers}: {what}: another relay took over"))
-            }
-            kind @ Kind::Permission => {
-                Error::new(kind, format!("kafka at {brokers}: {what}: {code}")).hint(
-                    "give the relay's principal the right, and check the sasl settings given by \
-                     --kafka-property",
-                )
-            }
-            kind => Error::new(kind, format!("kafka at {brokers}: {what}: {code}")),
-        }
-    }
-
-    fn unavailable(&self, what: &str) -> Error {
-        Error::new(Kind::Unavailable, format!("kafka at {}: {what} failed", self.brokers))
-            .hint(REACH_HINT)
-    }
-}
-
-/// Whether it is `host:port`; an IPv6 address stands in brackets.
-fn is_address(broker: &str) -> bool {
-    let Some((host, port)) = broker.rsplit_once(':') else { return false };
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let is_host = !bare.is_empty() && !bare.contains(['/', '[', ']', ' ']);
-    is_host
-        && (bare.len() < host.len() || !bare.contains(':'))
-        && port.parse().is_ok_and(|port: u16| port > 0)
-}
-
-const REACH_HINT: &str = "check that a broker listens at KAFKA_BROKERS and advertises an address \
-                          that this machine reaches; TLS and SASL are set by --kafka-property, \
-                          for example security.protocol=SASL_SSL";
-
-fn kind(code: RDKafkaErrorCode) -> Kind {
-    match code {
-        RDKafkaErrorCode::Fenced
-        | RDKafkaErrorCode::ProducerFenced
-        | RDKafkaErrorCode::InvalidProducerEpoch => Kind::Fenced,
-        RDKafkaErrorCode::Authentication
-        | RDKafkaErrorCode::SaslAuthenticationFailed
-        | RDKafkaErrorCode::TopicAuthorizationFailed
-        | RDKafkaErrorCode::GroupAuthorizationFailed
-        | RDKafkaErrorCode::ClusterAuthorizationFailed
-        | RDKafkaErrorCode::TransactionalIdAuthorizationFailed => Kind::Permission,
-        RDKafkaErrorCode::MessageSizeTooLarge
-        | RDKafkaErrorCode::InvalidRecord
-        | RDKafkaErrorCode::InvalidTimestamp
-        | RDKafkaErrorCode::UnsupportedForMessageFormat
-        | RDKafkaErrorCode::InvalidTopic => Kind::Rejected,
-        RDKafkaErrorCode::PolicyViolation
-        | RDKafkaErrorCode::InvalidReplicationFactor
-        | RDKafkaErrorCode::InvalidConfig
-        | RDKafkaErrorCode::UnsupportedFeature
-        | RDKafkaErrorCode::UnsupportedVersion => Kind::Server,
-        _ => Kind::Unavailable,
-    }
-}
-
-/// Takes librdkafka's callbacks: logs go to `tracing`, a refused record is remembered.
-#[derive(Debug, Default)]
-pub(super) struct Context {
-    refusal: Mutex<Option<Refusal>>,
-}
-
-impl Context {
-    /// The refused record of this producer's life that tells the most.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
-        self.refusal.lock().expect("no panic while it is held").clone()
-    }
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error
-            | RDKafkaLogLevel::Warning => tracing::debug!(facility, "librdkafka: {text}"),
-            _ => tracing::trace!(facility, "librdkafka: {text}"),
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // What matters of it comes back from the call that it hinders.
-        tracing::debug!(%error, "librdkafka: {reason}");
-    }
-}
-
-impl ConsumerContext for Context {}
-
-impl ProducerContext for Context {
-    /// The record's timestamp, milliseconds since the Unix epoch.
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, timestamp_ms: usize) {
-        let Err((error, record)) = result else { return };
-        let Some(code) = error.rdkafka_error_code() else { return };
-        // What was purged or timed out says nothing about the record itself, nor does the fate of
-        // another record of its batch.
-        if !matches!(kind(code), Kind::Rejected | Kind::Permission) {
-            return;
-        }
-        let refusal = Refusal::of(record, timestamp_ms.cast_signed() as i64, code);
-        let mut known = self.refusal.lock().expect("no panic while it is held");
-        if known.as_ref().is_none_or(|known| refusal.tells_more_than(known)) {
-            *known = Some(refusal);
+impl Kafka {
+    /// The brokers, the mode and the Kafka settings of these settings.
+    pub fn of(config: &Config) -> Self {
+        Kafka {
+            cluster: config.cluster(),
+            delivery: config.delivery_mode(),
+            create_topics: config.may_create_topics(),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::Cluster;
+impl Connect for Kafka {
+    type Sink = KafkaSink;
 
-    #[test]
-    fn an_address_that_is_none_is_named() {
-        let faults = |brokers: &str| Cluster::new(brokers, &[]).faults();
+    async fn connect(&self, relay_id: &str) -> Result<KafkaSink, Error> {
+        let Kafka { cluster, delivery, create_topics } = self;
+        Ok(KafkaSink(match delivery {
+            Delivery::ExactlyOnce => Mode::ExactlyOnce(Box::new(
+                ExactlyOnce::connect(cluster, relay_id, *create_topics).await?,
+            )),
+            Delivery::AtLeastOnce => Mode::AtLeastOnce(Box::new(
+                AtLeastOnce::connect(cluster, relay_id, *create_topics).await?,
+            )),
+        }))
+    }
+}
 
-        for right in ["a:1", "a:1, 10.0.0.1:9092", "[::1]:9092"] {
-            assert_eq!(faults(right), Vec::<String>::new(), "{right}");
-        }
-        for wrong in ["a", ":1", "a:0", "a:99999", "http://a:1", "::1:9092", "a:1,", "a:b"] {
-            assert_eq!(faults(wrong).len(), 1, "{wrong}");
+/// A session's producers.
+#[derive(Debug)]
+pub struct KafkaSink(Mode);
+
+#[derive(Debug)]
+enum Mode {
+    ExactlyOnce(Box<ExactlyOnce>),
+    AtLeastOnce(Box<AtLeastOnce>),
+}
+
+impl Sink for KafkaSink {
+    async fn take_over(&mut self) -> Result<Saved, Error> {
+        match &mut self.0 {
+            Mode::ExactlyOnce(sink) => sink.take_over().await,
+            Mode::AtLeastOnce(sink) => sink.take_over().await,
         }
     }
 
-    #[test]
-    fn settings_that_guarantees_rest_on_are_refused_by_name() {
-        let property = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let fine = [property("compression.codec", "zstd"), property("security.protocol", "ssl")];
-        assert_eq!(Cluster::new("localhost:9092", &fine).faults(), Vec::<String>::new());
+    fn produce(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {
+        match &mut self.0 {
+            Mode::ExactlyOnce(sink) => sink.produce(record),
+            Mode::AtLeastOnce(sink) => sink.produce(record),
+        }
+    }
 
-        let wrong = [property("acks", "1"), property("linger.msec", "1")];
-        let faults = Cluster::new(" ", &wrong).faults();
-        assert_eq!(faults.len(), 3, "{faults:?}");
-        assert!(faults[1].contains("acks") && faults[2].contains("linger.msec"), "{faults:?}");
+    async fn overcome(&mut self, obstacle: Obstacle, record: &Record<'_>) -> Result<(), Error> {
+        match &mut self.0 {
+            Mode::ExactlyOnce(sink) => sink.overcome(obstacle, record).await,
+            Mode::AtLeastOnce(sink) => sink.overcome(obstacle, record).await,
+        }
+    }
+
+    async fn seal(&mut self, entries: &[(&str, &[u8])]) -> Result<(), Error> {
+        match &mut self.0 {
+            Mode::ExactlyOnce(sink) => sink.seal(entries).await,
+            Mode::AtLeastOnce(sink) => sink.seal(entries).await,
+        }
+    }
+
+    async fn confirmed(&mut self) -> Result<(), Error> {
+        match &mut self.0 {
+            Mode::ExactlyOnce(sink) => sink.confirmed().await,
+            Mode::AtLeastOnce(sink) => sink.confirmed().await,
+        }
+    }
+
+    async fn abort(&mut self) -> Result<(), Error> {
+        match &mut self.0 {
+            Mode::ExactlyOnce(sink) => sink.abort().await,
+            Mode::AtLeastOnce(sink) => sink.abort().await,
+        }
     }
 }

@@ -5,12 +5,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
+use super::Saved;
+use crate::error::Error;
+use crate::saved::{VERSION, decode, encode};
+
+/// Before a topic's name: the key of its partition count among the saved entries.
+const KEY: &str = "partitions:";
+
 /// Topics that are remembered; beyond it all are asked for again.
-const TOPICS_MAX: usize = 10_000;
+pub(super) const TOPICS_MAX: usize = 10_000;
 
 /// Commits after which every count is written again. A reader of the checkpoint topic so finds
 /// them near its end ([`super::checkpoint_topic`]), however long ago they changed.
 pub(super) const REPEAT_AFTER: u32 = 4_096;
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    version: u32,
+    partitions: i32,
+    relay_version: String,
+}
 
 /// The partition counts of a session's topics.
 #[derive(Debug, Default)]
@@ -26,12 +42,14 @@ pub(super) struct Partitions {
 
 impl Partitions {
     /// Takes over what an earlier session wrote down.
-    pub(super) fn restore(&mut self, stored: BTreeMap<String, i32>) {
-        self.stored = stored;
-    }
-
-    pub(super) fn knows(&self, topic: &str) -> bool {
-        self.known.contains_key(topic)
+    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), Error> {
+        for (key, value) in saved {
+            if let Some(topic) = key.strip_prefix(KEY) {
+                let entry: Entry = decode(value)?;
+                self.stored.insert(topic.to_owned(), entry.partitions);
+            }
+        }
+        Ok(())
     }
 
     /// The brokers say that a topic has this many partitions. Answers with the count that was
@@ -50,15 +68,20 @@ impl Partitions {
     }
 
     /// What belongs into the transaction that is about to be committed.
-    pub(super) fn due(&mut self) -> Vec<(String, i32)> {
+    pub(super) fn due(&mut self) -> Vec<(String, Vec<u8>)> {
         self.commits += 1;
         if self.commits >= REPEAT_AFTER {
             self.commits = 0;
             self.unwritten.extend(self.known.keys().cloned());
         }
         let unwritten = std::mem::take(&mut self.unwritten);
-        let count = |topic: String| self.known.get(&topic).map(|count| (topic.clone(), *count));
-        unwritten.into_iter().filter_map(count).collect()
+        let entry = |topic: String| {
+            let partitions = *self.known.get(&topic)?;
+            let relay_version = env!("CARGO_PKG_VERSION").to_owned();
+            let entry = Entry { version: VERSION, partitions, relay_version };
+            Some((format!("{KEY}{topic}"), encode(&entry)))
+        };
+        unwritten.into_iter().filter_map(entry).collect()
     }
 }
 
@@ -66,28 +89,34 @@ impl Partitions {
 mod tests {
     use super::{Partitions, REPEAT_AFTER};
 
+    fn written(topic: &str, count: i32) -> (String, Vec<u8>) {
+        let version = env!("CARGO_PKG_VERSION");
+        let value = format!(r#"{{"version":1,"partitions":{count},"relay_version":"{version}"}}"#);
+        (format!("partitions:{topic}"), value.into_bytes())
+    }
+
     #[test]
     fn a_count_is_written_when_it_is_new_or_has_changed() {
         let mut partitions = Partitions::default();
-        partitions.restore([("orders".to_owned(), 3), ("stock".to_owned(), 3)].into());
+        let saved = [written("orders", 3), written("stock", 3), ("checkpoint".to_owned(), vec![])];
+        partitions.restore(&saved.into()).unwrap();
 
         assert_eq!(partitions.learn("orders", 3), None);
         assert_eq!(partitions.learn("stock", 6), Some(3));
         assert_eq!(partitions.learn("payments", 1), None);
 
-        assert!(partitions.knows("orders") && !partitions.knows("other"));
-        assert_eq!(partitions.due(), [("payments".to_owned(), 1), ("stock".to_owned(), 6)]);
+        assert_eq!(partitions.due(), [written("payments", 1), written("stock", 6)]);
         assert_eq!(partitions.due(), []);
     }
 
     #[test]
     fn every_count_is_written_again_now_and_then() {
         let mut partitions = Partitions::default();
-        partitions.restore([("orders".to_owned(), 3)].into());
+        partitions.restore(&[written("orders", 3)].into()).unwrap();
         partitions.learn("orders", 3);
 
-        let written: Vec<_> = (0..2 * REPEAT_AFTER).flat_map(|_| partitions.due()).collect();
+        let due: Vec<_> = (0..2 * REPEAT_AFTER).flat_map(|_| partitions.due()).collect();
 
-        assert_eq!(written, vec![("orders".to_owned(), 3); 2]);
+        assert_eq!(due, vec![written("orders", 3); 2]);
     }
 }

@@ -3,8 +3,8 @@
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::kafka::Cluster;
-use crate::error::{Error, Kind};
+use super::cluster::Cluster;
+use crate::error::{Error, Kind, RefusedRecord};
 use crate::position::Place;
 use crate::publisher::unix_ms;
 
@@ -69,7 +69,15 @@ impl Refusal {
             Kind::Permission => Kind::Permission,
             _ => Kind::Rejected,
         };
-        let error = Error::new(kind, format!("kafka at {brokers} refused {message}: {code}"));
+        let mut error = Error::new(kind, format!("kafka at {brokers} refused {message}: {code}"));
+        if let Some(place) = *place {
+            error = error.with_refused(RefusedRecord {
+                place,
+                topic: topic.clone(),
+                whole_topic: kind == Kind::Permission,
+                why: format!("kafka refused it: {code}"),
+            });
+        }
         let past = place.map(|place| format!("; or go past it by running with --skip {place}"));
         let past = past.unwrap_or_default();
         error.hint(match code {

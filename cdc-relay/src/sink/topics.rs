@@ -1,47 +1,195 @@
-//! Which topics exist, and how the missing ones are made.
+//! What a Kafka sink knows about topics: its checkpoint topic, and those that records go to.
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::kafka::{ANSWER_TIMEOUT, Cluster, Context};
-use crate::error::Error;
+use super::checkpoint_topic;
+use super::cluster::{ANSWER_TIMEOUT, Cluster};
+use super::create_topic::{Wanted, create};
+use super::partitions::{Partitions, TOPICS_MAX};
+use super::producer::Producer;
+use super::topic_rules::TopicRules;
+use super::{Obstacle, Saved};
+use crate::checkpoint;
+use crate::error::{Error, Kind};
+use crate::publisher::unix_ms;
+use crate::record::Record;
 
-/// A topic to be made: the broker's defaults decide what is not said here (KIP-464).
-pub(super) struct Wanted<'a> {
-    pub(super) name: &'a str,
-    /// -1 for the broker's default.
-    pub(super) partitions: i32,
-    pub(super) config: &'a [(&'a str, &'a str)],
+/// A topic of dead letters takes whatever a producer hands over, and keeps it until a person has
+/// seen it.
+const DEAD_LETTERS: [(&str, &str); 3] =
+    [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "17000000")];
+
+/// The topics of a session.
+#[derive(Debug)]
+pub(super) struct Topics {
+    cluster: Cluster,
+    checkpoint_topic: String,
+    create: bool,
+    partitions: Partitions,
+    /// Of the topics that are known in this session.
+    rules: HashMap<String, TopicRules>,
+    /// A topic that takes no records, and why: asked for anew with each record to it.
+    closed: Option<(String, String)>,
 }
 
-/// Makes a topic unless it exists. Whoever is first wins; the others find it made.
-pub(super) async fn create(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(), Error> {
-    let what = format!("creating topic {:?}", wanted.name);
-    let admin: AdminClient<Context> = cluster
-        .config()
-        .create_with_context(Context::default())
-        .map_err(|error| cluster.error(&what, error))?;
-    let mut topic = NewTopic::new(wanted.name, wanted.partitions, TopicReplication::Fixed(-1));
-    for (name, value) in wanted.config {
-        topic = topic.set(name, value);
+impl Topics {
+    /// Makes the checkpoint topic where it is missing.
+    pub(super) async fn connect(
+        cluster: &Cluster,
+        relay_id: &str,
+        create: bool,
+        producer: &Producer,
+    ) -> Result<Self, Error> {
+        let topics = Topics {
+            cluster: cluster.clone(),
+            checkpoint_topic: checkpoint::topic(relay_id),
+            create,
+            partitions: Partitions::default(),
+            rules: HashMap::new(),
+            closed: None,
+        };
+        if topics.partition_count(producer, &topics.checkpoint_topic).await?.is_none() {
+            checkpoint_topic::ensure(cluster, &topics.checkpoint_topic).await?;
+            topics.appears(producer, &topics.checkpoint_topic).await?;
+        }
+        Ok(topics)
     }
-    let options = AdminOptions::new()
-        .request_timeout(Some(ANSWER_TIMEOUT))
-        .operation_timeout(Some(ANSWER_TIMEOUT));
-    let answers = admin
-        .create_topics([&topic], &options)
-        .await
-        .map_err(|error| cluster.error(&what, error))?;
-    for answer in answers {
-        match answer {
-            Ok(_) => tracing::info!(topic = wanted.name, "created topic"),
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => {
-                return Err(cluster.code_error(&what, code).hint(
-                    "create the topic yourself, or give the relay's principal the right to",
-                ));
-            }
+
+    pub(super) fn checkpoint_topic(&self) -> &str {
+        &self.checkpoint_topic
+    }
+
+    /// What is saved. To be called once every older producer of the relay is fenced.
+    pub(super) async fn saved(&mut self, producer: &Producer) -> Result<Saved, Error> {
+        let (cluster, topic) = (self.cluster.clone(), self.checkpoint_topic.clone());
+        let saved = producer.run(move |_| checkpoint_topic::read(&cluster, &topic)).await??;
+        self.partitions.restore(&saved)?;
+        Ok(saved)
+    }
+
+    /// What the sink itself saves with the batch that is being sealed.
+    pub(super) fn entries(&mut self) -> Vec<(String, Vec<u8>)> {
+        self.partitions.due()
+    }
+
+    /// Whether a record's topic is there and takes it: inside a transaction an unknown topic would
+    /// cost more time than the transaction has, and a refused record costs all of it.
+    pub(super) fn admit(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {
+        let topic = record.topic();
+        if let Some(rules) = self.rules.get(topic) {
+            let fault = rules.fault(record, unix_ms_signed());
+            return fault.map_or(Ok(()), |why| Err(Obstacle::Refused(why)));
+        }
+        match self.closed.take() {
+            Some((closed, why)) if closed == topic => Err(Obstacle::Refused(why)),
+            _ => Err(Obstacle::Unprepared),
         }
     }
-    Ok(())
+
+    /// Finds out about a record's topic, and makes it where that is allowed.
+    pub(super) async fn prepare(
+        &mut self,
+        producer: &Producer,
+        record: &Record<'_>,
+    ) -> Result<(), Error> {
+        let topic = record.topic();
+        let count = match self.found_or_made(producer, record).await {
+            Ok(Some(count)) => count,
+            Ok(None) => {
+                let why = format!("topic {topic:?} does not exist");
+                self.closed = Some((topic.to_owned(), why));
+                return Ok(());
+            }
+            // Others are not held up by a topic that is not for this principal.
+            Err(error) if error.kind() == Kind::Permission => {
+                self.closed = Some((topic.to_owned(), error.to_string()));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if self.rules.len() >= TOPICS_MAX {
+            self.rules.clear();
+        }
+        self.rules.insert(topic.to_owned(), TopicRules::ask(&self.cluster, topic).await);
+        if let Some(before) = self.partitions.learn(topic, count) {
+            tracing::warn!(
+                topic,
+                before,
+                now = count,
+                "the number of partitions has changed: records of a key that were published \
+                 before are in another partition, and are not in order with what follows"
+            );
+        }
+        Ok(())
+    }
+
+    async fn found_or_made(
+        &self,
+        producer: &Producer,
+        record: &Record<'_>,
+    ) -> Result<Option<i32>, Error> {
+        let topic = record.topic();
+        match self.partition_count(producer, topic).await? {
+            Some(count) if count > 0 => Ok(Some(count)),
+            Some(_) => self.appears(producer, topic).await.map(Some),
+            None if self.create => {
+                let config: &[_] = if record.is_dead_letter() { &DEAD_LETTERS } else { &[] };
+                create(&self.cluster, &Wanted { name: topic, partitions: -1, config }).await?;
+                self.appears(producer, topic).await.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// How many partitions a topic has: `None` if it does not exist, zero while the brokers do not
+    /// say.
+    async fn partition_count(
+        &self,
+        producer: &Producer,
+        topic: &str,
+    ) -> Result<Option<i32>, Error> {
+        let what = format!("asking for topic {topic:?}");
+        let name = topic.to_owned();
+        let metadata = producer
+            .run(move |client| client.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT))
+            .await?
+            .map_err(|error| self.cluster.error(&what, error))?;
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(None);
+        };
+        match found.error().map(RDKafkaErrorCode::from) {
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                Ok(None)
+            }
+            // A topic whose partitions have no leader for the moment does exist.
+            None | Some(RDKafkaErrorCode::LeaderNotAvailable) => {
+                Ok(Some(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
+            }
+            Some(code) => Err(self.cluster.code_error(&what, code)),
+        }
+    }
+
+    /// A topic that was just made reaches the brokers' metadata a moment later.
+    async fn appears(&self, producer: &Producer, topic: &str) -> Result<i32, Error> {
+        let appears = async {
+            loop {
+                match self.partition_count(producer, topic).await? {
+                    Some(count) if count > 0 => return Ok(count),
+                    _ => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, appears).await.unwrap_or_else(|_| {
+            let text = format!("topic {topic:?} exists, but the brokers do not say its partitions");
+            Err(Error::new(Kind::Unavailable, text))
+        })
+    }
+}
+
+fn unix_ms_signed() -> i64 {
+    i64::try_from(unix_ms()).unwrap_or(i64::MAX)
 }

@@ -3,7 +3,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::{option, prop_assert_eq};
 use uuid::Uuid;
 
-use super::{Frame, Pairs, encode, encoded_len};
+use super::{Frame, Pairs, encode, encode_parts, encoded_len};
 use crate::{Builder, Message};
 
 /// One frame, every part of it present, byte by byte.
@@ -315,12 +315,27 @@ proptest! {
     }
 }
 
-/// Decodes and, if that works, reads every pair and asks every rule.
+#[test]
+fn what_the_fuzzer_starts_from_is_frames() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/frame");
+    let read = |name: &str| std::fs::read(format!("{corpus}/{name}")).expect("it is there");
+    let (golden, smallest, tombstone) = (read("golden"), read("smallest"), read("tombstone"));
+
+    assert_eq!(golden, GOLDEN.concat());
+    assert_eq!(smallest, SMALLEST.concat());
+    assert_eq!(tombstone, encode(&self::golden().tombstone().build().unwrap()));
+}
+
+/// Decodes and, if that works, reads every pair, asks every rule and encodes it again.
 fn read_all(bytes: &[u8]) {
     match Frame::decode(bytes) {
         Ok(frame) => {
             let read = frame.attributes().iter().count() + frame.headers().iter().count();
             assert_eq!(read, frame.attributes().len() + frame.headers().len());
+            let mut again = Vec::new();
+            let (attributes, headers) = (frame.attributes(), frame.headers());
+            encode_parts(&mut again, &frame.parts(), attributes.iter(), headers.iter());
+            assert_eq!(again, bytes);
             assert!(format!("{frame:?}").contains("topic"));
             // Any answer will do; a panic would not.
             drop(frame.validate());

@@ -84,6 +84,16 @@ pub struct Maintained {
     pub elsewhere: bool,
 }
 
+/// What a call of [`maintain`](super::maintain) would do now, if it got every lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Planned {
+    /// The partitions that would be made.
+    pub make: Vec<String>,
+    /// The partitions that would be dropped, with every row in them.
+    pub drop: Vec<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Make(Day),
@@ -157,6 +167,30 @@ impl Journal {
         Ok(report)
     }
 
+    /// What [`Journal::maintain`] would do now; changes nothing.
+    ///
+    /// For whoever is about to shorten the retention: what is dropped does not come back. Rows of
+    /// `outbox_default` are not counted. It needs no right but to connect.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn plan(
+        &self,
+        connection: &mut PgConnection,
+        retention: &Retention,
+    ) -> Result<Planned, Error> {
+        let mut planned = Planned::default();
+        let (now_seconds, there) = self.look(connection).await?;
+        for step in plan(now_seconds, &there, retention) {
+            match step {
+                Step::Make(day) => planned.make.push(day.partition()),
+                Step::Drop(day) => planned.drop.push(day.partition()),
+            }
+        }
+        Ok(planned)
+    }
+
     /// The partitions a new journal begins with, in the transaction that installs it.
     ///
     /// Nobody else knows the table yet, so there is nothing to wait for; and a `SET LOCAL` would
@@ -223,10 +257,7 @@ impl Journal {
         let (Step::Make(day) | Step::Drop(day)) = step;
         let parent = self.schema.object("outbox");
         let partition = self.schema.object(&day.partition());
-        let there: bool = sqlx::query_scalar("SELECT pg_catalog.to_regclass($1) IS NOT NULL")
-            .bind(&partition)
-            .fetch_one(&mut *tx)
-            .await?;
+        let there = self.schema.has_table(&day.partition(), tx).await?;
         let statements = match step {
             Step::Make(_) if there => return Ok(Outcome::Nothing),
             Step::Drop(_) if !there => return Ok(Outcome::Nothing),

@@ -1,8 +1,10 @@
 //! The statements of the journal store.
 
-use uuid::Uuid;
+#[cfg(feature = "sqlx")]
+use sqlx::{Arguments, error::BoxDynError, postgres::PgArguments};
 
 use crate::Message;
+use crate::frame::Parts;
 
 const COLUMNS: &str = "id, created_at, topic, key, type, source, subject, content_type, \
                        attributes, headers, tombstone, payload";
@@ -18,36 +20,37 @@ const TYPES: [&str; 12] = [
 
 /// What a row of the journal is made of.
 pub(crate) struct Row<'m> {
-    pub(crate) id: Uuid,
-    pub(crate) time_micros: i64,
-    pub(crate) topic: &'m str,
-    pub(crate) key: Option<&'m [u8]>,
-    pub(crate) r#type: &'m str,
-    pub(crate) source: &'m str,
-    pub(crate) subject: Option<&'m str>,
-    pub(crate) content_type: &'m str,
+    pub(crate) parts: Parts<'m>,
     pub(crate) attributes: String,
     pub(crate) headers: String,
     pub(crate) tombstone: bool,
-    pub(crate) payload: Option<&'m [u8]>,
 }
 
 impl<'m> Row<'m> {
     pub(crate) fn of(message: &'m Message) -> Self {
         Row {
-            id: message.id(),
-            time_micros: message.time_micros(),
-            topic: message.topic(),
-            key: message.key(),
-            r#type: message.r#type(),
-            source: message.source(),
-            subject: message.subject(),
-            content_type: message.content_type(),
+            parts: message.parts(),
             attributes: object(message.attributes()),
             headers: object(message.headers()),
             tombstone: message.is_tombstone(),
-            payload: message.payload(),
         }
+    }
+
+    /// Binds the columns, in their order.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn bind(self, arguments: &mut PgArguments) -> Result<(), BoxDynError> {
+        arguments.add(self.parts.id)?;
+        arguments.add(self.parts.time_micros)?;
+        arguments.add(self.parts.topic)?;
+        arguments.add(self.parts.key)?;
+        arguments.add(self.parts.r#type)?;
+        arguments.add(self.parts.source)?;
+        arguments.add(self.parts.subject)?;
+        arguments.add(self.parts.content_type)?;
+        arguments.add(self.attributes)?;
+        arguments.add(self.headers)?;
+        arguments.add(self.tombstone)?;
+        arguments.add(self.parts.payload)
     }
 }
 
@@ -59,7 +62,6 @@ fn object<'m>(pairs: impl Iterator<Item = (&'m str, &'m str)>) -> String {
 }
 
 /// The statement that inserts one row.
-#[cfg(feature = "tokio-postgres")]
 pub(crate) fn one(table: &str) -> String {
     format!(
         "INSERT INTO {table} ({COLUMNS}) SELECT {}",

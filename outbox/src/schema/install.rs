@@ -85,18 +85,33 @@ impl Schema {
         format!("\"{}\".{name}", self.name())
     }
 
+    /// Whether a table is there now, committed or our own; it asks for no right on the schema.
+    ///
+    /// Not by `to_regclass`: a session remembers the names that it did not find, and inside a
+    /// transaction it may go on to, after the one that had the lock before it has made the table.
+    /// The test `an_installer_that_looked_before_another_was_done_finds_its_work` watches it.
+    pub(crate) async fn has_table(
+        &self,
+        name: &str,
+        connection: &mut PgConnection,
+    ) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2)",
+        )
+        .bind(self.name())
+        .bind(name)
+        .fetch_one(connection)
+        .await
+    }
+
     async fn installed(&self, connection: &mut PgConnection) -> Result<Option<i32>, Error> {
         let failed = |error| Error::database("the schema's version can not be read", error);
-        let table = self.object("outbox_version");
-        // to_regclass asks for no right on the schema, unlike a name in a query.
-        let present: bool = sqlx::query_scalar("SELECT pg_catalog.to_regclass($1) IS NOT NULL")
-            .bind(&table)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(failed)?;
-        if !present {
+        if !self.has_table("outbox_version", connection).await.map_err(failed)? {
             return Ok(None);
         }
+        let table = self.object("outbox_version");
         sqlx::query_scalar(AssertSqlSafe(format!("SELECT max(version) FROM {table}")))
             .fetch_one(connection)
             .await

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tailrace_stack::Database;
 use uuid::Uuid;
@@ -5,39 +7,16 @@ use uuid::Uuid;
 use super::{MIGRATIONS, Schema, check, install};
 use crate::database::{connect, fresh, slot};
 use crate::frame::{self, Frame};
+use crate::logged::{logged, watched};
 use crate::{Builder, Kind, Message, journal};
 
 mod emit;
 
 /// A database with the schema installed, and a slot that has seen nothing yet.
 async fn installed(name: &str) -> (Database, PgConnection, String) {
-    let (database, mut connection) = fresh(name).await;
-    connection.execute("CREATE PUBLICATION nothing").await.unwrap();
+    let (database, mut connection, slot) = watched(name).await;
     install(&mut connection).await.unwrap();
-    let slot = slot(&mut connection, name, "pgoutput").await;
     (database, connection, slot)
-}
-
-/// The frames that were committed since the last call.
-async fn logged(connection: &mut PgConnection, slot: &str) -> Vec<Vec<u8>> {
-    let changes: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT data FROM pg_logical_slot_get_binary_changes($1, NULL, NULL, \
-         'proto_version', '2', 'publication_names', 'nothing', 'messages', 'true')",
-    )
-    .bind(slot)
-    .fetch_all(connection)
-    .await
-    .unwrap();
-    // A pgoutput message: its letter, whether it is transactional, its position, prefix and length.
-    let head = 1 + 1 + 8 + "tailrace\0".len() + 4;
-    changes
-        .into_iter()
-        .filter(|change| change[0] == b'M')
-        .map(|mut change| {
-            assert_eq!(&change[10..19], b"tailrace\0");
-            change.split_off(head)
-        })
-        .collect()
 }
 
 async fn run(connection: &mut PgConnection, sql: impl Into<String>) {
@@ -62,6 +41,28 @@ async fn eight_installers_at_once_install_once() {
     assert!(results.iter().all(Result::is_ok), "{results:?}");
     let versions = count(&mut connection, "SELECT count(*) FROM tailrace.outbox_version").await;
     assert_eq!(usize::try_from(versions).unwrap(), MIGRATIONS.len());
+}
+
+/// A session remembers names that it did not find, and in an open transaction takes note of what
+/// others made only with its next lock on a table: so it is in every installer that has waited.
+#[tokio::test]
+async fn an_installer_that_looked_before_another_was_done_finds_its_work() {
+    let (database, mut first) = fresh("schema_looked").await;
+    let (mut second, mut watcher) = (connect(&database).await, connect(&database).await);
+    let mut tx = first.begin().await.unwrap();
+    install(&mut tx).await.unwrap();
+
+    let waits = tokio::spawn(async move {
+        check(&mut second).await.unwrap_err();
+        install(&mut second).await
+    });
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let begun = async { while count(&mut watcher, waiting).await == 0 {} };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("the second one waits");
+    tx.commit().await.unwrap();
+
+    waits.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -15,10 +15,15 @@ use crate::settings::Settings;
 /// The names under which the servers can be reached.
 const SERVER_NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
 
+/// A name under which they cannot; `.test` is reserved for that (RFC 6761).
+const ELSEWHERE: &str = "elsewhere.test";
+
 /// The files with which servers and clients of one stack prove who they are, all in PEM.
 ///
 /// They are made when the stack starts and removed with it. The servers' certificate is signed by
-/// [`ca`](Certificates::ca) and valid for `localhost` and `127.0.0.1`.
+/// [`ca`](Certificates::ca) and valid for `localhost` and `127.0.0.1`. Postgres has one more for the
+/// same key, valid for `elsewhere.test` alone, which it shows after
+/// `alter system set ssl_cert_file = 'misnamed.pem'` and `select pg_reload_conf()`.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), tailrace_stack::Error> {
@@ -71,6 +76,10 @@ impl Certificates {
         self.path("server.pem")
     }
 
+    pub(crate) fn misnamed_certificate(&self) -> PathBuf {
+        self.path("misnamed.pem")
+    }
+
     pub(crate) fn server_key(&self) -> PathBuf {
         self.path("server.key")
     }
@@ -85,14 +94,17 @@ impl Certificates {
         fs::write(self.ca(), &ca.certificate)?;
         let other = Authority::new("somebody else").map_err(refused)?;
         fs::write(self.other_ca(), other.certificate)?;
-        let server = ExtendedKeyUsagePurpose::ServerAuth;
-        let (certificate, key) = ca.sign("localhost", &SERVER_NAMES, server).map_err(refused)?;
-        fs::write(self.server_certificate(), certificate)?;
-        write_secret(&self.server_key(), &key)?;
-        let client = ExtendedKeyUsagePurpose::ClientAuth;
-        let (certificate, key) = ca.sign(CLIENT, &[], client).map_err(refused)?;
-        fs::write(self.client_certificate(), certificate)?;
-        write_secret(&self.client_key(), &key)
+        let key = KeyPair::generate().map_err(refused)?;
+        let sign = |hosts: &[&str]| {
+            ca.sign("server", hosts, ExtendedKeyUsagePurpose::ServerAuth, &key).map_err(refused)
+        };
+        fs::write(self.server_certificate(), sign(&SERVER_NAMES)?)?;
+        fs::write(self.misnamed_certificate(), sign(&[ELSEWHERE])?)?;
+        write_secret(&self.server_key(), &key.serialize_pem())?;
+        let key = KeyPair::generate().map_err(refused)?;
+        let client = ca.sign(CLIENT, &[], ExtendedKeyUsagePurpose::ClientAuth, &key);
+        fs::write(self.client_certificate(), client.map_err(refused)?)?;
+        write_secret(&self.client_key(), &key.serialize_pem())
     }
 }
 
@@ -116,21 +128,21 @@ impl Authority {
         Ok(Authority { certificate, issuer: Issuer::new(params, key) })
     }
 
-    /// A certificate and its key.
+    /// A certificate for the owner of this key.
     fn sign(
         &self,
         name: &str,
         hosts: &[&str],
         purpose: ExtendedKeyUsagePurpose,
-    ) -> Result<(String, String), rcgen::Error> {
+        key: &KeyPair,
+    ) -> Result<String, rcgen::Error> {
         let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
         let mut params = CertificateParams::new(hosts)?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![purpose];
-        let key = KeyPair::generate()?;
-        Ok((params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
+        Ok(params.signed_by(key, &self.issuer)?.pem())
     }
 }
 

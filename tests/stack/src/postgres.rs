@@ -65,8 +65,7 @@ impl Postgres {
             Way::Docker(major) => {
                 let settings = settings.clone();
                 let start = move || container::start(&settings, major);
-                let (server, address, url) = blocking(start).await?;
-                Postgres::contained(server, address, url, major).await
+                Postgres::contained(blocking(start).await?, major).await
             }
             Way::Local(binaries) => {
                 let why = binaries.why().to_owned();
@@ -100,12 +99,8 @@ impl Postgres {
     }
 
     #[cfg(feature = "docker")]
-    async fn contained(
-        server: Arc<dyn Server>,
-        (host, port): (String, u16),
-        url: String,
-        major: u32,
-    ) -> Result<Self, Error> {
+    async fn contained(started: container::Started, major: u32) -> Result<Self, Error> {
+        let container::Started { server, host, port, url } = started;
         until_it_serves(&url).await?;
         let version = look(&url).await?;
         if version / 10_000 != major {

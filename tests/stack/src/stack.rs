@@ -13,7 +13,14 @@ use crate::maven::Maven;
 use crate::postgres::{self, Postgres};
 use crate::settings::{DATABASE_URL, KAFKA_BROKERS, PG_VERSION, Settings};
 
-/// Which servers a stack has, and whether they can be broken.
+/// Which servers a stack has, and what can be done to them.
+///
+/// ```
+/// use tailrace_stack::Needs;
+///
+/// let needs = Needs::KAFKA.brokers(3).breakable();
+/// assert!(!needs.postgres && needs.breakable);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// A Postgres.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use tailrace_stack::{Login, Needs, Stack, unique};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use super::log_in::refusal;
-use super::server::until_commits;
+use super::server::{DEADLINE, until_commits};
 use crate::error::Kind;
 use crate::replication::{Client, Endpoint};
 
@@ -149,6 +150,28 @@ async fn an_authority_that_did_not_sign_is_named() {
     let error = refusal(&endpoint(stack.postgres().url(), "sslrootcert=system")).await;
     assert_eq!(error.kind(), Kind::Config, "{error}");
     assert!(error.to_string().contains("system"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_of_another_name_is_told_with_both_names() {
+    let stack = Stack::start(Needs::POSTGRES.tls()).await.unwrap();
+    let endpoint = Endpoint::parse(&stack.postgres().tls_url(Login::Scram)).unwrap();
+    let mut client = Client::connect(&endpoint).await.unwrap();
+    client.query("ALTER SYSTEM SET ssl_cert_file = 'misnamed.pem'").await.unwrap();
+    client.query("SELECT pg_reload_conf()").await.unwrap();
+
+    // The reload is not at once.
+    let deadline = Instant::now() + DEADLINE;
+    let error = loop {
+        assert!(Instant::now() < deadline, "the certificate stays the old one");
+        if let Err(error) = Client::connect(&endpoint).await {
+            break error;
+        }
+    };
+
+    assert_eq!(error.kind(), Kind::Config, "{error}");
+    let text = error.to_string();
+    assert!(text.contains(".test, and not for 127.0.0.1"), "{text}");
 }
 
 #[tokio::test]

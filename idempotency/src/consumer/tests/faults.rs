@@ -262,7 +262,8 @@ async fn a_commit_whose_answer_is_lost_is_looked_up_and_not_repeated() {
     let port = cutting(bed.stack.postgres().port(), Arc::clone(&cut)).await;
     let options: sqlx::postgres::PgConnectOptions = bed.database.url().parse().unwrap();
     let pool = PgPool::connect_with(options.host("127.0.0.1").port(port)).await.unwrap();
-    let config = Config { pool, ..one_batch(&bed, &topic, 10) };
+    let mut config = one_batch(&bed, &topic, 10);
+    config.options.pool = pool;
 
     let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
     running.applied(10).await;

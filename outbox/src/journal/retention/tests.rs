@@ -4,7 +4,7 @@ use std::time::Duration;
 use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use super::{Day, Journal, Maintained, Retention, Step, plan};
+use super::{Day, Journal, Maintained, Outcome, Retention, Step, plan};
 use crate::database::{connect, fresh};
 use crate::journal::{insert, maintain};
 use crate::{Message, schema};
@@ -81,6 +81,37 @@ async fn eight_maintainers_at_once_make_and_drop_each_day_once() {
     assert_eq!(all(|report| &report.dropped), names(&[-20, -19]));
     assert!(all(|report| &report.postponed).is_empty());
     assert_eq!(last, Maintained::default());
+}
+
+#[tokio::test]
+async fn a_day_that_another_made_meanwhile_is_not_made_again() {
+    let (database, mut connection) = installed("retention_meanwhile").await;
+    let mut other = connect(&database).await;
+    let day = today(&mut connection).await.plus(30);
+    let look = format!("SELECT to_regclass('tailrace.{}')", day.partition());
+    connection.execute(sqlx::AssertSqlSafe(look)).await.unwrap();
+    let mut tx = connection.begin().await.unwrap();
+
+    make(&mut other, day).await;
+    let outcome = Journal::default().change(&mut tx, Step::Make(day)).await.unwrap();
+
+    assert!(matches!(outcome, Outcome::Nothing));
+}
+
+#[tokio::test]
+async fn what_is_planned_is_what_maintenance_then_does() {
+    let (_database, mut connection) = installed("retention_plan").await;
+    let old = today(&mut connection).await.plus(-30);
+    make(&mut connection, old).await;
+    let (journal, retention) = (Journal::default(), Retention::default().days_ahead(5));
+
+    let planned = journal.plan(&mut connection, &retention).await.unwrap();
+    let again = journal.plan(&mut connection, &retention).await.unwrap();
+    let done = journal.maintain(&mut connection, &retention).await.unwrap();
+
+    assert_eq!((planned.make.len(), &planned.drop[..]), (2, &[old.partition()][..]));
+    assert_eq!(planned, again);
+    assert_eq!((planned.make, planned.drop), (done.made, done.dropped));
 }
 
 #[tokio::test]

@@ -80,12 +80,13 @@ async fn sql_and_rust_write_the_same_bytes() {
     ];
 
     for case in cases {
-        let build = || case().id(id);
-        emit_bytes(&mut connection, &build().build().unwrap()).await;
+        emit_bytes(&mut connection, &case().id(id).build().unwrap()).await;
+    }
 
-        let frames = logged(&mut connection, &slot).await;
-        assert_eq!(frames.len(), 1);
-        assert_eq!(frames[0], at_the_time_of(&frames[0], build()));
+    let frames = logged(&mut connection, &slot).await;
+    assert_eq!(frames.len(), cases.len());
+    for (frame, case) in frames.iter().zip(cases) {
+        assert_eq!(*frame, at_the_time_of(frame, case().id(id)));
     }
 }
 

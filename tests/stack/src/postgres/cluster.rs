@@ -147,8 +147,9 @@ impl Cluster {
             let key = fs::read_to_string(certificates.server_key())?;
             write_secret(&data.join("server.key"), &key)?;
             fs::copy(certificates.server_certificate(), data.join("server.pem"))?;
+            fs::copy(certificates.misnamed_certificate(), data.join("misnamed.pem"))?;
             fs::copy(certificates.ca(), data.join("ca.pem"))?;
-            for name in ["server.key", "server.pem", "ca.pem"] {
+            for name in ["server.key", "server.pem", "misnamed.pem", "ca.pem"] {
                 self.home.give(&data.join(name))?;
             }
             let access = data.join("pg_hba.conf");

@@ -27,19 +27,24 @@ const COMMAND: [&str; 8] = [
 /// The postmaster is the first process; the signal asks for a shutdown that waits for nobody.
 const STOP: &str = "kill -s INT 1";
 
-/// The server, its address, and the URL of its superuser.
-pub(super) fn start(
-    settings: &Settings,
-    version: u32,
-) -> Result<(Arc<dyn Server>, (String, u16), String), Error> {
+/// A server that has been started.
+pub(super) struct Started {
+    pub(super) server: Arc<dyn Server>,
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// Of its superuser.
+    pub(super) url: String,
+}
+
+pub(super) fn start(settings: &Settings, version: u32) -> Result<Started, Error> {
     let password = format!("{:016x}", random());
     let container = Container::start(settings, "tailrace_postgres", 5432, || {
         Image::default().with_password(&password).with_tag(version.to_string()).with_cmd(COMMAND)
     })?;
     let (host, port) = container.address();
     let url = format!("postgres://postgres:{password}@{host}:{port}/postgres?sslmode=disable");
-    let address = (host.to_owned(), port);
-    Ok((Arc::new(container), address, url))
+    let host = host.to_owned();
+    Ok(Started { server: Arc::new(container), host, port, url })
 }
 
 impl Server for Container<Image> {

@@ -8,7 +8,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use super::{BOUND, consume};
+use super::{BOUND, consume, guarded};
 use crate::{Kafka, Needs, Stack, unique};
 
 #[tokio::test]
@@ -36,8 +36,7 @@ async fn a_topic_of_three_brokers_outlives_the_loss_of_its_leader() {
 
 #[tokio::test]
 async fn all_that_a_client_learns_leads_through_the_proxy() {
-    let stack = Stack::start(Needs::KAFKA.proxied()).await.unwrap();
-    let kafka = stack.kafka();
+    let kafka = guarded().await.kafka();
     let topic = kafka.fresh_topic("proxied", 1).await.unwrap();
     let (proxied, broker) = (kafka.proxied_brokers(), kafka.broker(0));
     let producer = transactional(&proxied);

@@ -1,15 +1,17 @@
 //! TLS on both servers.
 
+use std::time::Instant;
+
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-use super::BOUND;
-use crate::{Login, Mechanism, Needs, Stack};
+use super::{BOUND, connect, guarded};
+use crate::{Login, Mechanism};
 
 #[tokio::test]
 async fn each_way_to_log_in_works_over_tls_and_only_with_the_right_authority() {
-    let stack = Stack::start(Needs::BOTH.tls()).await.unwrap();
+    let stack = guarded().await;
     let (postgres, kafka) = (stack.postgres(), stack.kafka());
     let (ca, other_ca) = (stack.certificates().ca(), stack.certificates().other_ca());
     let (ca, other_ca) = (ca.to_str().unwrap(), other_ca.to_str().unwrap());
@@ -33,6 +35,20 @@ async fn each_way_to_log_in_works_over_tls_and_only_with_the_right_authority() {
         let refused = PgConnection::connect(&plain).await.unwrap_err().to_string();
         assert!(refused.contains("pg_hba.conf rejects"), "{refused}");
     }
+
+    let mut superuser = connect(postgres.url()).await;
+    superuser.execute("alter system set ssl_cert_file = 'misnamed.pem'").await.unwrap();
+    superuser.execute("select pg_reload_conf()").await.unwrap();
+    let url = postgres.tls_url(Login::Scram);
+    let deadline = Instant::now() + BOUND;
+    let error = loop {
+        match PgConnection::connect(&url).await {
+            Err(error) => break error.to_string(),
+            Ok(_) => assert!(Instant::now() < deadline, "it shows the certificate of its own name"),
+        }
+    };
+    assert!(error.contains("certificate not valid for name"), "{error}");
+    PgConnection::connect(&url.replace("verify-full", "verify-ca")).await.unwrap();
 
     let topic = kafka.fresh_topic("secure", 1).await.unwrap();
     for mechanism in [Mechanism::ScramSha512, Mechanism::Plain] {

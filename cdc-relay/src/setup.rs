@@ -1,0 +1,163 @@
+//! What is made at the first run: publication, intent and slot.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use crate::checkpoint::{INTENT_KEY, Intent, Stored};
+use crate::config::Config;
+use crate::error::{Error, Kind};
+use crate::journal;
+use crate::milestone::{Milestone, Observer};
+use crate::position::Incarnation;
+use crate::publisher::unix_ms;
+use crate::replication::{Client, quote_identifier, quote_literal};
+use crate::resume::{self, Server};
+use crate::sink::Sink;
+use crate::source;
+
+/// Creating a slot waits for every transaction that runs at its beginning.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// From then on it is said for what.
+const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// SQLSTATEs of what exists already, and of what was made just now.
+const DUPLICATE_OBJECT: &str = "42710";
+const UNIQUE_VIOLATION: &str = "23505";
+
+/// Makes publication and slot at the first run: the publication first, because the slot's reader
+/// looks for it as of the slot's beginning; the intent before the slot, because a slot without
+/// either record is refused.
+pub(crate) async fn create(
+    config: &Config,
+    observer: &Observer,
+    server: &Server,
+    sink: &mut impl Sink,
+    client: &mut Client,
+) -> Result<(), Error> {
+    if !config.may_init() {
+        let text = format!("slot {:?} does not exist", config.slot_name());
+        return Err(
+            Error::new(Kind::Config, text).hint("leave out --no-init to let the relay create it")
+        );
+    }
+    // Of several relays at their first start the last to come here fences the others.
+    let stored = Stored::read(&sink.take_over().await?)?;
+    // Another relay may have created it since this one looked: then it leads, or this one will.
+    if source::slot(client, config.slot_name()).await?.is_some() {
+        return Ok(());
+    }
+    let seconds = u32::try_from(unix_ms() / 1_000).unwrap_or(u32::MAX);
+    let intent: Intent = resume::create(server, config.slot_name(), &stored, Incarnation(seconds))?;
+    publication(config, client).await?;
+    sink.seal(&[(INTENT_KEY, &intent.encode(unix_ms()))]).await?;
+    sink.confirmed().await?;
+    observer.at(Milestone::Intended);
+    tracing::info!(slot = config.slot_name(), "creating the slot");
+    let failover = if client.server_version() >= 170_000 { ", FAILOVER true" } else { "" };
+    let command = format!(
+        "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})",
+        quote_identifier(config.slot_name())
+    );
+    let mut creating = pin!(client.query_within(SLOT_TIMEOUT, &command));
+    let created = match tokio::time::timeout(SLOT_PATIENCE, &mut creating).await {
+        Ok(created) => created,
+        Err(_) => {
+            let waits_for = holders(config).await.unwrap_or_default();
+            tracing::warn!(%waits_for, "the slot waits for the transactions of these backends to end");
+            creating.await
+        }
+    };
+    match created {
+        // Another relay was faster: it leads, or this one will.
+        Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => Ok(()),
+        Err(error) if error.kind() == Kind::Unavailable => Err(waits(config, error).await),
+        created => {
+            created?;
+            observer.at(Milestone::SlotCreated);
+            Ok(())
+        }
+    }
+}
+
+/// Makes the publication, with the journal where there is one.
+async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> {
+    let name = quote_identifier(config.publication_name());
+    if has_publication(config, client).await? {
+        return Ok(());
+    }
+    let journal = journal_table(config);
+    let exists = client
+        .query(&format!("SELECT pg_catalog.to_regclass({})", quote_literal(&journal)))
+        .await?
+        .first()
+        .is_some_and(|row| row.get(0).is_some());
+    let tables = if exists { format!("FOR TABLE {journal} ") } else { String::new() };
+    let command = format!(
+        "CREATE PUBLICATION {name} {tables}WITH (publish = 'insert', publish_via_partition_root = true)"
+    );
+    match client.query(&command).await {
+        Ok(_) => Ok(()),
+        // Another relay was faster; at the very same moment the catalog's index says so.
+        Err(error) if matches!(error.sqlstate(), Some(DUPLICATE_OBJECT | UNIQUE_VIOLATION)) => {
+            Ok(())
+        }
+        Err(error) => Err(error.hint(format!(
+            "the role needs CREATE on the database once, and to own the journal; or let their \
+             owner run: {command}"
+        ))),
+    }
+}
+
+/// Whether the publication exists. With tables it must name them by their root: rows under the
+/// names of partitions would not be known for the journal's.
+pub(crate) async fn has_publication(config: &Config, client: &mut Client) -> Result<bool, Error> {
+    let rows = client
+        .query(&format!(
+            "SELECT p.pubviaroot::text, p.pubinsert::text, EXISTS (SELECT FROM \
+             pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname \
+             AND t.schemaname = {})::text FROM pg_catalog.pg_publication p WHERE p.pubname = {}",
+            quote_literal(config.outbox_schema()),
+            quote_literal(config.publication_name())
+        ))
+        .await?;
+    let Some(row) = rows.first() else { return Ok(false) };
+    let is = |at| row.get(at) == Some("true");
+    if is(2) && !(is(0) && is(1)) {
+        let name = config.publication_name();
+        let text = format!("publication {name:?} does not publish the journal's rows as its own");
+        return Err(Error::new(Kind::Server, text).hint(format!(
+            "ALTER PUBLICATION {} SET (publish = 'insert', publish_via_partition_root = true)",
+            quote_identifier(name)
+        )));
+    }
+    Ok(true)
+}
+
+pub(crate) fn lost_publication(config: &Config) -> Error {
+    let name = config.publication_name();
+    Error::new(Kind::Server, format!("publication {name:?} does not exist, though the slot does"))
+        .hint(format!(
+            "CREATE PUBLICATION {} WITH (publish = 'insert', publish_via_partition_root = true); \
+             or name the right one by --publication",
+            quote_identifier(name)
+        ))
+}
+
+fn journal_table(config: &Config) -> String {
+    format!("{}.{}", quote_identifier(config.outbox_schema()), quote_identifier(journal::TABLE))
+}
+
+/// A slot's creation that took too long was most likely waiting: names for what.
+async fn waits(config: &Config, error: Error) -> Error {
+    match holders(config).await {
+        Ok(pids) if !pids.is_empty() => error
+            .hint(format!("the slot waits for the transactions of these backends to end: {pids}")),
+        _ => error,
+    }
+}
+
+/// The backends that the slot waits for, asked on a connection of its own.
+async fn holders(config: &Config) -> Result<String, Error> {
+    let mut client = Client::connect(&config.endpoint()?).await?;
+    source::running(&mut client).await
+}

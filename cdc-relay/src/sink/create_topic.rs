@@ -1,0 +1,47 @@
+//! Makes topics that are missing.
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
+use crate::error::Error;
+
+/// A topic to be made: the broker's defaults decide what is not said here (KIP-464).
+pub(super) struct Wanted<'a> {
+    pub(super) name: &'a str,
+    /// -1 for the broker's default.
+    pub(super) partitions: i32,
+    pub(super) config: &'a [(&'a str, &'a str)],
+}
+
+/// Makes a topic unless it exists. Whoever is first wins; the others find it made.
+pub(super) async fn create(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(), Error> {
+    let what = format!("creating topic {:?}", wanted.name);
+    let admin: AdminClient<Context> = cluster
+        .config()
+        .create_with_context(Context::default())
+        .map_err(|error| cluster.error(&what, error))?;
+    let mut topic = NewTopic::new(wanted.name, wanted.partitions, TopicReplication::Fixed(-1));
+    for (name, value) in wanted.config {
+        topic = topic.set(name, value);
+    }
+    let options = AdminOptions::new()
+        .request_timeout(Some(ANSWER_TIMEOUT))
+        .operation_timeout(Some(ANSWER_TIMEOUT));
+    let answers = admin
+        .create_topics([&topic], &options)
+        .await
+        .map_err(|error| cluster.error(&what, error))?;
+    for answer in answers {
+        match answer {
+            Ok(_) => tracing::info!(topic = wanted.name, "created topic"),
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((_, code)) => {
+                return Err(cluster.code_error(&what, code).hint(
+                    "create the topic yourself, or give the relay's principal the right to",
+                ));
+            }
+        }
+    }
+    Ok(())
+}

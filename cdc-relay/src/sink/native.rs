@@ -1,0 +1,185 @@
+//! The calls that go past the Kafka client's Rust wrapper. The only unsafe code of the crate.
+//!
+//! `rdkafka`'s `flush` and `commit_transaction` poll in steps of 100 ms, which makes them the cost
+//! of every commit; the C functions take about 2 ms (measured). Its `send` makes a C string of the
+//! topic and of each header's name, and has the client look the topic up by name, for every record.
+//! (<https://docs.rs/rdkafka-sys>; `rd_kafka_flush`, `rd_kafka_commit_transaction`,
+//! `rd_kafka_producev` and `rd_kafka_header_add` in librdkafka's `rdkafka.h`.)
+
+use std::ffi::{CString, c_void};
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::bindings::{
+    RD_KAFKA_MSG_F_COPY, rd_kafka_commit_transaction, rd_kafka_error_code, rd_kafka_error_destroy,
+    rd_kafka_flush, rd_kafka_header_add, rd_kafka_headers_destroy, rd_kafka_headers_new,
+    rd_kafka_producev, rd_kafka_topic_destroy, rd_kafka_topic_new, rd_kafka_topic_t,
+    rd_kafka_vtype_t,
+};
+use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+
+use crate::record::Record;
+
+/// Headers that most records have; more are taken too.
+const HEADERS_USUAL: usize = 8;
+
+/// The client picks the partition, by the key.
+const PARTITION_BY_KEY: i32 = -1;
+
+/// A topic as the client knows it, so that it is not looked up by name for each record.
+pub(super) struct Topic<C: ProducerContext + 'static> {
+    handle: *mut rd_kafka_topic_t,
+    /// Outlives the handle.
+    client: Arc<ThreadedProducer<C>>,
+}
+
+#[expect(unsafe_code, reason = "a pointer is not Send by itself")]
+// SAFETY: librdkafka's topics are counted references into its thread-safe client, which this one
+// keeps alive; they may be used and dropped on any thread.
+unsafe impl<C: ProducerContext + 'static> Send for Topic<C> {}
+
+#[expect(unsafe_code, reason = "a pointer is not Sync by itself")]
+// SAFETY: as above; all that a shared topic offers is to produce, which any thread may do at any
+// time.
+unsafe impl<C: ProducerContext + 'static> Sync for Topic<C> {}
+
+impl<C: ProducerContext + 'static> Topic<C> {
+    /// Makes the client know a topic.
+    pub(super) fn new(
+        client: &Arc<ThreadedProducer<C>>,
+        name: &str,
+    ) -> Result<Self, RDKafkaErrorCode> {
+        let c_name = CString::new(name).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+        #[expect(unsafe_code, reason = "the wrapper has no topic handles for producers")]
+        // SAFETY: the client is alive, the name ends with a zero and is copied by the call; without
+        // a configuration the client's own is taken.
+        let handle = unsafe {
+            rd_kafka_topic_new(client.client().native_ptr(), c_name.as_ptr(), ptr::null_mut())
+        };
+        if handle.is_null() {
+            return Err(RDKafkaErrorCode::InvalidTopic);
+        }
+        Ok(Topic { handle, client: Arc::clone(client) })
+    }
+
+    /// Hands a record over to the client, which copies it; `opaque` comes back with the report of
+    /// a record that failed.
+    pub(super) fn produce(
+        &self,
+        record: &Record<'_>,
+        opaque: usize,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let (value, value_len) = parts(record.value());
+        let (key, key_len) = parts(record.key());
+        #[expect(unsafe_code, reason = "the wrapper allocates for each header of each record")]
+        // SAFETY: all pointers are of slices that outlive the calls, which copy what they are given
+        // (RD_KAFKA_MSG_F_COPY; rd_kafka_header_add copies name and value by their lengths). The
+        // arguments are pairs of a tag and what it demands, in the types of rdkafka.h (size_t,
+        // int, int64_t, pointers), and end with the end tag. The list of headers belongs to the
+        // client after success, and to us, to be destroyed once, after an error.
+        let answer = unsafe {
+            let headers = rd_kafka_headers_new(HEADERS_USUAL);
+            record.each_header(|name, value| {
+                rd_kafka_header_add(
+                    headers,
+                    name.as_ptr().cast(),
+                    name.len().cast_signed(),
+                    value.as_ptr().cast(),
+                    value.len().cast_signed(),
+                );
+            });
+            let answer = rd_kafka_producev(
+                self.client.client().native_ptr(),
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_RKT,
+                self.handle,
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION,
+                PARTITION_BY_KEY,
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS,
+                RD_KAFKA_MSG_F_COPY,
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE,
+                value,
+                value_len,
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_KEY,
+                key,
+                key_len,
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_OPAQUE,
+                opaque as *mut c_void,
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_TIMESTAMP,
+                record.timestamp_ms(),
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
+                headers,
+                rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
+            );
+            if answer != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                rd_kafka_headers_destroy(headers);
+            }
+            answer
+        };
+        match answer {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            error => Err(error.into()),
+        }
+    }
+}
+
+impl<C: ProducerContext + 'static> Drop for Topic<C> {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "the handle is the C library's own")]
+        // SAFETY: it was made by rd_kafka_topic_new, is destroyed once, and its client still lives.
+        unsafe {
+            rd_kafka_topic_destroy(self.handle);
+        }
+    }
+}
+
+/// What is null stays null; what is empty does not become so.
+fn parts(bytes: Option<&[u8]>) -> (*mut c_void, usize) {
+    bytes.map_or((ptr::null_mut(), 0), |bytes| (bytes.as_ptr().cast_mut().cast(), bytes.len()))
+}
+
+/// Waits until each record that was handed over has its answer, be it an error; blocks at most for
+/// `timeout`.
+pub(super) fn flush<C: ProducerContext + 'static>(
+    producer: &ThreadedProducer<C>,
+    timeout: Duration,
+) -> Result<(), RDKafkaErrorCode> {
+    #[expect(unsafe_code, reason = "the wrapper polls in steps of 100 ms")]
+    // SAFETY: the pointer comes from a live producer, which `producer` keeps alive over the call.
+    // librdkafka's client is safe to be used from any thread.
+    let answer = unsafe { rd_kafka_flush(producer.client().native_ptr(), millis(timeout)) };
+    match answer {
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        error => Err(error.into()),
+    }
+}
+
+/// Flushes the producer's records and commits its transaction; blocks at most for `timeout`.
+///
+/// Any error leaves the outcome uncertain: the caller drops the producer and starts a session anew.
+pub(super) fn commit_transaction<C: ProducerContext + 'static>(
+    producer: &ThreadedProducer<C>,
+    timeout: Duration,
+) -> Result<(), RDKafkaErrorCode> {
+    #[expect(unsafe_code, reason = "the wrapper costs 100 ms a call")]
+    // SAFETY: as for the flush above.
+    let error =
+        unsafe { rd_kafka_commit_transaction(producer.client().native_ptr(), millis(timeout)) };
+    if error.is_null() {
+        return Ok(());
+    }
+    #[expect(unsafe_code, reason = "the error is the C library's own")]
+    // SAFETY: a non-null answer is an error object that the caller owns: it is read once, then
+    // destroyed once, and not used again.
+    let code = unsafe {
+        let code = rd_kafka_error_code(error);
+        rd_kafka_error_destroy(error);
+        code
+    };
+    Err(code.into())
+}
+
+fn millis(timeout: Duration) -> i32 {
+    i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX)
+}
