@@ -100,6 +100,13 @@ impl Client {
             if last || !at_the_door {
                 return Err(error);
             }
+            if attempt == Attempt::TlsIfOffered {
+                tracing::warn!(
+                    error = %error,
+                    source = ?std::error::Error::source(&error),
+                    "connecting without TLS, as sslmode=prefer allows"
+                );
+            }
             before = Some(error);
         }
         unreachable!("the last attempt returns")
