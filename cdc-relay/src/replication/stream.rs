@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::buffer::{Buffer, Frame};
 use super::connection::{Connection, ReadHalf, closed, is_notice, late, lost, unexpected};
 use super::endpoint::Endpoint;
+use super::low_water::LowWater;
 use super::reader::{Fault, Reader};
 use super::server_error::{During, server_error};
 use super::status::{StatusHandle, StatusTask};
@@ -29,6 +30,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Stream {
     reader: ReadHalf,
     buffer: Buffer,
+    low_water: Option<LowWater>,
     status: StatusTask,
     endpoint: Endpoint,
     slot: Box<str>,
@@ -63,9 +65,9 @@ enum Found {
 
 impl Stream {
     pub(super) fn new(connection: Connection, slot: &str) -> Self {
-        let Connection { reader, writer, buffer, endpoint } = connection;
+        let Connection { reader, writer, buffer, low_water, endpoint, .. } = connection;
         let status = StatusTask::spawn(writer, endpoint.clone());
-        Stream { reader, buffer, status, endpoint, slot: slot.into() }
+        Stream { reader, buffer, low_water, status, endpoint, slot: slot.into() }
     }
 
     /// Waits for the next event; what it borrows lives until the next call.
@@ -180,10 +182,13 @@ impl Stream {
     /// Reads once. The socket goes first: it may hold the reason for which the other task failed.
     async fn fill(&mut self) -> Result<(), Error> {
         let mut spare = ReadBuf::new(self.buffer.spare());
-        let (reader, status) = (&mut self.reader, &mut self.status);
+        let (reader, status, low_water) = (&mut self.reader, &mut self.status, &mut self.low_water);
         let outcome = std::future::poll_fn(|context| {
             if let Poll::Ready(read) = Pin::new(&mut *reader).poll_read(context, &mut spare) {
                 return Poll::Ready(Ok(read));
+            }
+            if let Some(Err(error)) = low_water.as_mut().map(|mark| mark.poll_late(context)) {
+                return Poll::Ready(Ok(Err(error)));
             }
             status.poll_failure(context).map(Err)
         })
@@ -193,7 +198,10 @@ impl Stream {
             Ok(Ok(())) if count == 0 => Err(closed(&self.endpoint)),
             Ok(Ok(())) => {
                 self.buffer.filled(count);
-                Ok(())
+                match &mut self.low_water {
+                    Some(mark) => mark.read(count).map_err(|error| lost(&self.endpoint, error)),
+                    None => Ok(()),
+                }
             }
             Ok(Err(error)) => Err(lost(&self.endpoint, error)),
             Err(Some(error)) => Err(error),
