@@ -30,6 +30,7 @@ mod leadership;
 pub mod limits;
 mod lsn;
 mod milestone;
+mod native;
 #[cfg_attr(
     not(test),
     expect(dead_code, unused_imports, reason = "most of a row is read by table capture alone")

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::pgoutput::{self, Change};
 use crate::replication::{Client, Event};
 
-pub use crate::sink::native::commit_transaction;
+pub use crate::native::kafka::commit_transaction;
 
 /// Reads and decodes the slot of `config` until it has met so many logical messages and new rows,
 /// and keeps and acknowledges nothing: the slot stays where it is. The time is that from the first

@@ -19,7 +19,6 @@ mod pace;
 mod password;
 pub(crate) mod reader;
 mod server_error;
-mod socket_option;
 mod startup;
 mod status;
 mod stream;

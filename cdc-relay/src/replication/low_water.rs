@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::pace::Pace;
-use super::socket_option::set_receive_low_water;
+use crate::native::socket::set_receive_low_water;
 
 /// Carries out what a [`Pace`] decides, on the socket of the stream.
 pub(super) struct LowWater {

@@ -19,6 +19,7 @@ use super::server_error::{During, server_error};
 use super::status::{StatusHandle, StatusTask};
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 
 /// A walsender in the middle of a transaction sends the rest of it before it takes notice.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ pub(crate) enum Event<'a> {
         wal_start: Lsn,
         /// The same as `wal_start` in a logical stream.
         wal_end: Lsn,
+        /// The server's clock when it sent this.
+        sent_at: Timestamp,
         /// The message, for [`crate::pgoutput::decode`].
         body: &'a [u8],
     },
@@ -59,7 +62,7 @@ pub(crate) enum Event<'a> {
 
 /// An event whose body is still a place in the buffer, so that the search for it may go on.
 enum Found {
-    Data { wal_start: Lsn, wal_end: Lsn, body: Range<usize> },
+    Data { wal_start: Lsn, wal_end: Lsn, sent_at: Timestamp, body: Range<usize> },
     Keepalive { wal_end: Lsn, reply_requested: bool },
 }
 
@@ -158,8 +161,8 @@ impl Stream {
 
     fn event(&self, found: Found) -> Event<'_> {
         match found {
-            Found::Data { wal_start, wal_end, body } => {
-                Event::Data { wal_start, wal_end, body: self.buffer.body(body) }
+            Found::Data { wal_start, wal_end, sent_at, body } => {
+                Event::Data { wal_start, wal_end, sent_at, body: self.buffer.body(body) }
             }
             Found::Keepalive { wal_end, reply_requested } => {
                 Event::Keepalive { wal_end, reply_requested }
@@ -218,9 +221,9 @@ impl Found {
             b'w' => {
                 let wal_start = reader.lsn()?;
                 let wal_end = reader.lsn()?;
-                let _clock = reader.i64()?;
+                let sent_at = Timestamp(reader.i64()?);
                 let body = end - reader.rest().len()..end;
-                Ok(Found::Data { wal_start, wal_end, body })
+                Ok(Found::Data { wal_start, wal_end, sent_at, body })
             }
             b'k' => {
                 let wal_end = reader.lsn()?;

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::server::{DEADLINE, next, until_error};
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 use crate::replication::{Client, Endpoint, Event, Stream};
 
 pub(super) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -34,7 +35,8 @@ pub(super) fn logged_in(version: &str) -> [Vec<u8>; 2] {
 }
 
 fn data(body: &[u8]) -> Vec<u8> {
-    let header = [&b"w"[..], &7_u64.to_be_bytes(), &8_u64.to_be_bytes(), &[0; 8]].concat();
+    let header = [&b"w"[..], &7_u64.to_be_bytes(), &8_u64.to_be_bytes()].concat();
+    let header = [&header[..], &9_u64.to_be_bytes()].concat();
     message(b'd', &[header, body.to_vec()].concat())
 }
 
@@ -100,14 +102,14 @@ async fn events_come_whole_byte_by_byte() {
         stream([data(b"one"), notice, keepalive(), changed, data(b""), data(b"two")].concat())
             .await;
 
-    let (wal_start, wal_end) = (Lsn(7), Lsn(8));
-    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, body: b"one" });
+    let (wal_start, wal_end, sent_at) = (Lsn(7), Lsn(8), Timestamp(9));
+    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, sent_at, body: b"one" });
     assert_eq!(
         next(&mut stream).await,
         Event::Keepalive { wal_end: Lsn(9), reply_requested: true }
     );
-    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, body: b"" });
-    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, body: b"two" });
+    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, sent_at, body: b"" });
+    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, sent_at, body: b"two" });
     assert_eq!(until_error(&mut stream).await.kind(), Kind::Unavailable);
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 /// readable at once (socket(7); `tcp_set_rcvlowat` in net/ipv4/tcp.c). For a Unix socket `poll`
 /// does not look at it.
 #[cfg(target_os = "linux")]
-pub(super) fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+pub(crate) fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
@@ -31,6 +31,6 @@ pub(super) fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: usize) -> io:
 
 /// Elsewhere the readiness that a lower value brings is not told to a poller that waits already.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn set_receive_low_water(_: BorrowedFd<'_>, _: usize) -> io::Result<()> {
+pub(crate) fn set_receive_low_water(_: BorrowedFd<'_>, _: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
