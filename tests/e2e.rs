@@ -12,6 +12,8 @@ mod brokers;
 mod commands;
 #[path = "e2e/complaint.rs"]
 mod complaint;
+#[path = "e2e/delivery.rs"]
+mod delivery;
 #[path = "e2e/failover.rs"]
 mod failover;
 #[path = "e2e/gaps.rs"]

@@ -51,7 +51,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn obey(command: Command, settings: Settings) -> Result<ExitCode, Error> {
     let config = settings.config.clone();
     match command {
-        Command::Run => Relay::new(config).run(stop_signal()).await?,
+        Command::Run => Relay::new(config).run_on_own_thread(stop_signal()).await?,
         Command::Init { dry_run: true } => say(&init::plan(&config).await?),
         Command::Init { dry_run: false } => say(&init::init(&config, &Kafka::of(&config)).await?),
         Command::Check { json } => {

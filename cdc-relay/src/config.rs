@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::dead_letter;
@@ -89,6 +90,8 @@ pub(crate) struct NewTopics {
 #[derive(Clone)]
 pub struct Config {
     database_url: String,
+    password_file: Option<PathBuf>,
+    password_command: Option<String>,
     brokers: String,
     /// Whether records go to Kafka at all.
     kafka: bool,
@@ -115,6 +118,8 @@ impl Config {
     pub fn new(database_url: impl Into<String>, brokers: impl Into<String>) -> Self {
         Config {
             database_url: database_url.into(),
+            password_file: None,
+            password_command: None,
             brokers: brokers.into(),
             kafka: true,
             slot: "tailrace".to_owned(),
@@ -145,6 +150,22 @@ impl Config {
     /// ([`Relay::with_sink`](crate::Relay::with_sink)): what concerns Kafka has no meaning then.
     pub fn for_sink(database_url: impl Into<String>) -> Self {
         Config { kafka: false, ..Config::new(database_url, "") }
+    }
+
+    /// A file with the database's password, read anew at each log-in, for passwords that change.
+    /// Default none: the URL has it.
+    #[must_use]
+    pub fn password_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.password_file = Some(path.into());
+        self
+    }
+
+    /// A command for `sh` that prints the database's password, run at each log-in, for passwords
+    /// that expire. Default none: the URL has it.
+    #[must_use]
+    pub fn password_command(mut self, command: impl Into<String>) -> Self {
+        self.password_command = Some(command.into());
+        self
     }
 
     /// The replication slot. Default `tailrace`.
@@ -360,7 +381,7 @@ impl Config {
                         postgres://user:password@localhost:5432/shop?sslmode=disable";
             return Some(text.to_owned());
         }
-        let error = Endpoint::parse(&self.database_url).err()?;
+        let error = self.endpoint().err()?;
         Some(match error.mend() {
             Some(hint) => format!("{error} ({hint})"),
             None => error.to_string(),
@@ -378,7 +399,14 @@ impl Config {
     }
 
     pub(crate) fn endpoint(&self) -> Result<Endpoint, Error> {
-        Endpoint::parse(&self.database_url)
+        let mut endpoint = Endpoint::parse(&self.database_url)?;
+        if let Some(path) = &self.password_file {
+            endpoint = endpoint.password_file(path)?;
+        }
+        if let Some(command) = &self.password_command {
+            endpoint = endpoint.password_command(command)?;
+        }
+        Ok(endpoint)
     }
 
     pub(crate) fn cluster(&self) -> Cluster {
@@ -423,7 +451,8 @@ impl Config {
         format!(
             "{:?}",
             (
-                (&self.database_url, &self.brokers, self.kafka, &self.slot, &self.publication),
+                (&self.database_url, &self.password_file, &self.password_command),
+                (&self.brokers, self.kafka, &self.slot, &self.publication),
                 (&self.prefix, &self.outbox_schema, &self.relay_id, self.init, &self.topics),
                 (self.delivery, self.linger, self.batch_records, self.split_bytes, self.large),
                 (&self.kafka_properties, &self.skip, self.bad_messages, &self.dead_letter_topic),
@@ -533,6 +562,17 @@ mod tests {
         {
             assert!(text.contains(named), "{named} is not in {text}");
         }
+    }
+
+    #[test]
+    fn a_password_has_one_source() {
+        let config = |url: &str| Config::new(url, "localhost:9092").password_file("/run/password");
+
+        config("postgres://relay@localhost/shop").validate().unwrap();
+        let error = config("postgres://relay:secret@localhost/shop").validate().unwrap_err();
+        assert!(error.to_string().contains("more than one source"), "{error}");
+        let both = config("postgres://relay@localhost/shop").password_command("cat /run/other");
+        assert!(both.validate().is_err());
     }
 
     #[test]

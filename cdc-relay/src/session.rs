@@ -86,6 +86,7 @@ pub(crate) async fn lead<'a, C: Connect>(
         batches: Batches::default(),
         sequence: String::new(),
         frame: Vec::new(),
+        behind: false,
         warned_of_rows: false,
     };
     Ok(Session { stream, publisher })

@@ -24,7 +24,6 @@ mod exactly_once;
 pub(crate) mod inspect;
 mod kafka;
 pub mod memory;
-mod native;
 mod partitions;
 mod producer;
 mod refusal;

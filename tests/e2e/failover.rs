@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tailrace_stack::{Needs, Postgres, Replication, Stack};
-use tests::writers::Dice;
+use tests::writers::{Dice, Written};
 use tests::{Site, Variant};
 
 use crate::complaint::refuses;
@@ -57,9 +57,9 @@ async fn after_a_failover_a_relay_goes_on_without_loss_or_is_told_the_gap() {
 
 /// Writes until the standby has a copy of the slot that outlives a promotion: it is a temporary
 /// one until the relay has moved on from where the copy began.
-async fn until_kept(site: &Site, standby: &Postgres, dice: &mut Dice) -> tests::writers::Written {
-    let follower = sqlx::PgPool::connect(standby.url()).await.unwrap();
-    let mut written = tests::writers::Written::default();
+async fn until_kept(site: &Site, standby: &Postgres, dice: &mut Dice) -> Written {
+    let follower = sqlx::PgPool::connect(standby.url()).await.expect("it answers");
+    let mut written = Written::default();
     let kept = async {
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
@@ -71,11 +71,14 @@ async fn until_kept(site: &Site, standby: &Postgres, dice: &mut Dice) -> tests::
             .bind(&site.slot)
             .fetch_one(&follower)
             .await
-            .unwrap();
+            .expect("the standby answers");
             if lasting > 0 {
                 return;
             }
-            sqlx::query("select pg_log_standby_snapshot()").execute(&site.pool).await.unwrap();
+            sqlx::query("select pg_log_standby_snapshot()")
+                .execute(&site.pool)
+                .await
+                .expect("the primary answers");
             written.add(site.write(2, 1, dice).await);
         }
     };

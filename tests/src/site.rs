@@ -42,6 +42,8 @@ pub struct Variant {
     pub batch_records: Option<usize>,
     /// Bytes above which a source transaction is split.
     pub split_bytes: Option<usize>,
+    /// Each message as early as can be, some of them again after a crash.
+    pub at_least_once: bool,
 }
 
 impl Site {
@@ -92,6 +94,9 @@ impl Site {
         }
         if let Some(bytes) = variant.split_bytes {
             give("--split-bytes", bytes.to_string());
+        }
+        if variant.at_least_once {
+            arguments.push("--at-least-once".to_owned());
         }
         self.start(arguments)
     }

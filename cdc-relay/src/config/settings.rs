@@ -81,6 +81,20 @@ pub(crate) const SETTINGS: &[Setting] = &[
         ..PLAIN
     },
     Setting {
+        key: "database.password_file",
+        shape: "FILE",
+        about: "A file with the password, read anew at each log-in",
+        set: |config, _, text| Ok(config.password_file(text)),
+        ..PLAIN
+    },
+    Setting {
+        key: "database.password_command",
+        shape: "COMMAND",
+        about: "A command for sh that prints the password, run at each log-in",
+        set: |config, _, text| Ok(config.password_command(text)),
+        ..PLAIN
+    },
+    Setting {
         key: "kafka.brokers",
         flag: Flag::Value("kafka-brokers"),
         common: Some("KAFKA_BROKERS"),

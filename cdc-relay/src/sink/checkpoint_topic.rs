@@ -6,6 +6,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
+use rdkafka::producer::Producer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -13,6 +14,7 @@ use super::Saved;
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
 use super::create_topic::{Wanted, create};
 use super::partitions::REPEAT_AFTER;
+use super::producer::Client;
 use crate::checkpoint::CHECKPOINT_KEY;
 use crate::error::{Error, Kind};
 
@@ -45,51 +47,75 @@ pub(super) fn wanted(name: &str, replication_factor: i32) -> Wanted<'_> {
 /// What the topic holds. To be called after `init_transactions` has returned for every
 /// transactional id of the relay: then nothing of ours is left open, and the read must reach the
 /// high watermark. Blocks.
-pub(super) fn read(cluster: &Cluster, topic: &str) -> Result<Saved, Error> {
-    // A read_committed handle would answer with the last stable offset instead.
-    read_below_end(cluster, topic, "read_uncommitted")
+pub(super) fn read(cluster: &Cluster, topic: &str, client: &Client) -> Result<Saved, Error> {
+    let (low, high) = watermarks(cluster, topic, client)?;
+    let committed = consumer(cluster).map_err(|error| failed(cluster, topic, error))?;
+    read_between(committed, cluster, topic, (low, high))
 }
 
 /// What is committed so far, for people who look on: a leader may be about to commit more. Blocks.
 /// `None` where there is no such topic.
 pub(crate) fn peek(cluster: &Cluster, topic: &str) -> Result<Option<Saved>, Error> {
-    let what = format!("asking for the checkpoint topic {topic:?}");
-    let metadata = consumer(cluster, "read_committed")
-        .and_then(|consumer| consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT))
-        .map_err(|error| cluster.error(&what, error))?;
+    let failed = |error| failed(cluster, topic, error);
+    let consumer = consumer(cluster).map_err(failed)?;
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).map_err(failed)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.map(|found| found.error().map(RDKafkaErrorCode::from)) {
         None
         | Some(Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
             Ok(None)
         }
-        Some(Some(code)) => Err(cluster.code_error(&what, code)),
-        Some(None) => read_below_end(cluster, topic, "read_committed").map(Some),
+        Some(Some(code)) => Err(cluster.code_error("reading the checkpoint topic", code)),
+        Some(None) => {
+            // Asked by this client, the end is the last stable offset.
+            let ends = consumer.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
+            read_between(consumer, cluster, topic, ends).map(Some)
+        }
     }
 }
 
-/// Reads up to the end as this isolation level sees it.
-fn read_below_end(cluster: &Cluster, topic: &str, isolation: &str) -> Result<Saved, Error> {
-    let what = format!("reading the checkpoint topic {topic:?}");
-    let failed = |error| cluster.error(&what, error);
-    let ends = consumer(cluster, isolation).map_err(failed)?;
-    let (low, high) = ends.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
-    let committed = consumer(cluster, "read_committed").map_err(failed)?;
+fn failed(cluster: &Cluster, topic: &str, error: KafkaError) -> Error {
+    cluster.error(&format!("reading the checkpoint topic {topic:?}"), error)
+}
+
+/// Reads the end of the topic, by growing spans.
+fn read_between(
+    committed: BaseConsumer<Context>,
+    cluster: &Cluster,
+    topic: &str,
+    (low, high): (i64, i64),
+) -> Result<Saved, Error> {
     let mut span = FIRST_SPAN;
-    loop {
+    let saved = loop {
         let from = low.max(high.saturating_sub(span));
         let saved = read_range(&committed, topic, from, high, cluster)?;
         if saved.contains_key(CHECKPOINT_KEY) || from == low {
-            return Ok(saved);
+            break saved;
         }
         span = span.saturating_mul(4);
-    }
+    };
+    // To close a consumer takes 100 ms, which no start has to wait for.
+    std::thread::spawn(move || drop(committed));
+    Ok(saved)
 }
 
-fn consumer(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<Context>, KafkaError> {
+/// The first offset of the topic and the one after its last. Blocks.
+///
+/// A producer of the relay asks, whose isolation level is set for it: a read_committed client
+/// would be told the last stable offset instead.
+pub(super) fn watermarks(
+    cluster: &Cluster,
+    topic: &str,
+    client: &Client,
+) -> Result<(i64, i64), Error> {
+    let asked = client.client().fetch_watermarks(topic, 0, ANSWER_TIMEOUT);
+    asked.map_err(|error| cluster.error(&format!("asking for the end of {topic:?}"), error))
+}
+
+fn consumer(cluster: &Cluster) -> Result<BaseConsumer<Context>, KafkaError> {
     let mut config: ClientConfig = cluster.config();
     config
-        .set("isolation.level", isolation)
+        .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "error")
