@@ -7,23 +7,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::check::{Bounds, Level};
-use crate::config::file::File;
-use crate::config::layers::{Layers, Settings};
-use crate::config::settings::{SETTINGS, VARIABLES};
-use crate::error::{Error, Kind};
-use crate::relay::Relay;
+use crate::config::layers::Settings;
+use crate::error::Error;
 use crate::sink::Kafka;
 use crate::{check, init, status};
 use adoption::Way;
 use given::Flags;
+use sources::Sources;
 
 mod adoption;
 mod drop_slot;
 mod given;
+mod sources;
+mod supervise;
 
 /// Runs the sidecar with these arguments, of which the first is the program's name.
 ///
@@ -35,8 +34,9 @@ mod given;
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
-    let done = match settings(cli.config, cli.flags) {
-        Ok(settings) => Box::pin(obey(cli.command, settings)).await,
+    let sources = Sources { file: cli.config, flags: cli.flags };
+    let done = match sources.read() {
+        Ok(settings) => Box::pin(obey(cli.command, sources, settings)).await,
         Err(error) => Err(error),
     };
     match done {
@@ -48,10 +48,10 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-async fn obey(command: Command, settings: Settings) -> Result<ExitCode, Error> {
+async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<ExitCode, Error> {
     let config = settings.config.clone();
     match command {
-        Command::Run => Relay::new(config).run_on_own_thread(stop_signal()).await?,
+        Command::Run => supervise::supervise(sources, settings).await?,
         Command::Init { dry_run: true } => say(&init::plan(&config).await?),
         Command::Init { dry_run: false } => say(&init::init(&config, &Kafka::of(&config)).await?),
         Command::Check { json } => {
@@ -145,36 +145,6 @@ enum Command {
     Config,
 }
 
-/// The settings of flags, environment and file.
-fn settings(file: Option<PathBuf>, flags: Flags) -> Result<Settings, Error> {
-    let file = match file {
-        None => None,
-        Some(path) => {
-            let name = path.display().to_string();
-            let text = std::fs::read_to_string(&path).map_err(|error| {
-                let text = format!("the configuration file {name:?} can not be read");
-                Error::new(Kind::Config, text)
-                    .hint("check the path given by --config or CDC_RELAY_CONFIG")
-                    .caused_by(error)
-            })?;
-            Some(File { name, text })
-        }
-    };
-    let is_ours = |name: &str| {
-        name.starts_with(VARIABLES) || SETTINGS.iter().any(|setting| setting.common == Some(name))
-    };
-    let environment = std::env::vars_os()
-        .filter_map(|(name, text)| Some((name.into_string().ok()?, text)))
-        .filter(|(name, _)| is_ours(name))
-        .map(|(name, text)| match text.into_string() {
-            Ok(text) => Ok((name, text)),
-            Err(_) => Err(Error::new(Kind::Config, format!("environment: {name} is not UTF-8"))
-                .hint("write it in UTF-8")),
-        })
-        .collect::<Result<_, _>>()?;
-    Layers { file, environment, flags: flags.0 }.settings()
-}
-
 /// `key = value`, with the origin of each as a comment.
 fn configuration(settings: &Settings) -> String {
     let lines = settings.lines();
@@ -222,20 +192,4 @@ fn complain(error: &Error) {
         let _ = write!(text, "\n  mend: {hint}");
     }
     eprintln!("{text}");
-}
-
-/// Resolves at SIGTERM or SIGINT.
-async fn stop_signal() {
-    let (mut term, mut interrupt) =
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(term), Ok(interrupt)) => (term, interrupt),
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "no signals: the process can only be killed");
-                return std::future::pending().await;
-            }
-        };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::complaint::refuses;
 use crate::run::{LEAD_MAX, PUBLISH_MAX, site, stop};
 
@@ -99,6 +101,38 @@ async fn a_large_transaction_is_refused_whole_where_it_may_not_be_split() {
     site.read_until(PUBLISH_MAX, |seen| seen.len() == 100).await;
     stop(&mut relay).await;
     std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
+async fn a_hang_up_takes_up_new_settings_and_keeps_the_old_where_they_are_wrong() {
+    let site = site("hang_up").await;
+    let file = tempfile(&site.slot, "[transaction]\nmax_records = 100\n");
+    let mut arguments = site.run_arguments();
+    arguments.push(format!("--config={}", file.display()));
+    // The slot comes from the file, to be changed there.
+    arguments.retain(|argument| !argument.starts_with("--slot"));
+    let slot = |slot: &str, rest: &str| format!("[relay]\nslot = '{slot}'\n{rest}");
+    tempfile(&site.slot, &slot(&site.slot, ""));
+    let mut relay = site.cdc_relay(&arguments);
+    relay.says("leading", LEAD_MAX).await;
+
+    for (text, said, leading) in [
+        (slot(&site.slot, "slto = 'x'\n"), "did you mean relay.slot?", 1),
+        (slot("another", ""), "need a restart", 1),
+        (slot(&site.slot, ""), "no setting has changed", 1),
+        (slot(&site.slot, "prefix = 'other'\n"), "new session", 2),
+        (slot(&site.slot, ""), "relay.prefix", 3),
+    ] {
+        tempfile(&site.slot, &text);
+        relay.signal(Signal::HUP);
+        relay.says(said, ANSWER_MAX).await;
+        relay.says_times("leading", leading, LEAD_MAX).await;
+    }
+
+    crate::adopt::say(&site, "after all that").await;
+    site.read_until(PUBLISH_MAX, |seen| seen.len() == 1).await;
+    stop(&mut relay).await;
+    std::fs::remove_file(file).expect("the file is there");
 }
 
 /// A file of this test, in the system's place for such files.

@@ -6,7 +6,7 @@ use crate::config::layers::Given;
 use crate::config::settings::{Flag, Form, SETTINGS, Setting};
 
 /// The settings that the command line gives.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Flags(pub(super) Vec<Given>);
 
 impl Args for Flags {

@@ -1,6 +1,6 @@
 //! Merges flags, environment and file into one configuration that knows where each value is from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::file::File;
@@ -21,7 +21,7 @@ pub(crate) struct Layers {
 }
 
 /// A value of the command line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Given {
     pub(crate) key: &'static str,
     pub(crate) flag: &'static str,
@@ -180,7 +180,25 @@ impl Merging {
     }
 }
 
+/// Settings that say which relay this is: another value is another relay.
+const IDENTITY: [&str; 2] = ["relay.id", "relay.slot"];
+
 impl Settings {
+    /// The keys whose values differ, those of the relay's identity first.
+    pub(crate) fn changed(&self, other: &Settings) -> (Vec<String>, Vec<String>) {
+        let text = |settings: &Settings, at: &(usize, String)| {
+            settings.values.get(at).map(|value| value.text.clone())
+        };
+        let mut all: BTreeSet<&(usize, String)> = self.values.keys().collect();
+        all.extend(other.values.keys());
+        let changed = all.into_iter().filter(|at| text(self, at) != text(other, at));
+        let keys = changed.map(|(at, name)| {
+            let key = SETTINGS.get(*at).expect("a value is of a setting").key;
+            if name.is_empty() { key.to_owned() } else { format!("{key}.{name}") }
+        });
+        keys.partition(|key| IDENTITY.contains(&key.as_str()))
+    }
+
     /// One line for each setting: key, value and where it is from; secrets are hidden.
     pub(crate) fn lines(&self) -> Vec<(String, String, String)> {
         let mut lines = Vec::new();

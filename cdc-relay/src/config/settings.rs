@@ -75,7 +75,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         flag: Flag::Value("database-url"),
         common: Some("DATABASE_URL"),
         shape: "URL",
-        about: "The database, as postgres://user:password@host:port/database?sslmode=disable",
+        about: "The database, as postgres://user:password@host:port/database?sslmode=verify-full",
         secret: true,
         set: |config, _, text| Ok(Config { database_url: text.to_owned(), ..config }),
         ..PLAIN
@@ -294,7 +294,7 @@ fn number<N: std::str::FromStr>(text: &str) -> Result<N, String> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Form, SETTINGS};
+    use super::{Flag, Form, SETTINGS};
     use crate::config::Config;
 
     #[test]
@@ -306,6 +306,24 @@ mod tests {
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             let set = (setting.set)(plain.clone(), "", setting.default).unwrap();
             assert_eq!(set.everything(), plain.everything(), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn the_manual_lists_every_setting() {
+        let manual = include_str!("../../../docs/operating.md");
+
+        for setting in SETTINGS {
+            let mut row = format!("| `{}` | ", setting.key);
+            if let Flag::Value(flag) | Flag::Off(flag, _) = setting.flag {
+                row = match setting.form {
+                    Form::Table => format!("{row}`-X`, `--{flag}` | "),
+                    Form::One | Form::Many => format!("{row}`--{flag}`"),
+                };
+            }
+            let row = manual.lines().find(|line| line.starts_with(&row));
+            let row = row.unwrap_or_else(|| panic!("{} is not in the manual", setting.key));
+            assert!(row.contains(setting.default), "{row}");
         }
     }
 

@@ -97,6 +97,22 @@ fn every_fault_of_every_layer_is_told_with_its_place() {
 }
 
 #[test]
+fn what_has_changed_is_told_by_its_key() {
+    let environment = [("DATABASE_URL", URL), ("KAFKA_BROKERS", "a:1")];
+    let settings = |file: &str| layers(file, &environment).settings().unwrap();
+    let before = settings("[relay]\nslot = 'a'\nprefix = 'p'\n");
+
+    // Another origin or place of the same value is no change.
+    let same = settings("relay.prefix = 'p'\nrelay.slot = 'a'\n");
+    assert_eq!(before.changed(&same), (vec![], vec![]));
+
+    let other = settings("relay.slot = 'b'\nkafka.properties.linger.ms = 1\n");
+    let (identity, rest) = before.changed(&other);
+    assert_eq!(identity, ["relay.slot"]);
+    assert_eq!(rest, ["kafka.properties.linger.ms", "relay.prefix"]);
+}
+
+#[test]
 fn a_broken_file_is_told_with_the_line_and_without_what_stands_there() {
     let error = layers("[database]\nurl = 'hunter2\n", &[]).settings().unwrap_err();
 

@@ -1,0 +1,91 @@
+//! `cdc-relay run`: a relay, and another with new settings when SIGHUP asks for it.
+
+use std::pin::pin;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::sources::Sources;
+use crate::config::layers::Settings;
+use crate::error::{Error, Kind};
+use crate::relay::Relay;
+
+/// Runs until SIGTERM, SIGINT or an error.
+pub(super) async fn supervise(sources: Sources, mut settings: Settings) -> Result<(), Error> {
+    let mut signals = Signals::new()?;
+    loop {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let relay = Relay::new(settings.config.clone());
+        let mut relay = pin!(relay.run_on_own_thread(async move {
+            // Its sender lives until it is told to stop, or is dropped with the same meaning.
+            let _ = stopped.await;
+        }));
+        let next = tokio::select! {
+            ended = &mut relay => return ended,
+            next = signals.next(&sources, &settings) => next,
+        };
+        drop(stop);
+        relay.await?;
+        match next {
+            None => return Ok(()),
+            Some(next) => settings = next,
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| {
+                Error::new(Kind::Server, "signals can not be listened for").caused_by(error)
+            })
+        };
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Resolves at SIGTERM or SIGINT, and with other settings at a SIGHUP that has brought some.
+    async fn next(&mut self, sources: &Sources, settings: &Settings) -> Option<Settings> {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return None,
+                _ = self.interrupt.recv() => return None,
+                _ = self.hang_up.recv() => {}
+            }
+            if let Some(next) = reload(sources, settings) {
+                return Some(next);
+            }
+        }
+    }
+}
+
+/// The settings as they are now, where that can be taken up.
+fn reload(sources: &Sources, settings: &Settings) -> Option<Settings> {
+    let next = match sources.read() {
+        Ok(next) => next,
+        Err(error) => {
+            tracing::error!(%error, "not reloaded: the settings have faults");
+            return None;
+        }
+    };
+    let (identity, changed) = settings.changed(&next);
+    if !identity.is_empty() {
+        tracing::error!(?identity, "not reloaded: these settings need a restart");
+        return None;
+    }
+    if changed.is_empty() {
+        tracing::info!("reloaded: no setting has changed");
+        return None;
+    }
+    tracing::info!(?changed, "reloaded: a new session takes these settings up");
+    Some(next)
+}
