@@ -91,7 +91,7 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
         ("42704", During::Start { slot }) => hinted(
             Kind::Gap,
             format!(
-                "slot {slot:?} is gone, and with it every change since: take up a new one with the gap accepted"
+                "slot {slot:?} is gone, and with it every change since: cdc-relay adopt --accept-gap makes a new one"
             ),
         ),
         ("42704", During::Stream { .. }) => hinted(
