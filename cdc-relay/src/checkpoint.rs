@@ -28,7 +28,7 @@ pub(crate) struct Source {
 }
 
 /// How far a slot's life is published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Published {
     /// End of the last whole transaction. The slot starts and is flushed here, and nowhere else.
     pub(crate) flush_lsn: Lsn,
@@ -37,7 +37,7 @@ pub(crate) struct Published {
 }
 
 /// A place inside a transaction that is split over several Kafka transactions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Partial {
     pub(crate) commit_lsn: Lsn,
     pub(crate) ordinal: Ordinal,

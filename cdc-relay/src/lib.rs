@@ -33,6 +33,8 @@ mod leadership;
 pub mod limits;
 mod lsn;
 mod milestone;
+#[cfg(test)]
+mod model;
 mod native;
 #[cfg_attr(
     not(test),

@@ -12,7 +12,7 @@ use crate::lsn::Lsn;
 use crate::position::{Incarnation, Ordinal, Position};
 
 /// When a Kafka transaction ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Limits {
     /// Records, judged where a source transaction ends.
     pub(crate) batch_records: usize,
@@ -45,7 +45,7 @@ pub(crate) enum Verdict {
 }
 
 /// The relay's place in the source, between what is received and what is durable.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Progress {
     incarnation: Incarnation,
     limits: Limits,
@@ -70,7 +70,7 @@ pub(crate) struct Progress {
     draining: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Open {
     commit_lsn: Lsn,
     next: u32,
@@ -82,14 +82,14 @@ struct Open {
     bytes: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Known {
     Nothing,
     UpTo(Partial),
     All,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Batch {
     opened_at: Instant,
     records: usize,

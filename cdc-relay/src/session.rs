@@ -11,7 +11,7 @@ use crate::milestone::Observer;
 use crate::progress::Progress;
 use crate::publisher::{Batches, Publisher, unix_ms};
 use crate::replication::{Client, Stream};
-use crate::resume::{self, Start};
+use crate::resume::{self, Slot, Start};
 use crate::sink::{Connect, Sink};
 use crate::trouble::Trouble;
 use crate::{setup, source};
@@ -53,9 +53,14 @@ pub(crate) async fn lead<'a, C: Connect>(
     // answer from here on may be a broker that has just died.
     *settled = true;
 
-    // From here on the slot is ours, and with it the right to fence.
+    // From here on the slot is ours, and with it the right to fence. It is asked for its place
+    // before the checkpoint is read: another relay may take it from us at any time, and what that
+    // one flushes is newer than a checkpoint that was read before, which would look like a gap.
+    let mut client = Client::connect(&config.endpoint()?).await?;
+    let slot = source::slot(&mut client, config.slot_name()).await?;
+    let slot = slot.ok_or_else(|| source::missing("the slot", "disappeared while it was held"))?;
     let stored = Stored::read(&sink.take_over().await?)?;
-    let start = decide(config, &stored).await?;
+    let start = decide(config, &mut client, &slot, &stored).await?;
     if start.first {
         let checkpoint = Checkpoint { source: start.source.clone(), progress: start.progress };
         sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
@@ -118,16 +123,18 @@ async fn hold(config: &Config, client: Client, settled: &mut bool) -> Result<Str
     }
 }
 
-/// Asks server and slot anew, now that nobody else can move the slot.
-async fn decide(config: &Config, stored: &Stored) -> Result<Start, Error> {
-    let mut client = Client::connect(&config.endpoint()?).await?;
-    let server = source::identify(&mut client).await?;
-    let slot = source::slot(&mut client, config.slot_name()).await?;
-    let slot = slot.ok_or_else(|| source::missing("the slot", "disappeared while it was held"))?;
-    let history = source::history(&mut client, &server).await?;
+/// Asks the server anew: its log ends above every checkpoint that was read before.
+async fn decide(
+    config: &Config,
+    client: &mut Client,
+    slot: &Slot,
+    stored: &Stored,
+) -> Result<Start, Error> {
+    let server = source::identify(client).await?;
+    let history = source::history(client, &server).await?;
     let start =
-        resume::resume(&server, &slot, stored, |timeline| resume::left_at(&history, timeline))?;
-    if !setup::has_publication(config, &mut client).await? {
+        resume::resume(&server, slot, stored, |timeline| resume::left_at(&history, timeline))?;
+    if !setup::has_publication(config, client).await? {
         return Err(setup::lost_publication(config));
     }
     Ok(start)

@@ -58,8 +58,9 @@ impl Sink for ExactlyOnce {
     async fn take_over(&mut self) -> Result<Saved, Error> {
         // Both before the checkpoint is read: what an older relay has under way on either is then
         // certain. In this order, as the first commit will be on the first.
-        self.a.take_over().await?;
-        self.b.take_over().await?;
+        for turn in Turn::BOTH {
+            self.of(turn).take_over().await?;
+        }
         self.topics.saved(&self.a).await
     }
 

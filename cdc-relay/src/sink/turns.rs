@@ -19,6 +19,9 @@ pub(crate) enum Turn {
 }
 
 impl Turn {
+    /// Both, in the order in which a session takes them over.
+    pub(crate) const BOTH: [Turn; 2] = [Turn::A, Turn::B];
+
     fn other(self) -> Turn {
         match self {
             Turn::A => Turn::B,
