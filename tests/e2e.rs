@@ -24,5 +24,7 @@ mod partition_count;
 mod proofs;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/tables.rs"]
+mod tables;
 #[path = "e2e/takeover.rs"]
 mod takeover;

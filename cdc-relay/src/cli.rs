@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tailrace_outbox::mapping::Mapping;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -91,6 +92,10 @@ struct RunArgs {
     /// The schema of the journal table
     #[arg(long, env = "CDC_RELAY__SCHEMA", default_value = "tailrace")]
     schema: String,
+    /// One more table whose rows are messages: public.outbox=debezium, or with a column for each
+    /// part; may be repeated
+    #[arg(long, value_name = "TABLE=MAPPING")]
+    table: Vec<Mapping>,
     /// The relay's name in Kafka [default: SYSTEM-DATABASE-SLOT]
     #[arg(long, env = "CDC_RELAY__ID")]
     relay_id: Option<String>,
@@ -170,6 +175,7 @@ impl RunArgs {
         if let Some(relay_id) = self.relay_id {
             config = config.relay_id(relay_id);
         }
+        config = self.table.into_iter().fold(config, Config::table);
         for (name, value) in self.kafka_property {
             config = config.kafka_property(name, value);
         }

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use tailrace_outbox::mapping::Mapping;
+use tailrace_outbox::schema::Schema;
+
 use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::position::Place;
@@ -67,6 +70,7 @@ pub struct Config {
     publication: String,
     prefix: String,
     outbox_schema: String,
+    tables: Vec<Mapping>,
     relay_id: Option<String>,
     init: bool,
     create_topics: bool,
@@ -91,6 +95,7 @@ impl Config {
             publication: "tailrace".to_owned(),
             prefix: "tailrace".to_owned(),
             outbox_schema: "tailrace".to_owned(),
+            tables: Vec::new(),
             relay_id: None,
             init: true,
             create_topics: true,
@@ -137,6 +142,17 @@ impl Config {
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.outbox_schema = schema.into();
+        self
+    }
+
+    /// One more table whose new rows are published as messages, as the mapping reads them. Default
+    /// none but the journal.
+    ///
+    /// The publication must have the table: one that the relay makes at its first run does. Rows that
+    /// were inserted before that are not published.
+    #[must_use]
+    pub fn table(mut self, mapping: Mapping) -> Self {
+        self.tables.push(mapping);
         self
     }
 
@@ -259,6 +275,7 @@ impl Config {
                 faults.push(format!("{what} {name:?}: 1 to {NAME_BYTES_MAX} bytes"));
             }
         }
+        faults.extend(self.table_twice());
         if let Some(relay_id) = &self.relay_id {
             faults.extend(relay_id_fault(relay_id));
         }
@@ -303,6 +320,25 @@ impl Config {
 
     pub(crate) fn outbox_schema(&self) -> &str {
         &self.outbox_schema
+    }
+
+    /// The tables that are mapped, without the journal.
+    pub(crate) fn tables(&self) -> &[Mapping] {
+        &self.tables
+    }
+
+    /// All tables whose rows are messages. A schema whose name the outbox does not take has no
+    /// journal of its making.
+    pub(crate) fn message_tables(&self) -> Vec<Mapping> {
+        let journal = Schema::named(&*self.outbox_schema).map(|schema| Mapping::journal(&schema));
+        journal.into_iter().chain(self.tables.iter().cloned()).collect()
+    }
+
+    fn table_twice(&self) -> Option<String> {
+        let tables: Vec<String> = self.message_tables().iter().map(Mapping::table_sql).collect();
+        let mut named = BTreeSet::new();
+        let twice = tables.iter().find(|table| !named.insert(*table))?;
+        Some(format!("table {twice} is mapped twice; the journal is by itself"))
     }
 
     pub(crate) fn may_init(&self) -> bool {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::checkpoint::{INTENT_KEY, Intent, Stored};
 use crate::config::Config;
 use crate::error::{Error, Kind};
-use crate::journal;
 use crate::milestone::{Milestone, Observer};
 use crate::position::Incarnation;
+use crate::publication;
 use crate::publisher::unix_ms;
 use crate::replication::{Client, quote_identifier, quote_literal};
 use crate::resume::{self, Server};
@@ -91,7 +91,12 @@ async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> 
         .await?
         .first()
         .is_some_and(|row| row.get(0).is_some());
-    let tables = if exists { format!("FOR TABLE {journal} ") } else { String::new() };
+    let mut tables = publication::tables(config, client).await?;
+    tables.extend(exists.then_some(journal));
+    let tables = match tables.as_slice() {
+        [] => String::new(),
+        tables => format!("FOR TABLE {} ", tables.join(", ")),
+    };
     let command = format!(
         "CREATE PUBLICATION {name} {tables}WITH (publish = 'insert', publish_via_partition_root = true)"
     );
@@ -102,8 +107,8 @@ async fn publication(config: &Config, client: &mut Client) -> Result<(), Error> 
             Ok(())
         }
         Err(error) => Err(error.hint(format!(
-            "the role needs CREATE on the database once, and to own the journal; or let their \
-             owner run: {command}"
+            "the role needs CREATE on the database once, and to own the journal and the tables of \
+             messages; or let their owner run: {command}"
         ))),
     }
 }
@@ -130,6 +135,7 @@ pub(crate) async fn has_publication(config: &Config, client: &mut Client) -> Res
             quote_identifier(name)
         )));
     }
+    publication::must_hold(config, client).await?;
     Ok(true)
 }
 
@@ -144,7 +150,7 @@ pub(crate) fn lost_publication(config: &Config) -> Error {
 }
 
 fn journal_table(config: &Config) -> String {
-    format!("{}.{}", quote_identifier(config.outbox_schema()), quote_identifier(journal::TABLE))
+    format!("{}.outbox", quote_identifier(config.outbox_schema()))
 }
 
 /// A slot's creation that took too long was most likely waiting: names for what.

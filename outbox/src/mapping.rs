@@ -222,6 +222,7 @@ struct Inner {
     source: String,
     content_type: String,
     null_payload_is_tombstone: bool,
+    id_header: Option<String>,
     #[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]
     statements: crate::outbox::rows::Statements,
 }
@@ -235,8 +236,9 @@ impl Mapping {
     /// Begins with the table that Debezium's outbox event router reads by default.
     ///
     /// Columns `id uuid`, `aggregatetype`, `aggregateid` and `type`, which are strings, and
-    /// `payload jsonb`; the topic is `outbox.event.${aggregatetype}`, the key `aggregateid`, and a
-    /// null payload is a tombstone
+    /// `payload jsonb`; the topic is `outbox.event.${aggregatetype}`, the key `aggregateid`, a null
+    /// payload is a tombstone, and the record has the id in a header `id` too, where Debezium's
+    /// consumers look for it
     /// (<https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html>).
     /// Each can be said otherwise.
     pub fn debezium(table: impl Into<String>) -> Builder {
@@ -247,6 +249,7 @@ impl Mapping {
             .column(Part::Type, "type", ColumnType::Text)
             .column(Part::Payload, "payload", ColumnType::Jsonb)
             .null_payload_is_tombstone(true)
+            .id_header("id")
     }
 
     /// The journal of a schema, which has a column for each part.
@@ -308,6 +311,11 @@ impl Mapping {
     /// Whether a null payload needs nothing else to be a tombstone.
     pub fn null_payload_is_tombstone(&self) -> bool {
         self.0.null_payload_is_tombstone
+    }
+
+    /// The header in which a record has the id once more.
+    pub fn id_header(&self) -> Option<&str> {
+        self.0.id_header.as_deref()
     }
 
     #[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use rustix::process::{Signal, getpid, kill_process};
-use tailrace_cdc_relay::{Config, Relay, cli};
+use tailrace_cdc_relay::{Config, Mapping, Relay, cli};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -52,6 +52,9 @@ struct RelayArgs {
     /// Records after which a batch is sealed
     #[arg(long)]
     batch_records: Option<usize>,
+    /// A table whose rows are messages too
+    #[arg(long)]
+    table: Option<Mapping>,
     /// MILESTONE:N, MILESTONE:N:stop or MILESTONE:N:MICROSECONDS
     #[arg(long)]
     die_at: Option<CrashPoint>,
@@ -104,6 +107,9 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     }
     if let Some(records) = arguments.batch_records {
         config = config.batch_records(records);
+    }
+    if let Some(mapping) = arguments.table {
+        config = config.table(mapping);
     }
     let mut relay = Relay::new(config);
     if let Some(point) = arguments.die_at {

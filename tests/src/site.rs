@@ -38,6 +38,8 @@ pub struct Variant {
     pub batch_records: Option<usize>,
     /// Bytes above which a source transaction is split.
     pub split_bytes: Option<usize>,
+    /// A table whose rows are messages too.
+    pub table: Option<&'static str>,
 }
 
 impl Site {
@@ -81,6 +83,9 @@ impl Site {
         }
         if let Some(bytes) = variant.split_bytes {
             give("--split-bytes", bytes.to_string());
+        }
+        if let Some(table) = variant.table {
+            give("--table", table.to_owned());
         }
         self.start(arguments)
     }

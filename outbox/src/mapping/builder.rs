@@ -20,6 +20,7 @@ pub struct Builder {
     source: Option<String>,
     content_type: String,
     null_payload_is_tombstone: bool,
+    id_header: Option<String>,
 }
 
 impl Builder {
@@ -31,6 +32,7 @@ impl Builder {
             source: None,
             content_type: JSON.to_owned(),
             null_payload_is_tombstone: false,
+            id_header: None,
         }
     }
 
@@ -68,6 +70,13 @@ impl Builder {
         self
     }
 
+    /// A user header of the record that has the id once more, for consumers that know no `ce_id`.
+    /// Empty for none. Default: none, and with Debezium's layout `id`.
+    pub fn id_header(mut self, name: impl Into<String>) -> Self {
+        self.id_header = Some(name.into()).filter(|name| !name.is_empty());
+        self
+    }
+
     /// Checks every rule and makes the mapping.
     ///
     /// # Errors
@@ -90,6 +99,9 @@ impl Builder {
                 faults.push(format!("the {what} is empty or contains a control character"));
             }
         }
+        if let Some(name) = &self.id_header {
+            faults.extend(rules::user_header(name, "").err().map(|error| error.to_string()));
+        }
         match topic {
             Some(topic) if faults.is_empty() => Ok(Mapping(Arc::new(Inner {
                 #[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]
@@ -101,6 +113,7 @@ impl Builder {
                 source,
                 content_type: self.content_type,
                 null_payload_is_tombstone: self.null_payload_is_tombstone,
+                id_header: self.id_header,
             }))),
             _ => Err(Error::invalid(format!(
                 "the mapping of table {:?} can not be: {}",

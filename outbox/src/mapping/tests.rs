@@ -27,6 +27,7 @@ fn a_mapping_says_everything_that_is_wrong_with_it() {
     check("public.t=debezium, id:id:bytea", &["column \"id\" is bytea", "uuid, text"]);
     check("public.t=debezium, tombstone:gone", &["both say what a tombstone is"]);
     check("public.t=debezium, source=", &["the source is empty"]);
+    check("public.t=debezium, id_header=ce_id", &["header name \"ce_id\" is reserved"]);
     check("public.t=id:id, debezium", &["\"debezium\" says nothing"]);
     for wrong in ["nonsense", "id", "id:a:int", "id:a:uuid:b", "what:a", "null_payload=yes"] {
         check(&format!("public.t=debezium, {wrong}"), &[wrong, "says nothing"]);
@@ -39,7 +40,8 @@ fn a_mapping_says_everything_that_is_wrong_with_it() {
 fn the_preset_is_debeziums_table_and_can_be_said_otherwise() {
     let preset: Mapping = "public.outbox=debezium".parse().unwrap();
     let other: Mapping =
-        "a.b=debezium, payload:body:bytea, source=urn:x:y, created_at:at, null_payload=error"
+        "a.b=debezium, payload:body:bytea, source=urn:x:y, created_at:at, null_payload=error, \
+         id_header="
             .parse()
             .unwrap();
 
@@ -64,6 +66,7 @@ fn the_preset_is_debeziums_table_and_can_be_said_otherwise() {
     let payload = other.column(Part::Payload).unwrap();
     assert_eq!((payload.name(), payload.r#type()), ("body", ColumnType::Bytea));
     assert_eq!(other.column(Part::CreatedAt).unwrap().r#type(), ColumnType::Timestamptz);
+    assert_eq!((preset.id_header(), other.id_header()), (Some("id"), None));
     assert_eq!((other.source(), other.null_payload_is_tombstone()), ("urn:x:y", false));
 }
 

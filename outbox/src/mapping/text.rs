@@ -16,6 +16,7 @@ impl FromStr for Mapping {
     /// | `PART:COLUMN`, `PART:COLUMN:TYPE` | the column of a part, by the names of [`Part`]; without a type the first that the part takes |
     /// | `topic=PATTERN` | [`Builder::topic`] |
     /// | `source=TEXT`, `content_type=TEXT` | [`Builder::source`], [`Builder::content_type`] |
+    /// | `id_header=NAME`, `id_header=` | [`Builder::id_header`] |
     /// | `null_payload=tombstone`, `null_payload=error` | [`Builder::null_payload_is_tombstone`] |
     ///
     /// Names with a comma, a colon, an equals sign or a dot in them can be given by a [`Builder`]
@@ -40,6 +41,7 @@ fn item(builder: Builder, text: &str) -> Result<Builder, Error> {
             ("topic", pattern) => Ok(builder.topic(pattern)),
             ("source", source) => Ok(builder.source(source)),
             ("content_type", content_type) => Ok(builder.content_type(content_type)),
+            ("id_header", name) => Ok(builder.id_header(name)),
             ("null_payload", "tombstone") => Ok(builder.null_payload_is_tombstone(true)),
             ("null_payload", "error") => Ok(builder.null_payload_is_tombstone(false)),
             _ => Err(unknown(text)),
@@ -63,6 +65,6 @@ fn item(builder: Builder, text: &str) -> Result<Builder, Error> {
 fn unknown(item: &str) -> Error {
     Error::invalid(format!("{item:?} says nothing about a table's columns")).mended_by(
         "write debezium, PART:COLUMN:TYPE, topic=PATTERN, source=TEXT, content_type=TEXT, \
-         null_payload=tombstone or null_payload=error, with commas between them",
+         id_header=NAME, null_payload=tombstone or null_payload=error, with commas between them",
     )
 }
