@@ -8,6 +8,10 @@ mod bad_settings;
 mod brokers;
 #[path = "e2e/complaint.rs"]
 mod complaint;
+#[path = "e2e/delivery.rs"]
+mod delivery;
+#[path = "e2e/failover.rs"]
+mod failover;
 #[path = "e2e/gaps.rs"]
 mod gaps;
 #[path = "e2e/half_made.rs"]

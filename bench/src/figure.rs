@@ -49,8 +49,8 @@ pub(crate) fn print_table(figures: &[Figure]) {
         table.add_row([
             figure.variant.clone(),
             figure.metric.to_owned(),
-            format!("{:.0} {}", figure.value, figure.unit),
-            format!("{:.0} ({})", figure.reference_value, figure.reference),
+            format!("{} {}", readable(figure.value), figure.unit),
+            format!("{} ({})", readable(figure.reference_value), figure.reference),
             format!("{:.3}", figure.ratio),
             format!("{:.3} to {:.3}", figure.min, figure.max),
             figure.runs.to_string(),
@@ -62,6 +62,21 @@ pub(crate) fn print_table(figures: &[Figure]) {
         }
     }
     println!("{table}");
+}
+
+/// Three digits at least, and no more behind the point than they need.
+fn readable(value: f64) -> String {
+    match value.abs() {
+        small if small < 10.0 => format!("{value:.2}"),
+        middle if middle < 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// What a reader of the figures has to know besides; to standard error, so that the figures alone
+/// can be piped.
+pub(crate) fn tell(line: &str) {
+    eprintln!("{line}");
 }
 
 /// The one error that ends a measurement.

@@ -5,7 +5,16 @@
 
 mod figure;
 mod outbox_cost;
+mod relay_backlog;
+mod relay_drain;
+mod relay_latency;
+mod relay_limits;
+mod relay_process;
+mod relay_reader;
+mod relay_site;
+mod relay_start;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +36,18 @@ struct Cli {
 enum Scenario {
     /// What a message costs the business transaction that writes it
     OutboxCost(outbox_cost::Options),
+    /// How fast a relay drains a backlog, beside what bounds it
+    RelayDrain(relay_drain::Options),
+    /// How long a message is under way
+    RelayLatency(relay_latency::Options),
+    /// How soon a relay is of use, after its start and after the end of another
+    RelayStart(relay_start::Options),
+    /// The sidecar, which the scenarios of the relay start as a process of its own
+    #[command(name = relay_process::SIDECAR, hide = true, disable_help_flag = true)]
+    CdcRelay {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 #[tokio::main]
@@ -34,6 +55,13 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let measured = match cli.scenario {
         Scenario::OutboxCost(options) => outbox_cost::measure(options).await,
+        Scenario::RelayDrain(options) => Box::pin(relay_drain::measure(options)).await,
+        Scenario::RelayLatency(options) => Box::pin(relay_latency::measure(options)).await,
+        Scenario::RelayStart(options) => Box::pin(relay_start::measure(options)).await,
+        Scenario::CdcRelay { arguments } => {
+            let program = OsString::from(relay_process::SIDECAR);
+            return tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await;
+        }
     };
     match measured {
         Ok(figures) => {

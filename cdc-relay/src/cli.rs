@@ -26,7 +26,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
     let Command::Run(run) = cli.command;
-    match Relay::new(run.config()).run(stop_signal()).await {
+    match Relay::new(run.config()).run_on_own_thread(stop_signal()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);

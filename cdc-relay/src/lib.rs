@@ -25,8 +25,11 @@ mod config;
 mod dead_letter;
 mod error;
 mod leadership;
+#[doc(hidden)]
+pub mod limits;
 mod lsn;
 mod milestone;
+mod native;
 #[cfg_attr(
     not(test),
     expect(dead_code, unused_imports, reason = "most of a row is read by table capture alone")

@@ -10,6 +10,8 @@ mod decode;
 mod relation;
 mod tuple;
 
+use std::time::Duration;
+
 use std::fmt;
 
 pub(crate) use decode::decode;
@@ -36,6 +38,12 @@ impl Timestamp {
     /// Microseconds since 1970, UTC.
     pub(crate) fn unix_micros(self) -> i64 {
         self.0.saturating_add(946_684_800_000_000)
+    }
+
+    /// How much later another time of the same clock is; nothing if it is not.
+    pub(crate) fn until(self, later: Timestamp) -> Duration {
+        let micros = later.0.saturating_sub(self.0);
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
     }
 }
 

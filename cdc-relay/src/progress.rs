@@ -263,10 +263,10 @@ impl Progress {
 
     /// When [`Progress::due`] can change its answer though nothing is received and nothing becomes
     /// durable.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self, caught_up: bool) -> Option<Instant> {
         match &self.batch {
             Some(batch) if self.splits() => Some(batch.opened_at + self.limits.split_age),
-            Some(batch) if self.committing => {
+            Some(batch) if self.committing || !caught_up => {
                 Some(batch.opened_at + self.limits.behind_age.max(self.limits.linger))
             }
             Some(batch) => Some(batch.opened_at + self.limits.linger),

@@ -1,6 +1,6 @@
 //! Carries decoded changes to the sink, as progress decides.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Published, Source};
 use crate::config::Config;
@@ -40,9 +40,15 @@ pub(crate) struct Publisher<'a, S> {
     pub(crate) sequence: String,
     /// Reused for each row of a table of messages.
     pub(crate) frame: Vec<u8>,
+    /// The newest transaction waited long before the server sent it: there is a backlog.
+    pub(crate) behind: bool,
     /// Rows are counted, not published: said once a session.
     pub(crate) warned_of_rows: bool,
 }
+
+/// A transaction that was sent so long after its commit is one of a backlog. Longer than the
+/// server itself keeps one back with `synchronous_commit=off` (three times `wal_writer_delay`).
+const BEHIND: Duration = Duration::from_secs(1);
 
 /// What is in the batch that is being filled, and in the one sealed before it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,36 +75,39 @@ impl<S: Sink> Publisher<'_, S> {
                 }
                 Ok(())
             }
-            Event::Data { wal_start, body, .. } => match pgoutput::decode(body, wal_start)? {
-                Change::Begin { final_lsn, timestamp, .. } => {
-                    self.tables.begin(timestamp);
-                    self.progress.begin(final_lsn)
+            Event::Data { wal_start, sent_at, body, .. } => {
+                match pgoutput::decode(body, wal_start)? {
+                    Change::Begin { final_lsn, timestamp, .. } => {
+                        self.tables.begin(timestamp);
+                        self.progress.begin(final_lsn)
+                    }
+                    Change::Commit { commit_lsn, end_lsn, timestamp } => {
+                        self.status.received(end_lsn);
+                        self.behind = timestamp.until(sent_at) >= BEHIND;
+                        self.progress.commit(commit_lsn, end_lsn)
+                    }
+                    Change::Message { transactional: true, prefix, content, .. } => {
+                        self.message(prefix, content, wal_start, now).await
+                    }
+                    Change::Message { prefix, .. } => {
+                        self.outside_a_transaction(prefix, wal_start);
+                        Ok(())
+                    }
+                    Change::Insert { relation, new } if self.tables.hold(relation) => {
+                        self.message_row(relation, new, wal_start, now).await
+                    }
+                    // What becomes of a row once it has been inserted is no message.
+                    Change::Insert { relation, .. }
+                    | Change::Update { relation, .. }
+                    | Change::Delete { relation, .. } => self.row(&[relation], wal_start),
+                    Change::Truncate { relations, .. } => self.row(&relations, wal_start),
+                    Change::Relation(relation) => {
+                        self.tables.relation(&relation);
+                        Ok(())
+                    }
+                    Change::Type { .. } | Change::Origin { .. } => Ok(()),
                 }
-                Change::Commit { commit_lsn, end_lsn, .. } => {
-                    self.status.received(end_lsn);
-                    self.progress.commit(commit_lsn, end_lsn)
-                }
-                Change::Message { transactional: true, prefix, content, .. } => {
-                    self.message(prefix, content, wal_start, now).await
-                }
-                Change::Message { prefix, .. } => {
-                    self.outside_a_transaction(prefix, wal_start);
-                    Ok(())
-                }
-                Change::Insert { relation, new } if self.tables.hold(relation) => {
-                    self.message_row(relation, new, wal_start, now).await
-                }
-                // What becomes of a row once it has been inserted is no message.
-                Change::Insert { relation, .. }
-                | Change::Update { relation, .. }
-                | Change::Delete { relation, .. } => self.row(&[relation], wal_start),
-                Change::Truncate { relations, .. } => self.row(&relations, wal_start),
-                Change::Relation(relation) => {
-                    self.tables.relation(&relation);
-                    Ok(())
-                }
-                Change::Type { .. } | Change::Origin { .. } => Ok(()),
-            },
+            }
         }
     }
 

@@ -4,10 +4,10 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
-use crate::error::{Error, Reaction};
+use crate::error::{Error, Kind, Reaction};
 use crate::milestone::{Milestone, Observer};
 use crate::publisher::unix_ms;
 use crate::session::{Session, lead};
@@ -82,6 +82,41 @@ impl<C: Connect> Relay<C> {
         sessions.await
     }
 
+    /// [`Relay::run`] on a thread of its own, with a runtime for nothing else.
+    ///
+    /// A runtime of many threads reads the relay's sockets on one of them and wakes another for
+    /// each piece: twice the processor time per message, measured. Dropping the future asks the
+    /// relay to stop, and does not wait for it.
+    pub async fn run_on_own_thread(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (ended, end) = oneshot::channel();
+        let (alive, dropped) = oneshot::channel::<()>();
+        let shutdown = async move {
+            tokio::select! {
+                () = shutdown => {}
+                _ = dropped => {}
+            }
+        };
+        let no_thread =
+            |error| Error::new(Kind::Unavailable, "no thread for the relay").caused_by(error);
+        std::thread::Builder::new()
+            .name("cdc-relay".to_owned())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                // Whoever waited for it may be gone.
+                let _ = ended.send(match runtime {
+                    Ok(runtime) => runtime.block_on(self.run(shutdown)),
+                    Err(error) => Err(no_thread(error)),
+                });
+            })
+            .map_err(no_thread)?;
+        let outcome = end.await;
+        drop(alive);
+        outcome.map_err(|_| Error::new(Kind::Unavailable, "the relay's thread has panicked"))?
+    }
+
     async fn sessions(&self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
         let mut settled = false;
         let mut pause = PAUSE_MIN;
@@ -110,6 +145,7 @@ impl<C: Connect> Relay<C> {
                 Reaction::Retry => tracing::warn!(
                     error = %error,
                     source = ?std::error::Error::source(&error),
+                    mend = error.mend(),
                     ?pause,
                     "session ended, trying again"
                 ),
@@ -184,9 +220,12 @@ async fn publish<S: Sink>(
             publisher.sink.abort().await?;
             break;
         }
-        let due = publisher.progress.due(Instant::now(), true);
+        let due = publisher.progress.due(Instant::now(), !publisher.behind);
         let committing = publisher.progress.is_committing();
-        let wake = [publisher.progress.deadline(), drain_until].into_iter().flatten().min();
+        let wake = [publisher.progress.deadline(!publisher.behind), drain_until]
+            .into_iter()
+            .flatten()
+            .min();
         tokio::select! {
             biased;
             () = until_stopped(stop), if drain_until.is_none() => {

@@ -11,12 +11,20 @@
 mod buffer;
 mod client;
 mod connection;
+mod encryption;
+mod end_point;
 mod endpoint;
+mod low_water;
+mod pace;
+mod password;
 pub(crate) mod reader;
 mod server_error;
 mod startup;
 mod status;
 mod stream;
+mod tls;
+mod tls_error;
+mod verifier;
 
 pub(crate) use client::{Client, Row, quote_identifier, quote_literal};
 pub(crate) use endpoint::Endpoint;

@@ -49,10 +49,13 @@ pub(crate) async fn lead<'a, C: Connect>(
     let mut sink = connect.connect(&relay_id).await?;
     let stream = hold(config, client, settled).await?;
 
+    // Both servers have answered and are rightly set up as far as they can say: what does not
+    // answer from here on may be a broker that has just died.
+    *settled = true;
+
     // From here on the slot is ours, and with it the right to fence.
     let stored = Stored::read(&sink.take_over().await?)?;
     let start = decide(config, &stored).await?;
-    *settled = true;
     if start.first {
         let checkpoint = Checkpoint { source: start.source.clone(), progress: start.progress };
         sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
@@ -83,6 +86,7 @@ pub(crate) async fn lead<'a, C: Connect>(
         batches: Batches::default(),
         sequence: String::new(),
         frame: Vec::new(),
+        behind: false,
         warned_of_rows: false,
     };
     Ok(Session { stream, publisher })

@@ -23,7 +23,6 @@ mod create_topic;
 mod exactly_once;
 mod kafka;
 pub mod memory;
-mod native;
 mod partitions;
 mod producer;
 mod refusal;

@@ -20,8 +20,13 @@ const DEBEZIUM: &str = "CREATE TABLE outbox (id uuid NOT NULL PRIMARY KEY, \
 /// The topics of a test are made before, and have the name of the aggregate's type.
 const MAPPING: &str = "public.outbox=debezium, topic=${aggregatetype}, source=/orders";
 
-const VARIANT: Variant =
-    Variant { die_at: None, batch_records: Some(16), split_bytes: None, table: Some(MAPPING) };
+const VARIANT: Variant = Variant {
+    die_at: None,
+    batch_records: Some(16),
+    split_bytes: None,
+    at_least_once: false,
+    table: Some(MAPPING),
+};
 
 /// Rounds of three rows each.
 const ROUNDS: usize = 60;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use rustix::process::{Signal, getpid, kill_process};
-use tailrace_cdc_relay::{Config, Mapping, Relay, cli};
+use tailrace_cdc_relay::{Config, Delivery, Mapping, Relay, cli};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -52,6 +52,8 @@ struct RelayArgs {
     /// Records after which a batch is sealed
     #[arg(long)]
     batch_records: Option<usize>,
+    #[arg(long)]
+    at_least_once: bool,
     /// A table whose rows are messages too
     #[arg(long)]
     table: Option<Mapping>,
@@ -104,6 +106,9 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
         .relay_id(arguments.relay_id);
     if let Some(bytes) = arguments.split_bytes {
         config = config.split_bytes(bytes);
+    }
+    if arguments.at_least_once {
+        config = config.delivery(Delivery::AtLeastOnce);
     }
     if let Some(records) = arguments.batch_records {
         config = config.batch_records(records);

@@ -3,7 +3,7 @@
 use rdkafka::config::ClientConfig;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Row};
-use tailrace_stack::{Database, Stack, unique};
+use tailrace_stack::{Database, Postgres, Stack, unique};
 
 use crate::crash_point::CrashPoint;
 use crate::process::{Node, Process};
@@ -14,7 +14,9 @@ const CONNECTIONS_MAX: u32 = 16;
 /// A database, slot, relay id and topics that no other test has, and the program to run on them.
 #[derive(Debug)]
 pub struct Site {
-    /// The test's database.
+    /// Its database, on the server that is the primary now.
+    pub url: String,
+    /// Removed at the end, on the server where it was made.
     pub database: Database,
     /// Connections to it.
     pub pool: PgPool,
@@ -38,6 +40,8 @@ pub struct Variant {
     pub batch_records: Option<usize>,
     /// Bytes above which a source transaction is split.
     pub split_bytes: Option<usize>,
+    /// Each message as early as can be, some of them again after a crash.
+    pub at_least_once: bool,
     /// A table whose rows are messages too.
     pub table: Option<&'static str>,
 }
@@ -54,10 +58,9 @@ impl Site {
         for _ in 0..topics {
             made.push(stack.kafka().fresh_topic(name, 3).await.expect("a topic is made"));
         }
-        let options: PgConnectOptions = database.url().parse().expect("the stack's url is one");
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).connect_lazy_with(options);
         Site {
-            pool,
+            pool: pool(database.url()),
+            url: database.url().to_owned(),
             brokers: stack.kafka().brokers().to_owned(),
             slot: unique(name),
             relay_id: unique(name),
@@ -67,11 +70,19 @@ impl Site {
         }
     }
 
+    /// Goes on with the copy of the database on another server, a standby that was promoted.
+    pub fn fail_over(&mut self, server: &Postgres) {
+        let name = self.database.url().rsplit_once('/').map_or("", |(_, name)| name);
+        let host = server.url().rsplit_once('/').map_or("", |(host, _)| host);
+        self.url = format!("{host}/{name}");
+        self.pool = pool(&self.url);
+    }
+
     /// Starts a relay that says what it does.
     pub fn relay(&self, variant: Variant) -> Process {
         let mut arguments = vec!["relay".to_owned()];
         let mut give = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        give("--database-url", self.database.url().to_owned());
+        give("--database-url", self.url.clone());
         give("--kafka-brokers", self.brokers.clone());
         give("--slot", self.slot.clone());
         give("--relay-id", self.relay_id.clone());
@@ -87,6 +98,9 @@ impl Site {
         if let Some(table) = variant.table {
             give("--table", table.to_owned());
         }
+        if variant.at_least_once {
+            arguments.push("--at-least-once".to_owned());
+        }
         self.start(arguments)
     }
 
@@ -100,7 +114,7 @@ impl Site {
         let give = |name: &str, value: &str| format!("--{name}={value}");
         vec![
             "run".to_owned(),
-            give("database-url", self.database.url()),
+            give("database-url", &self.url),
             give("kafka-brokers", &self.brokers),
             give("slot", &self.slot),
             give("relay-id", &self.relay_id),
@@ -159,7 +173,7 @@ impl Site {
     ///
     /// When the server refuses.
     pub async fn connect(&self) -> PgConnection {
-        PgConnection::connect(self.database.url()).await.expect("the server takes a connection")
+        PgConnection::connect(&self.url).await.expect("the server takes a connection")
     }
 
     /// Settings of an independent Kafka client.
@@ -168,4 +182,9 @@ impl Site {
         config.set("bootstrap.servers", &self.brokers);
         config
     }
+}
+
+fn pool(url: &str) -> PgPool {
+    let options: PgConnectOptions = url.parse().expect("the stack's url is one");
+    PgPoolOptions::new().max_connections(CONNECTIONS_MAX).connect_lazy_with(options)
 }

@@ -225,7 +225,7 @@ impl Site {
     }
 
     async fn writer(&self, at: usize, habit: Habit, dice: &mut Dice) -> Writer {
-        let url = self.database.url();
+        let url = self.url.as_str();
         let client = match habit {
             Habit::Every if at.is_multiple_of(TOKIO_POSTGRES_EVERY) => {
                 Client::through_tokio_postgres(url).await
@@ -247,7 +247,7 @@ impl Site {
     ) -> Process {
         let mut arguments = vec!["writer".to_owned()];
         let mut give = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        give("--database-url", self.database.url().to_owned());
+        give("--database-url", self.url.clone());
         for topic in &self.topics {
             give("--topic", topic.clone());
         }

@@ -362,14 +362,14 @@ fn a_relay_that_keeps_up_seals_when_the_commit_before_is_done_and_one_behind_fil
 
     transaction(&mut progress);
     assert_eq!(progress.due(now, true), None, "it lingers");
-    assert_eq!(progress.deadline(), Some(now + LIMITS.linger));
+    assert_eq!(progress.deadline(true), Some(now + LIMITS.linger));
     assert_eq!(progress.due(now + LIMITS.linger, false), None, "there is more to take in");
     let due = progress.due(now + LIMITS.linger, true).expect("it is caught up");
     progress.sealed(due, now);
 
     transaction(&mut progress);
     assert_eq!(progress.due(now + LIMITS.linger, true), None, "a commit is under way");
-    assert_eq!(progress.deadline(), Some(now + LIMITS.behind_age));
+    assert_eq!(progress.deadline(true), Some(now + LIMITS.behind_age));
     assert!(progress.due(now + LIMITS.behind_age, false).is_some(), "it is too old");
     for _ in 0..3 {
         transaction(&mut progress);

@@ -6,11 +6,12 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::time::timeout;
 
-use super::connection::{Connection, late, unexpected};
-use super::endpoint::Endpoint;
+use super::connection::{Channel, Connection, TLS_HANDSHAKE, TLS_QUESTION, late, unexpected};
+use super::encryption::Attempt;
+use super::endpoint::{Endpoint, Target};
 use super::reader::{Fault, Reader};
 use super::server_error::{During, server_error};
-use super::startup;
+use super::startup::{self, Refusal};
 use super::stream::Stream;
 use crate::error::{Error, Kind};
 
@@ -47,37 +48,138 @@ impl Row {
 }
 
 impl Client {
-    /// Connects and logs in within the endpoint's time-out; refuses servers before Postgres 15.
+    /// Connects and logs in, to the first host that serves, each within the endpoint's time-out;
+    /// refuses servers before Postgres 15.
+    ///
+    /// A host that cannot serve now, or is not the kind of server that is asked for, is passed
+    /// over; one that refuses *us* ends the search, as for libpq.
     pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Client, Error> {
-        let limit = endpoint.connect_timeout();
-        timeout(limit, Box::pin(Client::log_in(endpoint)))
-            .await
-            .unwrap_or_else(|_| Err(late(endpoint, "the log-in", limit)))
+        let mut failures: Vec<Error> = Vec::new();
+        for place in endpoint.alternatives() {
+            match Client::connect_to(&place).await {
+                Err(error) if error.kind() == Kind::Unavailable => failures.push(error),
+                outcome => return outcome,
+            }
+        }
+        if failures.len() > 1 {
+            let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("none of {} hosts serves: {}", failures.len(), texts.join("; ")),
+            ));
+        }
+        Err(failures.pop().expect("an endpoint has a host"))
     }
 
-    async fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
-        let mut connection = Connection::open(endpoint).await?;
-        let backend_pid = startup::start(&mut connection).await?;
-        let mut client = Client { connection, backend_pid, server_version: 0, ready: true };
-        let rows = client.query("SHOW server_version_num").await?;
-        let version = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse().ok());
-        client.server_version = version.ok_or_else(|| {
-            Error::new(
-                Kind::Server,
-                format!("postgres at {} does not tell its version", endpoint.address()),
-            )
+    /// As [`Client::connect`], for an endpoint of one host.
+    async fn connect_to(endpoint: &Endpoint) -> Result<Client, Error> {
+        let limit = endpoint.connect_timeout();
+        let mut phase = "";
+        let outcome = timeout(limit, Box::pin(Client::log_in(endpoint, &mut phase))).await;
+        outcome.unwrap_or_else(|_| Err(late(endpoint, phase, limit)))
+    }
+
+    /// Tries each degree of protection that `sslmode` allows.
+    async fn log_in(endpoint: &Endpoint, phase: &mut &'static str) -> Result<Client, Error> {
+        let attempts: &[Attempt] = match endpoint.is_socket() {
+            true => &[Attempt::Plain],
+            false => endpoint.encryption().attempts(),
+        };
+        let mut before: Option<Error> = None;
+        for (number, &attempt) in attempts.iter().enumerate() {
+            let Refusal { error, at_the_door } =
+                match Client::try_log_in(endpoint, attempt, phase).await {
+                    Ok(client) => return Ok(client),
+                    Err(refusal) => refusal,
+                };
+            let last = number + 1 == attempts.len();
+            if last && (at_the_door || *phase == TLS_QUESTION) {
+                // Of two closed doors the first is the one that was wished for.
+                return Err(before.unwrap_or(error));
+            }
+            if last || !at_the_door {
+                return Err(error);
+            }
+            if attempt == Attempt::TlsIfOffered {
+                tracing::warn!(
+                    error = %error,
+                    source = ?std::error::Error::source(&error),
+                    "connecting without TLS, as sslmode=prefer allows"
+                );
+            }
+            before = Some(error);
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    async fn try_log_in(
+        endpoint: &Endpoint,
+        attempt: Attempt,
+        phase: &mut &'static str,
+    ) -> Result<Client, Refusal> {
+        let mut connection = match Connection::open(endpoint, attempt, phase).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                // Files that are missing are missing however often we try.
+                let at_the_door = *phase == TLS_HANDSHAKE && error.kind() != Kind::Config;
+                return Err(Refusal { error, at_the_door });
+            }
+        };
+        *phase = "the log-in";
+        let backend_pid = startup::start(&mut connection).await.map_err(|mut refusal| {
+            // An unprotected connection is not tried a second time.
+            refusal.at_the_door &=
+                attempt != Attempt::TlsIfOffered || connection.channel != Channel::Plain;
+            refusal
         })?;
-        if client.server_version < SERVER_VERSION_MIN {
+        *phase = "the first query";
+        let mut client = Client { connection, backend_pid, server_version: 0, ready: true };
+        client.check_version().await?;
+        client.check_target().await?;
+        Ok(client)
+    }
+
+    async fn check_version(&mut self) -> Result<(), Error> {
+        let rows = self.query("SHOW server_version_num").await?;
+        let version = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse().ok());
+        let address = self.connection.endpoint.address();
+        self.server_version = version.ok_or_else(|| {
+            Error::new(Kind::Server, format!("postgres at {address} does not tell its version"))
+        })?;
+        if self.server_version < SERVER_VERSION_MIN {
+            let version = self.server_version / 10_000;
             return Err(Error::new(
                 Kind::Server,
                 format!(
-                    "postgres at {} is version {}, and 15 is the oldest that is supported",
-                    endpoint.address(),
-                    client.server_version / 10_000
+                    "postgres at {address} is version {version}, and 15 is the oldest that is supported"
                 ),
             ));
         }
-        Ok(client)
+        Ok(())
+    }
+
+    /// Whether it is the kind of server that is asked for.
+    async fn check_target(&mut self) -> Result<(), Error> {
+        let target = self.connection.endpoint.target();
+        let wrong = match target {
+            Target::Any => return Ok(()),
+            Target::Primary => "SELECT pg_is_in_recovery()",
+            Target::ReadWrite => {
+                "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool"
+            }
+        };
+        let rows = self.query(wrong).await?;
+        if rows.first().and_then(|row| row.get(0)) == Some("f") {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            format!(
+                "postgres at {} is not {target}, as target_session_attrs asks",
+                self.connection.endpoint.address()
+            ),
+        )
+        .hint("name all servers of the cluster in the database url: host1:port1,host2:port2"))
     }
 
     /// The process id of the server's backend, as in `pg_stat_activity`.

@@ -2,6 +2,7 @@
 
 use super::endpoint::Endpoint;
 use super::reader::{Fault, Reader};
+use super::tls_error::CLIENT_CERTIFICATE;
 use crate::error::{Error, Kind};
 
 /// What was being done when the server refused.
@@ -70,12 +71,7 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
             Kind::Permission,
             format!("check user and password of role {user:?} in the database url"),
         ),
-        ("28000", _) => hinted(
-            Kind::Permission,
-            format!(
-                "pg_hba.conf must let role {user:?} with LOGIN reach database {database:?} from here"
-            ),
-        ),
+        ("28000", _) => (Kind::Permission, Some(turned_away(endpoint, fields))),
         ("42501", _) => hinted(
             Kind::Permission,
             format!("grant what is missing, for the change stream: ALTER ROLE {user} REPLICATION"),
@@ -133,6 +129,20 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
         ),
         (code, _) => (by_class(code), None),
     }
+}
+
+/// How to be let in. The server's language decides its words; where they are not English the
+/// second hint is given, which is true as well.
+fn turned_away(endpoint: &Endpoint, fields: &Fields) -> String {
+    if fields.message.contains("client certificate") {
+        return CLIENT_CERTIFICATE.into();
+    }
+    format!(
+        "pg_hba.conf must let role {:?} with LOGIN reach database {:?} from here with sslmode={}",
+        endpoint.user(),
+        endpoint.database(),
+        endpoint.encryption().mode
+    )
 }
 
 /// What the code's class alone says: whether trying again can help.

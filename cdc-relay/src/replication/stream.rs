@@ -13,11 +13,13 @@ use tokio::time::timeout;
 use super::buffer::{Buffer, Frame};
 use super::connection::{Connection, ReadHalf, closed, is_notice, late, lost, unexpected};
 use super::endpoint::Endpoint;
+use super::low_water::LowWater;
 use super::reader::{Fault, Reader};
 use super::server_error::{During, server_error};
 use super::status::{StatusHandle, StatusTask};
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 
 /// A walsender in the middle of a transaction sends the rest of it before it takes notice.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +31,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Stream {
     reader: ReadHalf,
     buffer: Buffer,
+    low_water: Option<LowWater>,
     status: StatusTask,
     endpoint: Endpoint,
     slot: Box<str>,
@@ -43,6 +46,8 @@ pub(crate) enum Event<'a> {
         wal_start: Lsn,
         /// The same as `wal_start` in a logical stream.
         wal_end: Lsn,
+        /// The server's clock when it sent this.
+        sent_at: Timestamp,
         /// The message, for [`crate::pgoutput::decode`].
         body: &'a [u8],
     },
@@ -57,15 +62,15 @@ pub(crate) enum Event<'a> {
 
 /// An event whose body is still a place in the buffer, so that the search for it may go on.
 enum Found {
-    Data { wal_start: Lsn, wal_end: Lsn, body: Range<usize> },
+    Data { wal_start: Lsn, wal_end: Lsn, sent_at: Timestamp, body: Range<usize> },
     Keepalive { wal_end: Lsn, reply_requested: bool },
 }
 
 impl Stream {
     pub(super) fn new(connection: Connection, slot: &str) -> Self {
-        let Connection { reader, writer, buffer, endpoint } = connection;
+        let Connection { reader, writer, buffer, low_water, endpoint, .. } = connection;
         let status = StatusTask::spawn(writer, endpoint.clone());
-        Stream { reader, buffer, status, endpoint, slot: slot.into() }
+        Stream { reader, buffer, low_water, status, endpoint, slot: slot.into() }
     }
 
     /// Waits for the next event; what it borrows lives until the next call.
@@ -156,8 +161,8 @@ impl Stream {
 
     fn event(&self, found: Found) -> Event<'_> {
         match found {
-            Found::Data { wal_start, wal_end, body } => {
-                Event::Data { wal_start, wal_end, body: self.buffer.body(body) }
+            Found::Data { wal_start, wal_end, sent_at, body } => {
+                Event::Data { wal_start, wal_end, sent_at, body: self.buffer.body(body) }
             }
             Found::Keepalive { wal_end, reply_requested } => {
                 Event::Keepalive { wal_end, reply_requested }
@@ -180,10 +185,13 @@ impl Stream {
     /// Reads once. The socket goes first: it may hold the reason for which the other task failed.
     async fn fill(&mut self) -> Result<(), Error> {
         let mut spare = ReadBuf::new(self.buffer.spare());
-        let (reader, status) = (&mut self.reader, &mut self.status);
+        let (reader, status, low_water) = (&mut self.reader, &mut self.status, &mut self.low_water);
         let outcome = std::future::poll_fn(|context| {
             if let Poll::Ready(read) = Pin::new(&mut *reader).poll_read(context, &mut spare) {
                 return Poll::Ready(Ok(read));
+            }
+            if let Some(Err(error)) = low_water.as_mut().map(|mark| mark.poll_late(context)) {
+                return Poll::Ready(Ok(Err(error)));
             }
             status.poll_failure(context).map(Err)
         })
@@ -193,7 +201,10 @@ impl Stream {
             Ok(Ok(())) if count == 0 => Err(closed(&self.endpoint)),
             Ok(Ok(())) => {
                 self.buffer.filled(count);
-                Ok(())
+                match &mut self.low_water {
+                    Some(mark) => mark.read(count).map_err(|error| lost(&self.endpoint, error)),
+                    None => Ok(()),
+                }
             }
             Ok(Err(error)) => Err(lost(&self.endpoint, error)),
             Err(Some(error)) => Err(error),
@@ -210,9 +221,9 @@ impl Found {
             b'w' => {
                 let wal_start = reader.lsn()?;
                 let wal_end = reader.lsn()?;
-                let _clock = reader.i64()?;
+                let sent_at = Timestamp(reader.i64()?);
                 let body = end - reader.rest().len()..end;
-                Ok(Found::Data { wal_start, wal_end, body })
+                Ok(Found::Data { wal_start, wal_end, sent_at, body })
             }
             b'k' => {
                 let wal_end = reader.lsn()?;

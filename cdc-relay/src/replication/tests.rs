@@ -1,5 +1,8 @@
 //! Against a real server, and what a real server does too rarely to wait for.
 
+mod arbitrary;
+mod certificates;
+mod hosts;
 mod log_in;
 mod own_server;
 mod query;
@@ -8,4 +11,5 @@ mod server;
 mod slot;
 mod status;
 mod stream;
+mod tls;
 mod wire;

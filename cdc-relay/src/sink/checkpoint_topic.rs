@@ -6,12 +6,14 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
+use rdkafka::producer::Producer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Saved;
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
 use super::create_topic::{Wanted, create};
 use super::partitions::REPEAT_AFTER;
+use super::producer::Client;
 use crate::checkpoint::CHECKPOINT_KEY;
 use crate::error::{Error, Kind};
 
@@ -35,28 +37,42 @@ pub(super) async fn ensure(cluster: &Cluster, topic: &str) -> Result<(), Error> 
 /// What the topic holds. To be called after `init_transactions` has returned for every
 /// transactional id of the relay: then nothing of ours is left open, and the read must reach the
 /// high watermark. Blocks.
-pub(super) fn read(cluster: &Cluster, topic: &str) -> Result<Saved, Error> {
+pub(super) fn read(cluster: &Cluster, topic: &str, client: &Client) -> Result<Saved, Error> {
     let what = format!("reading the checkpoint topic {topic:?}");
     let failed = |error| cluster.error(&what, error);
-    // A read_committed handle would answer with the last stable offset instead.
-    let uncommitted = consumer(cluster, "read_uncommitted").map_err(failed)?;
-    let (low, high) = uncommitted.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
-    let committed = consumer(cluster, "read_committed").map_err(failed)?;
+    let (low, high) = watermarks(cluster, topic, client)?;
+    let committed = consumer(cluster).map_err(failed)?;
     let mut span = FIRST_SPAN;
-    loop {
+    let saved = loop {
         let from = low.max(high.saturating_sub(span));
         let saved = read_range(&committed, topic, from, high, cluster)?;
         if saved.contains_key(CHECKPOINT_KEY) || from == low {
-            return Ok(saved);
+            break saved;
         }
         span = span.saturating_mul(4);
-    }
+    };
+    // To close a consumer takes 100 ms, which no start has to wait for.
+    std::thread::spawn(move || drop(committed));
+    Ok(saved)
 }
 
-fn consumer(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<Context>, KafkaError> {
+/// The first offset of the topic and the one after its last. Blocks.
+///
+/// A producer of the relay asks, whose isolation level is set for it: a read_committed client
+/// would be told the last stable offset instead.
+pub(super) fn watermarks(
+    cluster: &Cluster,
+    topic: &str,
+    client: &Client,
+) -> Result<(i64, i64), Error> {
+    let asked = client.client().fetch_watermarks(topic, 0, ANSWER_TIMEOUT);
+    asked.map_err(|error| cluster.error(&format!("asking for the end of {topic:?}"), error))
+}
+
+fn consumer(cluster: &Cluster) -> Result<BaseConsumer<Context>, KafkaError> {
     let mut config: ClientConfig = cluster.config();
     config
-        .set("isolation.level", isolation)
+        .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "error")

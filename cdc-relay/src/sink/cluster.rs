@@ -84,6 +84,11 @@ impl Cluster {
         faults
     }
 
+    /// Whether a property is given.
+    pub(super) fn sets(&self, name: &str) -> bool {
+        self.properties.iter().any(|(given, _)| given == name)
+    }
+
     /// Whether the producers are told to compress.
     pub(super) fn compresses(&self) -> bool {
         self.properties.iter().any(|(name, value)| {

@@ -13,9 +13,9 @@ use tokio::sync::oneshot;
 
 use super::Obstacle;
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
-use super::native::{self, Topic};
 use super::partitions::TOPICS_MAX;
 use crate::error::{Error, Kind};
+use crate::native::kafka::{self as native, Topic};
 use crate::record::Record;
 
 /// What a dead relay leaves open blocks read_committed readers for at most this, plus the broker's
@@ -69,7 +69,12 @@ impl Producer {
 
     /// A producer whose records are visible as soon as they arrive, each once.
     pub(super) fn idempotent(cluster: &Cluster) -> Result<Self, Error> {
-        Producer::new(cluster, &config(cluster))
+        let mut config = config(cluster);
+        // Nobody seals these batches in time, as in the other mode: a record leaves at once.
+        if !cluster.sets("linger.ms") {
+            config.set("linger.ms", "0");
+        }
+        Producer::new(cluster, &config)
     }
 
     fn new(cluster: &Cluster, config: &ClientConfig) -> Result<Self, Error> {
@@ -216,6 +221,8 @@ impl std::fmt::Debug for Producer {
 fn config(cluster: &Cluster) -> ClientConfig {
     let mut config = cluster.config();
     config
+        // For the watermarks of the checkpoint topic.
+        .set("isolation.level", "read_uncommitted")
         .set("message.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string())
         .set("enable.idempotence", "true")
         .set("partitioner", "murmur2_random")

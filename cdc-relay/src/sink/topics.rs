@@ -10,7 +10,7 @@ use super::checkpoint_topic;
 use super::cluster::{ANSWER_TIMEOUT, Cluster};
 use super::create_topic::{Wanted, create};
 use super::partitions::{Partitions, TOPICS_MAX};
-use super::producer::Producer;
+use super::producer::{Client, Producer};
 use super::topic_rules::TopicRules;
 use super::{Obstacle, Saved};
 use crate::checkpoint;
@@ -59,6 +59,14 @@ impl Topics {
         Ok(topics)
     }
 
+    /// Waits until a producer is connected. `init_transactions` finds its coordinator at once then,
+    /// and otherwise tries again only after half a second.
+    pub(super) async fn warm(&self, producer: &Producer) -> Result<(), Error> {
+        let (cluster, topic) = (self.cluster.clone(), self.checkpoint_topic.clone());
+        let ask = move |client: &Client| checkpoint_topic::watermarks(&cluster, &topic, client);
+        producer.run(ask).await?.map(|_| ())
+    }
+
     pub(super) fn checkpoint_topic(&self) -> &str {
         &self.checkpoint_topic
     }
@@ -66,7 +74,8 @@ impl Topics {
     /// What is saved. To be called once every older producer of the relay is fenced.
     pub(super) async fn saved(&mut self, producer: &Producer) -> Result<Saved, Error> {
         let (cluster, topic) = (self.cluster.clone(), self.checkpoint_topic.clone());
-        let saved = producer.run(move |_| checkpoint_topic::read(&cluster, &topic)).await??;
+        let read = move |client: &Client| checkpoint_topic::read(&cluster, &topic, client);
+        let saved = producer.run(read).await??;
         self.partitions.restore(&saved)?;
         Ok(saved)
     }

@@ -16,7 +16,8 @@ use crate::unique::unique;
 /// Moving the directory away first closes the race with a process that is being started at this
 /// moment: either it has written its id before, then we see it, or it no longer can, then it never
 /// gets to run (see `LAUNCHER`). The file can be there before its line is, hence the inner loop.
-/// The signal goes to the process group, because a tool may have children of its own.
+/// The signal goes to the process group, because a tool may have children of its own. A paused
+/// server takes it only when it goes on; Postgres then ends those of its children that do not.
 /// The waits are bounded: a second for the line, 8 for the process, then SIGKILL.
 const WATCHER: &str = r#"
 PATH=/usr/bin:/bin
@@ -31,6 +32,7 @@ if [ -e "$1.gone/pid" ]; then
     done
     tries=0
     kill -s "$2" -- "-$pid"
+    kill -s CONT -- "-$pid"
     while kill -s 0 "$pid" && [ "$tries" -lt 160 ]; do
         sleep 0.05
         tries=$((tries + 1))

@@ -6,7 +6,10 @@
 //! 1. `TAILRACE_STACK_DATABASE_URL` and `TAILRACE_STACK_KAFKA_BROKERS`: servers of your own.
 //!    `DATABASE_URL` is never read: tests create and drop databases and slots, and a shell may
 //!    export that one for something dear.
-//! 2. Local servers, fetched once through Maven by the coordinates in `pom.xml` and kept in
+//! 2. Docker, in a build with the feature `docker`: where `TAILRACE_STACK_DOCKER` is set, and
+//!    where the next way is closed but an engine answers. One broker, without TLS; what asks for
+//!    more takes the next way.
+//! 3. Local servers, fetched once through Maven by the coordinates in `pom.xml` and kept in
 //!    `TAILRACE_CACHE` (default: `tailrace` in the user's cache directory; for root, in
 //!    `/var/cache` where that directory is closed to others, because Postgres refuses to run as
 //!    root and runs as `postgres` or `nobody`). `TAILRACE_PG_VERSION` picks the Postgres, 15 to 18
@@ -27,26 +30,39 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! For faults, ask for more: [`Needs::breakable`] servers are killed, stopped and paused,
+//! [`Needs::brokers`] makes the Kafka a replicated one, [`Needs::proxied`] and
+//! [`Postgres::proxy`] let the network fail, [`Postgres::standby`] can be promoted, and with
+//! [`Needs::tls`] clients have to prove who they are.
 
 mod stack;
 
+mod certificates;
 mod kafka;
 mod postgres;
+mod proxy;
 
 mod cache;
+#[cfg(feature = "docker")]
+mod docker;
 mod error;
 mod home;
 mod maven;
 mod ports;
 mod process;
+mod server;
 mod settings;
+mod tree;
 mod unique;
 
 #[cfg(test)]
 mod tests;
 
+pub use certificates::Certificates;
 pub use error::{Error, Kind};
-pub use kafka::Kafka;
-pub use postgres::{Database, Postgres};
+pub use kafka::{Broker, Kafka, Mechanism};
+pub use postgres::{Database, Login, Postgres, Replication};
+pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};
 pub use unique::unique;

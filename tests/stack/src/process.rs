@@ -67,6 +67,28 @@ impl Process {
         }
     }
 
+    /// Halts it and all its children, by SIGSTOP. Answers when none of them runs any more.
+    ///
+    /// The parent comes first, so that it starts no child that is not seen here.
+    pub(crate) fn pause(&self, bound: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + bound;
+        self.signal(Signal::STOP);
+        wait_until_halted(&[self.pid], deadline)?;
+        let children = children(self.pid);
+        for child in &children {
+            kill_process(*child, Signal::STOP).ok();
+        }
+        wait_until_halted(&children, deadline)
+    }
+
+    /// Lets it and its children go on; changes nothing when they were not halted.
+    pub(crate) fn resume(&self) {
+        for child in children(self.pid) {
+            kill_process(child, Signal::CONT).ok();
+        }
+        self.signal(Signal::CONT);
+    }
+
     /// Ends it and all its children without a chance to write anything, and waits until they are
     /// gone.
     ///
@@ -151,13 +173,51 @@ pub(crate) fn children(parent: Pid) -> Vec<Pid> {
 /// an init process, does not run.
 pub(crate) fn alive(pid: Pid) -> bool {
     test_kill_process(pid).is_ok()
-        && table().iter().any(|row| row.pid == pid.as_raw_nonzero().get() && !row.ended)
+        && table()
+            .iter()
+            .any(|row| row.pid == pid.as_raw_nonzero().get() && row.state != State::Ended)
+}
+
+/// One that ends instead of halting does not run either.
+fn wait_until_halted(pids: &[Pid], deadline: Instant) -> Result<(), Error> {
+    loop {
+        let table = table();
+        let runs = |pid: &Pid| {
+            let row = table.iter().find(|row| row.pid == pid.as_raw_nonzero().get());
+            row.is_some_and(|row| row.state == State::Runs)
+        };
+        if !pids.iter().any(runs) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(Kind::Server, "a process does not halt at SIGSTOP"));
+        }
+        thread::sleep(POLL);
+    }
 }
 
 pub(crate) struct Row {
     pub(crate) pid: i32,
     pub(crate) parent: i32,
-    pub(crate) ended: bool,
+    pub(crate) state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Runs,
+    Halted,
+    Ended,
+}
+
+impl State {
+    /// From the letter that /proc and `ps` show.
+    fn of(letter: &str) -> Self {
+        match letter.chars().next() {
+            Some('Z' | 'X') => State::Ended,
+            Some('T' | 't') => State::Halted,
+            _ => State::Runs,
+        }
+    }
 }
 
 /// All processes of this machine, from /proc where there is one (slim images have no `ps`), else
@@ -178,7 +238,7 @@ fn row_of_ps(line: &str) -> Option<Row> {
     let mut fields = line.split_whitespace();
     let pid = fields.next()?.parse().ok()?;
     let parent = fields.next()?.parse().ok()?;
-    Some(Row { pid, parent, ended: fields.next()?.starts_with('Z') })
+    Some(Row { pid, parent, state: State::of(fields.next()?) })
 }
 
 /// `PID (NAME) STATE PARENT …`, where the name can hold anything, spaces and brackets too.
@@ -186,6 +246,6 @@ pub(crate) fn row_of_stat(stat: &str) -> Option<Row> {
     let (pid, _) = stat.split_once(' ')?;
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
-    let ended = matches!(fields.next()?, "Z" | "X");
-    Some(Row { pid: pid.parse().ok()?, parent: fields.next()?.parse().ok()?, ended })
+    let state = State::of(fields.next()?);
+    Some(Row { pid: pid.parse().ok()?, parent: fields.next()?.parse().ok()?, state })
 }

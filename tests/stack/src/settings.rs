@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
@@ -14,6 +15,7 @@ pub(crate) const DATABASE_URL: &str = "TAILRACE_STACK_DATABASE_URL";
 pub(crate) const KAFKA_BROKERS: &str = "TAILRACE_STACK_KAFKA_BROKERS";
 pub(crate) const CACHE: &str = "TAILRACE_CACHE";
 pub(crate) const PG_VERSION: &str = "TAILRACE_PG_VERSION";
+pub(crate) const DOCKER: &str = "TAILRACE_STACK_DOCKER";
 
 /// Where root keeps the cache when its own cache directory is closed to the user that Postgres
 /// has to run as.
@@ -29,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) postgres_version: Option<u32>,
     pub(crate) path: OsString,
     pub(crate) java_home: Option<PathBuf>,
+    pub(crate) docker: Docker,
     /// Directories in which the distributors put their Postgres.
     pub(crate) postgres_places: Vec<PathBuf>,
     pub(crate) temporary: PathBuf,
@@ -48,6 +51,7 @@ impl Settings {
             postgres_version: text(PG_VERSION).map(|text| version(&text)).transpose()?,
             path: path("PATH").unwrap_or_default(),
             java_home: path("JAVA_HOME").map(PathBuf::from),
+            docker: Docker::from_environment()?,
             postgres_places: ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"]
                 .map(PathBuf::from)
                 .to_vec(),
@@ -60,6 +64,55 @@ impl Settings {
     pub(crate) fn program(&self, name: &str) -> Option<PathBuf> {
         env::split_paths(&self.path).map(|folder| folder.join(name)).find(|path| path.is_file())
     }
+}
+
+/// Whether servers in Docker are wanted, and where an engine may answer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Docker {
+    asked_for: bool,
+    /// An engine that is named is taken to be there.
+    named: bool,
+    sockets: Vec<PathBuf>,
+}
+
+impl Docker {
+    fn from_environment() -> Result<Self, Error> {
+        let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        let asked_for = set(DOCKER).is_some();
+        if asked_for && !cfg!(feature = "docker") {
+            return Err(without_docker());
+        }
+        let below = |folder: Option<PathBuf>, path: &str| folder.map(|folder| folder.join(path));
+        let sockets = [
+            Some(PathBuf::from("/var/run/docker.sock")),
+            below(set("XDG_RUNTIME_DIR").map(PathBuf::from), "docker.sock"),
+            below(env::home_dir(), ".docker/run/docker.sock"),
+        ];
+        let sockets = sockets.into_iter().flatten().collect();
+        Ok(Docker { asked_for, named: set("DOCKER_HOST").is_some(), sockets })
+    }
+
+    /// As if the environment asked for it.
+    #[cfg(all(test, feature = "docker"))]
+    pub(crate) fn wanted() -> Self {
+        Docker { asked_for: true, ..Docker::default() }
+    }
+
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.asked_for
+    }
+
+    /// Whether an engine answers that this build can use.
+    pub(crate) fn answers(&self) -> bool {
+        let reached = || self.sockets.iter().any(|socket| UnixStream::connect(socket).is_ok());
+        cfg!(feature = "docker") && (self.named || reached())
+    }
+}
+
+/// Docker was asked for in a build that lacks it.
+pub(crate) fn without_docker() -> Error {
+    let text = "this build cannot use Docker; add `--features tailrace-stack/docker`";
+    Error::new(Kind::Environment, format!("{DOCKER} is set, but {text}"))
 }
 
 fn version(text: &str) -> Result<u32, Error> {

@@ -6,13 +6,21 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use crate::cache;
+use crate::certificates::Certificates;
 use crate::error::{Error, Kind};
 use crate::kafka::{self, Kafka};
 use crate::maven::Maven;
 use crate::postgres::{self, Postgres};
 use crate::settings::{DATABASE_URL, KAFKA_BROKERS, PG_VERSION, Settings};
 
-/// Which servers a stack has, and whether they can be broken.
+/// Which servers a stack has, and what can be done to them.
+///
+/// ```
+/// use tailrace_stack::Needs;
+///
+/// let needs = Needs::KAFKA.brokers(3).breakable();
+/// assert!(!needs.postgres && needs.breakable);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// A Postgres.
@@ -22,11 +30,24 @@ pub struct Needs {
     /// The servers will be stopped or killed: none is taken from the environment, and one such
     /// stack runs at a time on this machine.
     pub breakable: bool,
+    /// How many brokers the Kafka has; with more than one it is never taken from the environment.
+    pub brokers: u32,
+    /// A proxy in front of each broker: it is never taken from the environment.
+    pub proxied: bool,
+    /// Both servers speak TLS: none is taken from the environment.
+    pub tls: bool,
 }
 
 impl Needs {
     /// A Postgres and a Kafka.
-    pub const BOTH: Needs = Needs { postgres: true, kafka: true, breakable: false };
+    pub const BOTH: Needs = Needs {
+        postgres: true,
+        kafka: true,
+        breakable: false,
+        brokers: 1,
+        proxied: false,
+        tls: false,
+    };
     /// A Postgres alone.
     pub const POSTGRES: Needs = Needs { kafka: false, ..Needs::BOTH };
     /// A Kafka alone.
@@ -35,6 +56,40 @@ impl Needs {
     /// The same servers, to be stopped and killed.
     pub const fn breakable(self) -> Needs {
         Needs { breakable: true, ..self }
+    }
+
+    /// The same with a Kafka of so many brokers, each of about 350 MB of memory. Topics then have
+    /// up to three replicas.
+    pub const fn brokers(self, brokers: u32) -> Needs {
+        Needs { brokers, ..self }
+    }
+
+    /// The same with a [`Proxy`](crate::Proxy) in front of each broker. It has to be asked for
+    /// here, because clients follow the address that a broker advertises from its start on. A
+    /// Postgres takes a proxy at any time.
+    pub const fn proxied(self) -> Needs {
+        Needs { proxied: true, ..self }
+    }
+
+    /// The same servers with certificates, for clients that come by
+    /// [`Postgres::tls_url`] and [`Kafka::secure_client`]. The other ways stay open.
+    pub const fn tls(self) -> Needs {
+        Needs { tls: true, ..self }
+    }
+
+    /// Whether the Postgres has to be one of our own.
+    pub(crate) const fn own_postgres(self) -> bool {
+        self.breakable || self.tls
+    }
+
+    /// Whether servers in Docker can be what is asked for.
+    pub(crate) const fn fits_docker(self) -> bool {
+        self.brokers == 1 && !self.proxied && !self.tls
+    }
+
+    /// Whether the Kafka has to be one of our own.
+    pub(crate) const fn own_kafka(self) -> bool {
+        self.breakable || self.brokers != 1 || self.proxied || self.tls
     }
 }
 
@@ -47,6 +102,7 @@ impl Needs {
 pub struct Stack {
     postgres: Option<Postgres>,
     kafka: Option<Kafka>,
+    certificates: Option<Certificates>,
     /// Closed after the servers have ended: fields are dropped in this order.
     _breaking: Option<File>,
 }
@@ -80,21 +136,26 @@ impl Stack {
         let settings = Arc::new(settings);
         let for_plan = Arc::clone(&settings);
         let plan = blocking(move || Plan::make(needs, &for_plan)).await?;
+        let certificates = needs.tls.then(|| Certificates::create(&settings)).transpose()?;
         let (postgres, kafka) = tokio::try_join!(
             async {
                 match plan.postgres {
-                    Some(way) => Postgres::start(way, &settings).await.map(Some),
+                    Some(way) => {
+                        Postgres::start(way, &settings, certificates.as_ref()).await.map(Some)
+                    }
                     None => Ok(None),
                 }
             },
             async {
                 match plan.kafka {
-                    Some(way) => Kafka::start(way, &settings).await.map(Some),
+                    Some(way) => {
+                        Kafka::start(way, needs, &settings, certificates.as_ref()).await.map(Some)
+                    }
                     None => Ok(None),
                 }
             },
         )?;
-        Ok(Stack { postgres, kafka, _breaking: plan.breaking })
+        Ok(Stack { postgres, kafka, certificates, _breaking: plan.breaking })
     }
 
     /// Its Postgres.
@@ -114,9 +175,18 @@ impl Stack {
     pub fn kafka(&self) -> &Kafka {
         self.kafka.as_ref().expect("the stack was started with a Kafka")
     }
+
+    /// What its servers and their clients prove with who they are.
+    ///
+    /// # Panics
+    ///
+    /// When the stack was started without [`Needs::tls`].
+    pub fn certificates(&self) -> &Certificates {
+        self.certificates.as_ref().expect("the stack was started with Needs::tls()")
+    }
 }
 
-/// Where each server comes from. Docker will be one more way, between the environment and Maven.
+/// Where each server comes from.
 struct Plan {
     postgres: Option<postgres::Way>,
     kafka: Option<kafka::Way>,
@@ -173,7 +243,11 @@ fn every_way(needs: Needs, no_postgres: Option<&String>, no_kafka: Option<&Strin
              wal_level=logical) and {KAFKA_BROKERS} (host:port, with commas between several)"
         )
     };
-    text += "\n  - not yet: servers in Docker, which a later version uses when an engine answers";
+    text += if cfg!(feature = "docker") {
+        "\n  - servers in Docker: start an engine that this user may use (one broker, without TLS)"
+    } else {
+        "\n  - servers in Docker: start an engine, and build with `--features tailrace-stack/docker`"
+    };
     Error::new(Kind::Missing, text)
 }
 

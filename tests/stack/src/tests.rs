@@ -1,6 +1,12 @@
 //! The stack on real servers.
 
+mod brokers;
+#[cfg(feature = "docker")]
+mod docker;
+mod proxies;
 mod refusals;
+mod secure;
+mod standbys;
 mod texts;
 
 use std::fs;
@@ -13,9 +19,11 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use sqlx::{Connection, Executor, PgConnection, Row};
+use tokio::sync::OnceCell;
 
 use crate::process::{alive, children};
 use crate::settings::Settings;
@@ -30,6 +38,12 @@ fn until(what: &str, done: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         thread::park_timeout(Duration::from_millis(10));
     }
+}
+
+/// A stack with TLS and with a proxy, for the tests that ask for one of them.
+async fn guarded() -> &'static Stack {
+    static GUARDED: OnceCell<Stack> = OnceCell::const_new();
+    GUARDED.get_or_init(async || Stack::start(Needs::BOTH.tls().proxied()).await.unwrap()).await
 }
 
 async fn connect(url: &str) -> PgConnection {
@@ -48,23 +62,31 @@ fn produce(brokers: &str, topic: &str, payload: &str) {
     producer.flush(BOUND).unwrap();
 }
 
-/// All records of a topic of one partition, up to its present end.
+/// All committed records of a topic of one partition, up to its present end.
 fn consume(brokers: &str, topic: &str) -> Vec<String> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", unique("reader"))
+        .set("enable.partition.eof", "true")
         .create()
         .unwrap();
-    let (_, end) = consumer.fetch_watermarks(topic, 0, BOUND).unwrap();
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
     consumer.assign(&assignment).unwrap();
-    (0..end)
-        .map(|_| {
-            let record = consumer.poll(BOUND).expect("a record in time").unwrap();
-            String::from_utf8(record.payload().unwrap().to_vec()).unwrap()
-        })
-        .collect()
+    let mut records = Vec::new();
+    let deadline = Instant::now() + BOUND;
+    loop {
+        assert!(Instant::now() < deadline, "the end is not reached: {records:?}");
+        match consumer.poll(BOUND).expect("a record in time") {
+            Ok(record) => {
+                records.push(String::from_utf8(record.payload().unwrap().to_vec()).unwrap())
+            }
+            Err(KafkaError::PartitionEOF(_)) => return records,
+            // One broker of several is down; the client goes on with the others.
+            Err(KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 /// The processes of the servers in these directories.
@@ -113,6 +135,35 @@ async fn what_was_written_is_there_after_a_kill_and_after_a_stop() {
     let mut connection = connect(database.url()).await;
     assert_eq!(number(&mut connection, "select sum(n)::bigint from t").await, 42);
     assert_eq!(consume(kafka.brokers(), &topic), ["first", "second"]);
+}
+
+#[tokio::test]
+async fn a_paused_server_keeps_its_connections_and_answers_when_it_goes_on() {
+    let stack = Stack::start(Needs::BOTH.breakable()).await.unwrap();
+    let (postgres, kafka) = (stack.postgres(), stack.kafka());
+    let topic = kafka.fresh_topic("paused", 1).await.unwrap();
+    let mut connection = connect(postgres.url()).await;
+
+    postgres.pause().await.unwrap();
+    kafka.pause().await.unwrap();
+
+    let mut asked = Box::pin(connection.execute("select 1"));
+    let silence = Duration::from_millis(300);
+    assert!(tokio::time::timeout(silence, &mut asked).await.is_err(), "nothing answers");
+    let client: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", kafka.brokers()).create().unwrap();
+    assert!(client.fetch_metadata(Some(&topic), silence).is_err(), "nothing answers");
+
+    postgres.resume().await.unwrap();
+    kafka.resume().await.unwrap();
+    asked.await.unwrap();
+    produce(kafka.brokers(), &topic, "after");
+    assert_eq!(consume(kafka.brokers(), &topic), ["after"]);
+
+    // Also from a halt they are ended, in order and by the drop of the stack.
+    postgres.pause().await.unwrap();
+    kafka.pause().await.unwrap();
+    kafka.stop().await.unwrap();
 }
 
 /// Runs this test a second time, in a process of its own that owns the servers.

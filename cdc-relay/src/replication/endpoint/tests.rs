@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use proptest::prelude::{prop_assert, proptest};
 
-use super::Endpoint;
+use super::{Endpoint, Target};
 use crate::error::{Error, Kind};
+use crate::replication::encryption::{Attempt, SslMode};
 
 /// Host, port, user, password and database of a good URL.
 fn check(url: &str, expected: (&str, u16, &str, Option<&str>, &str)) {
@@ -56,24 +57,100 @@ fn parameters_are_taken() {
     let endpoint = Endpoint::parse("postgres://u@db").unwrap();
     assert_eq!(endpoint.connect_timeout(), Duration::from_secs(10));
     assert_eq!(endpoint.application_name(), "cdc-relay");
+    assert_eq!((endpoint.options(), endpoint.target()), (None, Target::Any));
+
+    let endpoint = with("options=-c%20work_mem%3D1MB&target_session_attrs=primary");
+    assert_eq!(endpoint.options(), Some("-c work_mem=1MB"));
+    assert_eq!(endpoint.target(), Target::Primary);
+    assert_eq!(with("target_session_attrs=read-write").target(), Target::ReadWrite);
+}
+
+/// The endpoint of `postgres://u@db/d` with these parameters.
+fn with(parameters: &str) -> Endpoint {
+    let url = format!("postgres://u@db/d?{parameters}");
+    Endpoint::parse(&url).unwrap_or_else(|error| panic!("{parameters}: {error}"))
 }
 
 #[test]
-fn an_unsupported_sslmode_is_refused_by_name_and_never_downgraded() {
-    for mode in ["allow", "prefer", "require", "verify-ca", "verify-full"] {
-        let error = fault(&format!("postgres://u@db?sslmode={mode}"));
-        assert!(error.to_string().contains(&format!("sslmode={mode}")), "{error}");
-        assert!(error.mend().unwrap().contains("sslmode=disable"));
+fn several_hosts_are_tried_in_their_order() {
+    for (url, expected) in [
+        ("postgres://u@a:1,b:2/d", "a:1,b:2"),
+        ("postgres://u@a,b/d", "a:5432,b:5432"),
+        ("postgres://u@a,b:2/d", "a:5432,b:2"),
+        ("postgres://u@a,[::1]:2/d", "a:5432,[::1]:2"),
+        ("postgres://u@/d?host=a,b&port=1,2", "a:1,b:2"),
+        ("postgres://u@/d?host=a,b&port=1", "a:1,b:1"),
+        ("postgres://u@/d?host=a,/run&port=,2", "a:5432,/run:2"),
+        ("postgres://u@,b/d", "localhost:5432,b:5432"),
+    ] {
+        let endpoint = Endpoint::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
+        assert_eq!(endpoint.address(), expected, "{url}");
+        let alone: Vec<String> = endpoint.alternatives().map(|one| one.address()).collect();
+        assert_eq!(alone.join(","), expected);
     }
-    assert!(fault("postgres://u@db?sslmode=off").to_string().contains("sslmode"));
+    assert!(fault("postgres://u@a,b,c/d?port=1,2").to_string().contains("3 hosts and 2 ports"));
+    assert!(fault(&format!("postgres://u@{}/d", "a,".repeat(16))).to_string().contains("16"));
+}
+
+#[test]
+fn settings_of_tls_mean_what_they_mean_to_libpq() {
+    for (parameters, mode) in [
+        ("", SslMode::Prefer),
+        ("sslmode=disable", SslMode::Disable),
+        ("sslmode=allow", SslMode::Allow),
+        ("sslmode=prefer", SslMode::Prefer),
+        ("sslmode=require", SslMode::Require),
+        ("sslmode=require&sslrootcert=/ca.pem", SslMode::VerifyCa),
+        ("sslmode=verify-ca&sslrootcert=/ca.pem", SslMode::VerifyCa),
+        ("sslmode=verify-full&sslrootcert=/ca.pem", SslMode::VerifyFull),
+        ("sslrootcert=system", SslMode::VerifyFull),
+        ("sslmode=verify-full&sslrootcert=system", SslMode::VerifyFull),
+    ] {
+        assert_eq!(with(parameters).encryption().mode, mode, "{parameters}");
+    }
+    let attempts = |parameters| with(parameters).encryption().attempts();
+    assert_eq!(attempts("sslmode=disable"), [Attempt::Plain]);
+    assert_eq!(attempts("sslmode=allow"), [Attempt::Plain, Attempt::Tls]);
+    assert_eq!(attempts("sslmode=prefer"), [Attempt::TlsIfOffered, Attempt::Plain]);
+    assert_eq!(attempts("sslmode=require"), [Attempt::Tls]);
+    let identity = with("sslcert=/a%20b&sslkey=/c").encryption().identity.clone().unwrap();
+    assert_eq!((identity.0.to_str(), identity.1.to_str()), (Some("/a b"), Some("/c")));
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused_and_never_downgraded() {
+    for (parameters, expected) in [
+        ("sslmode=off", "none of libpq's modes"),
+        ("sslmode=verify-full", "needs an authority"),
+        ("sslmode=verify-ca", "sslmode=verify-ca needs an authority"),
+        ("sslrootcert=/ca.pem", "sslmode=prefer goes on without"),
+        ("sslmode=allow&sslrootcert=/ca.pem", "sslmode=allow goes on without"),
+        ("sslmode=require&sslrootcert=system", "sslrootcert=system with sslmode=require"),
+        ("sslcert=/a", "without sslkey"),
+        ("sslkey=/a", "without sslcert"),
+        ("sslmode=disable&sslcert=/a&sslkey=/b", "never shows it"),
+        ("sslnegotiation=direct", "sslmode=prefer"),
+        ("sslnegotiation=maybe", "sslnegotiation"),
+        ("sslmode=disable&channel_binding=require", "needs a connection with TLS"),
+        ("host=/run&channel_binding=require", "needs a connection with TLS"),
+        ("channel_binding=maybe", "channel_binding"),
+        ("target_session_attrs=standby", "target_session_attrs=standby"),
+        ("target_session_attrs=maybe", "target_session_attrs"),
+        ("password=secret&password_file=/f", "more than one source"),
+        ("password_file=/f&password_command=secret", "more than one source"),
+    ] {
+        let error = fault(&format!("postgres://u@db?{parameters}"));
+        assert!(error.to_string().contains(expected), "{parameters}: {error}");
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+    }
 }
 
 #[test]
 fn an_unknown_parameter_is_named_beside_the_known_ones() {
-    let error = fault("postgres://u@db?options=-c");
+    let error = fault("postgres://u@db?gssencmode=disable");
 
-    assert!(error.to_string().contains("`options`"), "{error}");
-    assert!(error.mend().unwrap().contains("application_name, connect_timeout"));
+    assert!(error.to_string().contains("`gssencmode`"), "{error}");
+    assert!(error.mend().unwrap().contains("application_name, channel_binding"));
 }
 
 #[test]
@@ -100,7 +177,6 @@ fn a_broken_url_is_refused_without_repeating_it() {
         ("postgres://u:secret@[::1]x", "between"),
         ("postgres://u:secret@db?connect_timeout=0", "connect_timeout"),
         ("postgres://u:secret@db?connect_timeout=-1", "connect_timeout"),
-        ("postgres://u:secret@a,b/shop", "several hosts"),
     ] {
         let error = fault(url);
         let text = format!("{error} {error:?}");

@@ -1,8 +1,7 @@
 use std::path::Path;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::server::{DEADLINE, Source};
 use crate::error::{Error, Kind};
@@ -84,20 +83,6 @@ async fn a_host_without_an_address_is_named() {
 
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(error.to_string().contains("no-such-host.invalid:5432"), "{error}");
-}
-
-#[tokio::test]
-async fn a_server_that_says_nothing_is_given_up() {
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = silent.local_addr().unwrap().port();
-    let url = format!("postgres://u@127.0.0.1:{port}/d?connect_timeout=1");
-    let began = Instant::now();
-
-    let error = refusal(&Endpoint::parse(&url).unwrap()).await;
-
-    assert_eq!(error.kind(), Kind::Unavailable);
-    assert!(error.to_string().contains("the log-in within 1s"), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! Faults that take a server down or set it up wrong: each test has a server to itself.
 
-use tailrace_stack::{Needs, Stack};
+use tailrace_stack::{Needs, Postgres, Replication, Stack};
 use tokio::time::{Instant, timeout};
 
 use super::log_in::refusal;
 use super::server::{DEADLINE, Source, until_commits, until_error};
 use crate::error::Kind;
-use crate::replication::{Client, Event, quote_identifier, quote_literal};
+use crate::replication::{Client, Endpoint, Event, quote_identifier, quote_literal};
 
 async fn own_server() -> Stack {
     Stack::start(Needs::POSTGRES.breakable()).await.unwrap()
@@ -169,4 +169,37 @@ async fn limits_and_a_wrong_wal_level_are_told_with_the_setting_to_change() {
         assert_eq!((error.kind(), error.sqlstate()), (kind, Some(code)), "{error}");
         assert!(error.mend().unwrap().contains(setting), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn of_several_servers_the_one_that_takes_writes_is_found_also_after_a_failover() {
+    let stack = own_server().await;
+    let standby = stack.postgres().standby(Replication::Synchronous).await.unwrap();
+    let place = |url: &str| url.rsplit_once('@').unwrap().1.split('/').next().unwrap().to_owned();
+    let (first, second) = (place(standby.url()), place(stack.postgres().url()));
+    let login = stack.postgres().url().rsplit_once('@').unwrap().0.to_owned();
+    let endpoint = |target: &str| {
+        let parameters = format!("sslmode=disable&target_session_attrs={target}");
+        let url = format!("{login}@{first},{second}/postgres?{parameters}");
+        Endpoint::parse(&url).unwrap()
+    };
+    let port = "SELECT current_setting('port')";
+    let expected = |postgres: &Postgres| Some(postgres.port().to_string());
+
+    for (target, postgres) in
+        [("any", &standby), ("primary", stack.postgres()), ("read-write", stack.postgres())]
+    {
+        let mut client = Client::connect(&endpoint(target)).await.unwrap();
+        let rows = client.query(port).await.unwrap();
+        assert_eq!(rows[0].get(0).map(str::to_owned), expected(postgres), "{target}");
+    }
+    stack.postgres().kill().await.unwrap();
+    let none = refusal(&endpoint("read-write")).await;
+    standby.promote().await.unwrap();
+    let mut client = Client::connect(&endpoint("read-write")).await.unwrap();
+
+    assert_eq!(none.kind(), Kind::Unavailable);
+    assert!(none.to_string().contains("none of 2 hosts serves"), "{none}");
+    let rows = client.query(port).await.unwrap();
+    assert_eq!(rows[0].get(0).map(str::to_owned), expected(&standby));
 }

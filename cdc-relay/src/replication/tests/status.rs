@@ -7,7 +7,6 @@ use super::server::{DEADLINE, Source, next, until_commits, until_error};
 use crate::error::Kind;
 use crate::lsn::Lsn;
 use crate::pgoutput::{Change, decode};
-use crate::replication::buffer::Buffer;
 use crate::replication::connection::Connection;
 use crate::replication::{Client, Endpoint, Event, StatusHandle, Stream, quote_literal};
 
@@ -119,12 +118,8 @@ async fn a_task_that_cannot_write_ends_the_wait_for_events() {
     let (reader, _quiet) = duplex(64);
     let (writer, gone) = duplex(64);
     drop(gone);
-    let connection = Connection {
-        reader: Box::new(reader),
-        writer: Box::new(writer),
-        buffer: Buffer::new(),
-        endpoint: Endpoint::parse("postgres://u@db:6000").unwrap(),
-    };
+    let endpoint = Endpoint::parse("postgres://u@db:6000").unwrap();
+    let connection = Connection::new(Box::new(reader), Box::new(writer), &endpoint);
     let mut stream = Stream::new(connection, "slot");
 
     for _ in 0..2 {

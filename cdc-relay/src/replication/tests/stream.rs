@@ -68,11 +68,15 @@ async fn positions_and_times_agree_with_the_servers_own() {
     let mut seen = Vec::new();
     let mut micros = 0;
     loop {
-        let Event::Data { wal_start, wal_end, body } = next(&mut stream).await else { continue };
+        let Event::Data { wal_start, wal_end, sent_at, body } = next(&mut stream).await else {
+            continue;
+        };
         assert_eq!(wal_start, wal_end);
         match decode(body, wal_start).unwrap() {
             Change::Begin { final_lsn, timestamp, .. } => {
                 micros = timestamp.unix_micros();
+                assert!(timestamp <= sent_at, "{timestamp:?} {sent_at:?}");
+                assert!(timestamp.until(sent_at) < Duration::from_secs(60), "{sent_at:?}");
                 seen.push(final_lsn);
             }
             Change::Message { lsn, .. } => {

@@ -9,15 +9,16 @@ use tokio::time::timeout;
 use super::server::{DEADLINE, next, until_error};
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 use crate::replication::{Client, Endpoint, Event, Stream};
 
-fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+pub(super) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
     [&[tag][..], &length.to_be_bytes(), body].concat()
 }
 
 /// An authentication message.
-fn ask(method: u32, data: &[u8]) -> Vec<u8> {
+pub(super) fn ask(method: u32, data: &[u8]) -> Vec<u8> {
     message(b'R', &[&method.to_be_bytes()[..], data].concat())
 }
 
@@ -26,7 +27,7 @@ fn ready() -> Vec<u8> {
 }
 
 /// The log-in's end, and the answer to the question for the version.
-fn logged_in(version: &str) -> [Vec<u8>; 2] {
+pub(super) fn logged_in(version: &str) -> [Vec<u8>; 2] {
     let pid = message(b'K', &[0, 0, 0, 7, 0, 0, 0, 9]);
     let length = u32::try_from(version.len()).unwrap().to_be_bytes();
     let row = message(b'D', &[&[0, 1][..], &length, version.as_bytes()].concat());
@@ -34,7 +35,8 @@ fn logged_in(version: &str) -> [Vec<u8>; 2] {
 }
 
 fn data(body: &[u8]) -> Vec<u8> {
-    let header = [&b"w"[..], &7_u64.to_be_bytes(), &8_u64.to_be_bytes(), &[0; 8]].concat();
+    let header = [&b"w"[..], &7_u64.to_be_bytes(), &8_u64.to_be_bytes()].concat();
+    let header = [&header[..], &9_u64.to_be_bytes()].concat();
     message(b'd', &[header, body.to_vec()].concat())
 }
 
@@ -61,7 +63,7 @@ async fn server(answers: Vec<Vec<u8>>) -> (Endpoint, JoinHandle<Vec<u8>>) {
         socket.read_to_end(&mut heard).await.ok();
         heard
     });
-    let url = format!("postgres://u:secret@127.0.0.1:{port}/d");
+    let url = format!("postgres://u:secret@127.0.0.1:{port}/d?sslmode=disable");
     (Endpoint::parse(&url).unwrap(), task)
 }
 
@@ -100,14 +102,14 @@ async fn events_come_whole_byte_by_byte() {
         stream([data(b"one"), notice, keepalive(), changed, data(b""), data(b"two")].concat())
             .await;
 
-    let (wal_start, wal_end) = (Lsn(7), Lsn(8));
-    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, body: b"one" });
+    let (wal_start, wal_end, sent_at) = (Lsn(7), Lsn(8), Timestamp(9));
+    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, sent_at, body: b"one" });
     assert_eq!(
         next(&mut stream).await,
         Event::Keepalive { wal_end: Lsn(9), reply_requested: true }
     );
-    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, body: b"" });
-    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, body: b"two" });
+    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, sent_at, body: b"" });
+    assert_eq!(next(&mut stream).await, Event::Data { wal_start, wal_end, sent_at, body: b"two" });
     assert_eq!(until_error(&mut stream).await.kind(), Kind::Unavailable);
 }
 
@@ -153,9 +155,28 @@ async fn a_server_that_skips_its_own_proof_is_refused() {
         vec![offer.clone(), ask(11, b"r=not-ours,s=AAAA,i=4096")],
         vec![ask(11, b"")],
         vec![ask(12, b"")],
+        vec![offer.clone(), ask(3, b"")],
+        vec![offer.clone(), ask(5, b"salt")],
+        vec![ask(5, b"salt"), offer],
     ] {
         let (error, _) = log_in_refusal(answers).await;
         assert_eq!(error.kind(), Kind::Permission, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_not_ready_before_it_has_let_us_in() {
+    let offer = ask(10, b"SCRAM-SHA-256\0\0");
+
+    for (answers, kind) in [
+        (vec![ready()], "'Z'"),
+        (vec![offer, ready()], "'Z'"),
+        (vec![[ask(0, b""), ask(3, b"")].concat()], "'R'"),
+    ] {
+        let (error, heard) = log_in_refusal(answers).await;
+        assert_eq!(error.kind(), Kind::Malformed, "{error}");
+        assert!(error.to_string().contains(kind), "{error}");
+        assert!(!heard.windows(6).any(|window| window == b"secret"), "{heard:?}");
     }
 }
 

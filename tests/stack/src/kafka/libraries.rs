@@ -4,11 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::broker::Broker;
+use super::cluster::{Cluster, Shape};
 use crate::cache;
 use crate::error::{Error, Kind};
 use crate::home::Home;
 use crate::maven::{self, Maven};
+use crate::server::Server;
+#[cfg(not(feature = "docker"))]
+use crate::settings::without_docker;
 use crate::settings::{KAFKA_BROKERS, Settings};
 use crate::stack::{Needs, tell};
 
@@ -21,6 +24,7 @@ const ARCHIVE: &str = "classes.jsa";
 #[derive(Debug)]
 pub(crate) enum Source<'a> {
     Environment(String),
+    Docker,
     /// `None` in place of Maven when the files are in the cache.
     Maven {
         maven: Option<&'a Maven>,
@@ -32,6 +36,8 @@ pub(crate) enum Source<'a> {
 #[derive(Debug)]
 pub(crate) enum Way {
     Environment(String),
+    #[cfg(feature = "docker")]
+    Docker,
     Local(Install),
 }
 
@@ -88,9 +94,18 @@ impl<'a> Source<'a> {
         settings: &Settings,
         maven: Option<&'a Maven>,
     ) -> Result<Self, String> {
-        if let (Some(brokers), false) = (&settings.kafka_brokers, needs.breakable) {
+        if let (Some(brokers), false) = (&settings.kafka_brokers, needs.own_kafka()) {
             return Ok(Source::Environment(brokers.clone()));
         }
+        let docker = |serves: bool| (serves && needs.fits_docker()).then_some(Source::Docker);
+        if let Some(source) = docker(settings.docker.is_asked_for()) {
+            return Ok(source);
+        }
+        Source::local(settings, maven)
+            .or_else(|missing| docker(settings.docker.answers()).ok_or(missing))
+    }
+
+    fn local(settings: &Settings, maven: Option<&'a Maven>) -> Result<Self, String> {
         let cached = settings.cache.join(entry()).exists();
         let mut missing = Vec::new();
         let java = java(settings);
@@ -112,6 +127,10 @@ impl<'a> Source<'a> {
     pub(crate) fn fetch(self, settings: &Settings) -> Result<Way, Error> {
         match self {
             Source::Environment(brokers) => Ok(Way::Environment(brokers)),
+            #[cfg(feature = "docker")]
+            Source::Docker => Ok(Way::Docker),
+            #[cfg(not(feature = "docker"))]
+            Source::Docker => Err(without_docker()),
             Source::Maven { maven, java } => {
                 let libraries = cache::entry(&settings.cache, &entry(), |home| {
                     let maven = maven.ok_or_else(|| {
@@ -150,8 +169,8 @@ fn train(install: &Install, settings: &Settings, home: &Home) -> Result<PathBuf,
         Error::new(Kind::Download, "cannot write into the cache").caused_by(error)
     })?;
     let classes = Classes::Write(folder.join(ARCHIVE));
-    let broker = Broker::create(Install { classes, ..install.clone() }, settings)?;
-    broker.stop()?;
+    let install = Install { classes, ..install.clone() };
+    Cluster::create(&install, settings, &Shape::SINGLE)?.stop()?;
     Ok(folder)
 }
 

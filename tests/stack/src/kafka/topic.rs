@@ -9,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::metadata::Metadata;
 
 use crate::error::{Error, Kind};
 use crate::stack::blocking;
@@ -49,19 +50,49 @@ pub(super) fn wait_for_answer(brokers: &str, bound: Duration) -> Result<(), Erro
     })
 }
 
-/// Waits until this cluster, and not another one that has taken its port, answers and every
-/// partition has a leader.
-pub(super) fn wait_for_cluster(brokers: &str, id: &str, bound: Duration) -> Result<(), Error> {
+/// Waits until a broker answers and every partition has a leader.
+#[cfg(feature = "docker")]
+pub(super) fn wait_for_leaders(brokers: &str, bound: Duration) -> Result<(), Error> {
+    wait(brokers, bound, |consumer| led(consumer, None))
+}
+
+/// Waits until this cluster, and not another one that has taken its port, answers, these nodes
+/// have joined it, and every partition has a leader.
+pub(super) fn wait_for_cluster(
+    brokers: &str,
+    id: &str,
+    members: &[u32],
+    bound: Duration,
+) -> Result<(), Error> {
     wait(brokers, bound, |consumer| {
         let found = consumer.client().fetch_cluster_id(REQUEST_MAX);
-        Ok(found.as_deref() == Some(id) && led(consumer, None)?)
+        if found.as_deref() != Some(id) {
+            return Ok(false);
+        }
+        let metadata = consumer.fetch_metadata(None, REQUEST_MAX)?;
+        let joined: Vec<i32> = metadata.brokers().iter().map(|broker| broker.id()).collect();
+        let joined = |member: &u32| i32::try_from(*member).is_ok_and(|id| joined.contains(&id));
+        Ok(members.iter().all(joined) && all_led(&metadata))
     })
+}
+
+/// The number of the node that leads a partition.
+pub(super) fn leader(brokers: &str, topic: &str, partition: i32) -> Result<i32, Error> {
+    let mut leader = None;
+    wait(brokers, ANSWER_MAX, |consumer| {
+        let metadata = consumer.fetch_metadata(Some(topic), REQUEST_MAX)?;
+        let mut partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let found = partitions.find(|found| found.id() == partition);
+        leader = found.map(|found| found.leader()).filter(|leader| *leader >= 0);
+        Ok(leader.is_some())
+    })?;
+    leader.ok_or_else(|| Error::new(Kind::Server, "the partition has no leader"))
 }
 
 fn wait(
     brokers: &str,
     bound: Duration,
-    done: impl Fn(&BaseConsumer) -> KafkaResult<bool>,
+    mut done: impl FnMut(&BaseConsumer) -> KafkaResult<bool>,
 ) -> Result<(), Error> {
     let failed = || Error::new(Kind::Server, format!("Kafka at {brokers} does not serve"));
     let deadline = Instant::now() + bound;
@@ -78,12 +109,15 @@ fn wait(
 }
 
 fn led(consumer: &BaseConsumer, topic: Option<&str>) -> KafkaResult<bool> {
-    let metadata = consumer.fetch_metadata(topic, REQUEST_MAX)?;
-    Ok(metadata.topics().iter().all(|topic| {
+    Ok(all_led(&consumer.fetch_metadata(topic, REQUEST_MAX)?))
+}
+
+fn all_led(metadata: &Metadata) -> bool {
+    metadata.topics().iter().all(|topic| {
         topic.error().is_none()
             && !topic.partitions().is_empty()
             && topic.partitions().iter().all(|partition| partition.leader() >= 0)
-    }))
+    })
 }
 
 /// Topics on a broker of somebody else, removed when the thread that made them ends.

@@ -10,6 +10,8 @@ use lzma_rust2::XzReader;
 use crate::cache;
 use crate::error::{Error, Kind};
 use crate::maven::{self, Maven};
+#[cfg(not(feature = "docker"))]
+use crate::settings::without_docker;
 use crate::settings::{DATABASE_URL, PG_VERSION, Settings};
 use crate::stack::Needs;
 
@@ -22,6 +24,7 @@ const FETCH_BYTES: u64 = 19_000_000;
 #[derive(Debug)]
 pub(crate) enum Source<'a> {
     Environment(String),
+    Docker,
     /// `None` in place of Maven when the files are in the cache.
     Maven {
         maven: Option<&'a Maven>,
@@ -34,11 +37,14 @@ pub(crate) enum Source<'a> {
 #[derive(Debug)]
 pub(crate) enum Way {
     Environment(String),
+    /// The version of the image.
+    #[cfg(feature = "docker")]
+    Docker(u32),
     Local(Binaries),
 }
 
 /// A directory with `initdb` and `postgres`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Binaries {
     folder: PathBuf,
     why: String,
@@ -100,9 +106,18 @@ impl<'a> Source<'a> {
         settings: &Settings,
         maven: Option<&'a Maven>,
     ) -> Result<Self, String> {
-        if let (Some(url), false) = (&settings.database_url, needs.breakable) {
+        if let (Some(url), false) = (&settings.database_url, needs.own_postgres()) {
             return Ok(Source::Environment(url.clone()));
         }
+        let docker = |serves: bool| (serves && needs.fits_docker()).then_some(Source::Docker);
+        if let Some(source) = docker(settings.docker.is_asked_for()) {
+            return Ok(source);
+        }
+        Source::local(settings, maven)
+            .or_else(|missing| docker(settings.docker.answers()).ok_or(missing))
+    }
+
+    fn local(settings: &Settings, maven: Option<&'a Maven>) -> Result<Self, String> {
         let artifact = Artifact::of(settings.postgres_version.unwrap_or(VERSION));
         if let Some(artifact) = artifact {
             let cached = settings.cache.join(artifact.name()).exists();
@@ -125,6 +140,10 @@ impl<'a> Source<'a> {
     pub(crate) fn fetch(self, settings: &Settings) -> Result<Way, Error> {
         match self {
             Source::Environment(url) => Ok(Way::Environment(url)),
+            #[cfg(feature = "docker")]
+            Source::Docker => Ok(Way::Docker(settings.postgres_version.unwrap_or(VERSION))),
+            #[cfg(not(feature = "docker"))]
+            Source::Docker => Err(without_docker()),
             Source::Installed(binaries) => Ok(Way::Local(binaries)),
             Source::Maven { maven, artifact } => {
                 let name = artifact.name();

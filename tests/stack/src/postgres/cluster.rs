@@ -12,19 +12,24 @@ use sqlx::Connection;
 use tokio::time::{sleep, timeout};
 
 use super::binaries::Binaries;
+use super::login::ACCESS;
 use super::{ANSWER_MAX, connect};
+use crate::certificates::{Certificates, write_secret};
 use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
 use crate::ports;
 use crate::process::{Process, log_end, log_to, run};
+use crate::server::Server;
 use crate::settings::Settings;
 use crate::stack::blocking;
+use crate::tree;
 use crate::unique::random;
 
 /// Recovery after a kill is part of it.
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(30);
 const KILL_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 const INITDB_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -35,7 +40,17 @@ const PORTS_MAX: u32 = 5;
 /// a path has 104 bytes.
 const SOCKET_DIRECTORY_MAX: usize = 80;
 
+const TLS: &str = "
+ssl = on
+ssl_cert_file = 'server.pem'
+ssl_key_file = 'server.key'
+ssl_ca_file = 'ca.pem'
+";
+
 pub(super) struct Cluster {
+    settings: Settings,
+    /// As they were given; `binaries` may be a copy in the home.
+    origin: Binaries,
     binaries: Binaries,
     password: String,
     state: Mutex<State>,
@@ -58,12 +73,8 @@ impl Cluster {
     /// Makes the data directory. Each has an identity of its own, as a copy of a ready-made one
     /// would not: the relay tells servers apart by it.
     pub(super) fn create(binaries: Binaries, settings: &Settings) -> Result<Self, Error> {
-        let home = Home::create(
-            &settings.temporary,
-            "tailrace_postgres",
-            Farewell::Quit,
-            settings.user.clone(),
-        )?;
+        let home = home(settings)?;
+        let origin = binaries.clone();
         let binaries = reachable(binaries, settings, &home)?;
         let password = format!("{:016x}", random());
         let password_file = home.path().join("password");
@@ -85,8 +96,69 @@ impl Cluster {
         );
         run(&home, "initdb", &mut command, INITDB_MAX)?;
         configure(&home)?;
+        Ok(Cluster::stopped(settings.clone(), origin, binaries, password, home))
+    }
+
+    fn stopped(
+        settings: Settings,
+        origin: Binaries,
+        binaries: Binaries,
+        password: String,
+        home: Home,
+    ) -> Self {
         let state = Mutex::new(State { port: None, process: None });
-        Ok(Cluster { binaries, password, state, home })
+        Cluster { settings, origin, binaries, password, state, home }
+    }
+
+    /// Another server with a copy of the data, of those paths that `keeps` agrees to, and with
+    /// settings that outdo those in the data.
+    pub(super) fn copy(
+        &self,
+        keeps: &dyn Fn(&Path) -> bool,
+        settings: &str,
+    ) -> Result<Self, Error> {
+        let home = home(&self.settings)?;
+        let binaries = reachable(self.origin.clone(), &self.settings, &home)?;
+        let data = home.path().join("data");
+        let work = || {
+            tree::copy(&self.home.path().join("data"), &data, &home, keeps)?;
+            let sockets = format!("unix_socket_directories = '{}'\n", sockets(&home));
+            append(&data.join("postgresql.auto.conf"), &(settings.to_owned() + &sockets))
+        };
+        work().map_err(|error: std::io::Error| {
+            Error::new(Kind::Server, "cannot copy the data of a Postgres").caused_by(error)
+        })?;
+        let (settings, origin) = (self.settings.clone(), self.origin.clone());
+        Ok(Cluster::stopped(settings, origin, binaries, self.password.clone(), home))
+    }
+
+    /// Writes a file of the data directory.
+    pub(super) fn write_data(&self, name: &str, text: &str) -> Result<(), Error> {
+        let path = self.home.path().join("data").join(name);
+        fs::write(&path, text).and_then(|()| self.home.give(&path)).map_err(|error| {
+            Error::new(Kind::Server, format!("cannot write {name}")).caused_by(error)
+        })
+    }
+
+    /// Has it speak TLS from its start on, to clients of these certificates.
+    pub(super) fn secure(&self, certificates: &Certificates) -> Result<(), Error> {
+        let data = self.home.path().join("data");
+        let work = || {
+            let key = fs::read_to_string(certificates.server_key())?;
+            write_secret(&data.join("server.key"), &key)?;
+            fs::copy(certificates.server_certificate(), data.join("server.pem"))?;
+            fs::copy(certificates.misnamed_certificate(), data.join("misnamed.pem"))?;
+            fs::copy(certificates.ca(), data.join("ca.pem"))?;
+            for name in ["server.key", "server.pem", "misnamed.pem", "ca.pem"] {
+                self.home.give(&data.join(name))?;
+            }
+            let access = data.join("pg_hba.conf");
+            fs::write(&access, ACCESS.to_owned() + &fs::read_to_string(&access)?)?;
+            append(&data.join("postgresql.conf"), TLS)
+        };
+        work().map_err(|error: std::io::Error| {
+            Error::new(Kind::Server, "cannot set up TLS for Postgres").caused_by(error)
+        })
     }
 
     /// Starts the server, or starts it again, and answers with its port and URL when it serves.
@@ -155,22 +227,6 @@ impl Cluster {
         }
     }
 
-    pub(super) fn stop(&self) -> Result<(), Error> {
-        self.end(|process| {
-            process.signal(Signal::INT);
-            match process.wait(STOP_MAX)? {
-                Some(_) => Ok(()),
-                None => {
-                    Err(Error::new(Kind::Server, format!("Postgres does not stop in {STOP_MAX:?}")))
-                }
-            }
-        })
-    }
-
-    pub(super) fn kill(&self) -> Result<(), Error> {
-        self.end(|process| process.kill(KILL_MAX))
-    }
-
     fn end(&self, how: impl FnOnce(&mut Process) -> Result<(), Error>) -> Result<(), Error> {
         self.with(|state| {
             if let Some(process) = &mut state.process {
@@ -200,11 +256,51 @@ impl Cluster {
     }
 }
 
+impl Server for Cluster {
+    fn kill(&self) -> Result<(), Error> {
+        self.end(|process| process.kill(KILL_MAX))
+    }
+
+    fn stop(&self) -> Result<(), Error> {
+        self.end(|process| {
+            process.resume();
+            process.signal(Signal::INT);
+            match process.wait(STOP_MAX)? {
+                Some(_) => Ok(()),
+                None => {
+                    Err(Error::new(Kind::Server, format!("Postgres does not stop in {STOP_MAX:?}")))
+                }
+            }
+        })
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        self.with(|state| match &state.process {
+            Some(process) => process.pause(PAUSE_MAX),
+            None => Ok(()),
+        })
+    }
+
+    fn resume(&self) -> Result<(), Error> {
+        self.with(|state| {
+            if let Some(process) = &state.process {
+                process.resume();
+            }
+        });
+        Ok(())
+    }
+
+    fn restart(&self) -> Result<(), Error> {
+        self.spawn().map(drop)
+    }
+}
+
 impl Drop for Cluster {
     /// An immediate shutdown: it writes nothing, but frees the shared memory, which SIGKILL would
     /// leave to the machine.
     fn drop(&mut self) {
         self.end(|process| {
+            process.resume();
             process.signal(Signal::QUIT);
             match process.wait(KILL_MAX)? {
                 Some(_) => Ok(()),
@@ -219,12 +315,6 @@ impl Drop for Cluster {
 /// with `alter system`. Where a setting is not the default, a relay under test wants many slots,
 /// and nothing may be left in the machine's shared memory.
 fn configure(home: &Home) -> Result<(), Error> {
-    let path = home.path();
-    let sockets = if path.as_os_str().len() <= SOCKET_DIRECTORY_MAX {
-        path.display().to_string()
-    } else {
-        String::new()
-    };
     let settings = format!(
         "
 listen_addresses = '127.0.0.1'
@@ -235,15 +325,29 @@ max_wal_senders = 50
 max_replication_slots = 50
 dynamic_shared_memory_type = mmap
 ",
-        sockets.replace('\'', "''")
+        sockets(home)
     );
-    let write = || {
-        let file = path.join("data").join("postgresql.conf");
-        File::options().append(true).open(file)?.write_all(settings.as_bytes())
-    };
-    write().map_err(|error: std::io::Error| {
-        Error::new(Kind::Server, "cannot write postgresql.conf").caused_by(error)
-    })
+    append(&home.path().join("data").join("postgresql.conf"), &settings)
+        .map_err(|error| Error::new(Kind::Server, "cannot write postgresql.conf").caused_by(error))
+}
+
+fn home(settings: &Settings) -> Result<Home, Error> {
+    let user = settings.user.clone();
+    Home::create(&settings.temporary, "tailrace_postgres", Farewell::Quit, user)
+}
+
+/// The directory of the server's socket, for a setting.
+fn sockets(home: &Home) -> String {
+    let path = home.path();
+    if path.as_os_str().len() <= SOCKET_DIRECTORY_MAX {
+        path.display().to_string().replace('\'', "''")
+    } else {
+        String::new()
+    }
+}
+
+fn append(file: &Path, text: &str) -> std::io::Result<()> {
+    File::options().append(true).open(file)?.write_all(text.as_bytes())
 }
 
 /// The programs at a place where the server's user can run them: root's own cache may lie under a
@@ -254,28 +358,9 @@ fn reachable(binaries: Binaries, settings: &Settings, home: &Home) -> Result<Bin
         return Ok(binaries);
     }
     let copy = home.path().join("postgres");
-    copy_tree(binaries.root(), &copy, home).map_err(|error| {
+    tree::copy(binaries.root(), &copy, home, &|_| true).map_err(|error| {
         let text = format!("cannot copy {} for the user of Postgres", binaries.root().display());
         Error::new(Kind::Server, text).caused_by(error)
     })?;
     Ok(binaries.moved(&copy))
-}
-
-fn copy_tree(from: &Path, to: &Path, home: &Home) -> std::io::Result<()> {
-    fs::create_dir(to)?;
-    home.give(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (from, to) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            copy_tree(&from, &to, home)?;
-        } else if kind.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(&from)?, &to)?;
-        } else {
-            fs::copy(&from, &to)?;
-            home.give(&to)?;
-        }
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::{Connection, Executor};
 use tokio::time::timeout;
 
+use super::login::{Login, Logins};
 use super::{ANSWER_MAX, connect};
 use crate::error::{Error, Kind};
 use crate::unique::unique;
@@ -21,12 +22,18 @@ const DROP_MAX: Duration = Duration::from_secs(20);
 pub struct Database {
     name: String,
     url: String,
+    logins: Option<Logins>,
     /// The URL of the maintenance database when this one is to be dropped.
     drop_by: Option<String>,
 }
 
 impl Database {
-    pub(super) async fn create(url: &str, name: &str, dropped: bool) -> Result<Self, Error> {
+    pub(super) async fn create(
+        url: &str,
+        name: &str,
+        dropped: bool,
+        logins: Option<Logins>,
+    ) -> Result<Self, Error> {
         let name = unique(name);
         let failed = || Error::new(Kind::Server, format!("cannot create the database {name}"));
         let create = async {
@@ -40,12 +47,22 @@ impl Database {
             .map_err(|error| failed().caused_by(error))?;
         let drop_by = dropped.then(|| url.to_owned());
         let url = with_database(url, &name);
-        Ok(Database { name, url, drop_by })
+        Ok(Database { name, url, logins, drop_by })
     }
 
     /// The superuser's URL to this database.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The URL over TLS to this database; see [`Postgres::tls_url`](super::Postgres::tls_url).
+    ///
+    /// # Panics
+    ///
+    /// When the stack was started without [`Needs::tls`](crate::Needs::tls).
+    pub fn tls_url(&self, login: Login) -> String {
+        let logins = self.logins.as_ref().expect("the stack was started with Needs::tls()");
+        logins.url(&self.name, login)
     }
 
     /// Its name.

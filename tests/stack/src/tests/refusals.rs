@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use sqlx::Executor;
 
 use super::{connect, environment};
-use crate::settings::{DATABASE_URL, KAFKA_BROKERS, PG_VERSION, Settings};
+use crate::settings::{DATABASE_URL, Docker, KAFKA_BROKERS, PG_VERSION, Settings};
 use crate::{Kind, Needs, Stack, unique};
 
 /// A machine with nothing on it.
@@ -19,6 +19,7 @@ fn bare() -> Settings {
         path: OsString::new(),
         java_home: None,
         postgres_places: Vec::new(),
+        docker: Docker::default(),
         ..environment()
     }
 }

@@ -1,6 +1,7 @@
 //! Names, and the texts of other programs.
 
 use crate::home::User;
+use crate::process::State;
 use crate::{kafka, maven, postgres, process, unique};
 
 #[test]
@@ -48,13 +49,14 @@ fn versions_are_read_from_what_programs_say() {
 
 #[test]
 fn a_process_is_read_whatever_its_name() {
-    let check = |stat: &str, row: Option<(i32, i32, bool)>| {
-        let found = process::row_of_stat(stat).map(|row| (row.pid, row.parent, row.ended));
+    let check = |stat: &str, row: Option<(i32, i32, State)>| {
+        let found = process::row_of_stat(stat).map(|row| (row.pid, row.parent, row.state));
         assert_eq!(found, row, "{stat}");
     };
 
-    check("12 (java) S 3 12 12 0 -1", Some((12, 3, false)));
-    check("12 (a) b) (c) Z 3 12 12", Some((12, 3, true)));
+    check("12 (java) S 3 12 12 0 -1", Some((12, 3, State::Runs)));
+    check("12 (a) b) (c) Z 3 12 12", Some((12, 3, State::Ended)));
+    check("12 (postgres) T 3 12 12", Some((12, 3, State::Halted)));
     check("12", None);
 }
 

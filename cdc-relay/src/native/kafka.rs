@@ -1,4 +1,4 @@
-//! The calls that go past the Kafka client's Rust wrapper. The only unsafe code of the crate.
+//! Calls that go past the Kafka client's Rust wrapper.
 //!
 //! `rdkafka`'s `flush` and `commit_transaction` poll in steps of 100 ms, which makes them the cost
 //! of every commit; the C functions take about 2 ms (measured). Its `send` makes a C string of the
@@ -29,7 +29,7 @@ const HEADERS_USUAL: usize = 8;
 const PARTITION_BY_KEY: i32 = -1;
 
 /// A topic as the client knows it, so that it is not looked up by name for each record.
-pub(super) struct Topic<C: ProducerContext + 'static> {
+pub(crate) struct Topic<C: ProducerContext + 'static> {
     handle: *mut rd_kafka_topic_t,
     /// Outlives the handle.
     client: Arc<ThreadedProducer<C>>,
@@ -47,7 +47,7 @@ unsafe impl<C: ProducerContext + 'static> Sync for Topic<C> {}
 
 impl<C: ProducerContext + 'static> Topic<C> {
     /// Makes the client know a topic.
-    pub(super) fn new(
+    pub(crate) fn new(
         client: &Arc<ThreadedProducer<C>>,
         name: &str,
     ) -> Result<Self, RDKafkaErrorCode> {
@@ -66,7 +66,7 @@ impl<C: ProducerContext + 'static> Topic<C> {
 
     /// Hands a record over to the client, which copies it; `opaque` comes back with the report of
     /// a record that failed.
-    pub(super) fn produce(
+    pub(crate) fn produce(
         &self,
         record: &Record<'_>,
         opaque: usize,
@@ -141,7 +141,7 @@ fn parts(bytes: Option<&[u8]>) -> (*mut c_void, usize) {
 
 /// Waits until each record that was handed over has its answer, be it an error; blocks at most for
 /// `timeout`.
-pub(super) fn flush<C: ProducerContext + 'static>(
+pub(crate) fn flush<C: ProducerContext + 'static>(
     producer: &ThreadedProducer<C>,
     timeout: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
@@ -158,7 +158,7 @@ pub(super) fn flush<C: ProducerContext + 'static>(
 /// Flushes the producer's records and commits its transaction; blocks at most for `timeout`.
 ///
 /// Any error leaves the outcome uncertain: the caller drops the producer and starts a session anew.
-pub(super) fn commit_transaction<C: ProducerContext + 'static>(
+pub fn commit_transaction<C: ProducerContext + 'static>(
     producer: &ThreadedProducer<C>,
     timeout: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
