@@ -1,4 +1,4 @@
-//! The command line of the sidecar: `cdc-relay run`.
+//! The command line of the sidecar: `cdc-relay run` and `cdc-relay replay`.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -15,6 +15,9 @@ use crate::config::{BadMessages, Config, Delivery};
 use crate::error::Error;
 use crate::position::Place;
 use crate::relay::Relay;
+use replay::ReplayArgs;
+
+mod replay;
 
 /// Runs the sidecar with these arguments, of which the first is the program's name.
 ///
@@ -25,8 +28,13 @@ use crate::relay::Relay;
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
-    let Command::Run(run) = cli.command;
-    match Relay::new(run.config()).run_on_own_thread(stop_signal()).await {
+    let done = match cli.command {
+        Command::Run(run) => Relay::new(run.config()).run_on_own_thread(stop_signal()).await,
+        Command::Replay { settings, what } => {
+            Box::pin(replay::replay(&settings.config(), what, stop_signal())).await
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -63,6 +71,13 @@ enum Command {
     /// Publishes until SIGTERM or Ctrl-C; makes publication, slot and checkpoint topic at the
     /// first run
     Run(Box<RunArgs>),
+    /// Publishes messages of the journal once more, with the header ce_replay; disturbs no relay
+    Replay {
+        #[command(flatten)]
+        settings: Box<RunArgs>,
+        #[command(flatten)]
+        what: ReplayArgs,
+    },
 }
 
 #[derive(Args)]

@@ -41,6 +41,7 @@ mod publication;
 mod publisher;
 mod record;
 mod relay;
+mod replay;
 #[cfg_attr(not(test), expect(dead_code, reason = "tests look their own backend up by its pid"))]
 mod replication;
 mod resume;
@@ -58,4 +59,5 @@ pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;
 pub use position::{Incarnation, Ordinal, ParsePlaceError, Place, Position};
 pub use relay::Relay;
+pub use replay::{Planned, Replay, Replayed};
 pub use tailrace_outbox::mapping::{ColumnType, Mapping, Part};
