@@ -30,7 +30,11 @@ mod outages;
 mod partition_count;
 #[path = "e2e/proofs.rs"]
 mod proofs;
+#[path = "e2e/replay.rs"]
+mod replay;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/tables.rs"]
+mod tables;
 #[path = "e2e/takeover.rs"]
 mod takeover;

@@ -16,11 +16,13 @@ use crate::sink::Kafka;
 use crate::{check, init, status};
 use adoption::Way;
 use given::Flags;
+use replay::ReplayArgs;
 use sources::Sources;
 
 mod adoption;
 mod drop_slot;
 mod given;
+mod replay;
 mod sources;
 mod supervise;
 
@@ -73,6 +75,9 @@ async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<
         }
         Command::Adopt(way) => say(&adoption::adopt(&config, way.consent()).await?),
         Command::DropSlot { yes } => say(&drop_slot::drop_slot(&config, yes).await?),
+        Command::Replay(what) => {
+            Box::pin(replay::replay(&config, what, supervise::stop_signal())).await?;
+        }
         Command::Config => say(&configuration(&settings)),
     }
     Ok(ExitCode::SUCCESS)
@@ -141,6 +146,8 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Publishes messages of the journal once more, with the header ce_replay; disturbs no relay
+    Replay(ReplayArgs),
     /// Shows every setting with its value and where that comes from; secrets are hidden
     Config,
 }

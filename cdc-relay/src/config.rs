@@ -5,6 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tailrace_outbox::mapping::Mapping;
+use tailrace_outbox::schema::Schema;
+
 use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::position::Place;
@@ -99,6 +102,7 @@ pub struct Config {
     publication: String,
     prefix: String,
     outbox_schema: String,
+    tables: Vec<Mapping>,
     relay_id: Option<String>,
     init: bool,
     topics: NewTopics,
@@ -126,6 +130,7 @@ impl Config {
             publication: "tailrace".to_owned(),
             prefix: "tailrace".to_owned(),
             outbox_schema: "tailrace".to_owned(),
+            tables: Vec::new(),
             relay_id: None,
             init: true,
             topics: NewTopics {
@@ -194,6 +199,17 @@ impl Config {
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.outbox_schema = schema.into();
+        self
+    }
+
+    /// One more table whose new rows are published as messages, as the mapping reads them. Default
+    /// none but the journal.
+    ///
+    /// The publication must have the table: one that the relay makes at its first run does. Rows that
+    /// were inserted before that are not published.
+    #[must_use]
+    pub fn table(mut self, mapping: Mapping) -> Self {
+        self.tables.push(mapping);
         self
     }
 
@@ -348,6 +364,7 @@ impl Config {
                 faults.push((key, format!("{what} {name:?}: 1 to {NAME_BYTES_MAX} bytes")));
             }
         }
+        faults.extend(self.table_twice().map(|fault| ("relay.tables", fault)));
         if let Some(relay_id) = &self.relay_id {
             faults.extend(relay_id_fault(relay_id).map(|fault| ("relay.id", fault)));
         }
@@ -433,6 +450,25 @@ impl Config {
         &self.outbox_schema
     }
 
+    /// The tables that are mapped, without the journal.
+    pub(crate) fn tables(&self) -> &[Mapping] {
+        &self.tables
+    }
+
+    /// All tables whose rows are messages. A schema whose name the outbox does not take has no
+    /// journal of its making.
+    pub(crate) fn message_tables(&self) -> Vec<Mapping> {
+        let journal = Schema::named(&*self.outbox_schema).map(|schema| Mapping::journal(&schema));
+        journal.into_iter().chain(self.tables.iter().cloned()).collect()
+    }
+
+    fn table_twice(&self) -> Option<String> {
+        let tables: Vec<String> = self.message_tables().iter().map(Mapping::table_sql).collect();
+        let mut named = BTreeSet::new();
+        let twice = tables.iter().find(|table| !named.insert(*table))?;
+        Some(format!("table {twice} is mapped twice; the journal is by itself"))
+    }
+
     pub(crate) fn may_init(&self) -> bool {
         self.init
     }
@@ -454,6 +490,7 @@ impl Config {
                 (&self.database_url, &self.password_file, &self.password_command),
                 (&self.brokers, self.kafka, &self.slot, &self.publication),
                 (&self.prefix, &self.outbox_schema, &self.relay_id, self.init, &self.topics),
+                &self.tables,
                 (self.delivery, self.linger, self.batch_records, self.split_bytes, self.large),
                 (&self.kafka_properties, &self.skip, self.bad_messages, &self.dead_letter_topic),
             )

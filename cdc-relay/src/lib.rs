@@ -27,7 +27,6 @@ mod config;
 mod dead_letter;
 mod error;
 mod init;
-mod journal;
 mod leadership;
 #[doc(hidden)]
 pub mod limits;
@@ -43,9 +42,11 @@ mod native;
 mod pgoutput;
 mod position;
 mod progress;
+mod publication;
 mod publisher;
 mod record;
 mod relay;
+mod replay;
 #[cfg_attr(not(test), expect(dead_code, reason = "tests look their own backend up by its pid"))]
 mod replication;
 mod resume;
@@ -55,6 +56,7 @@ mod setup;
 pub mod sink;
 mod source;
 mod status;
+mod tables;
 mod trouble;
 
 pub use config::{BadMessages, Config, Delivery, LargeTransactions};
@@ -63,3 +65,5 @@ pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;
 pub use position::{Incarnation, Ordinal, ParsePlaceError, Place, Position};
 pub use relay::Relay;
+pub use replay::{Planned, Replay, Replayed};
+pub use tailrace_outbox::mapping::{ColumnType, Mapping, Part};

@@ -6,7 +6,6 @@ use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Published, Source};
 use crate::config::Config;
 use crate::dead_letter;
 use crate::error::{Error, Kind};
-use crate::journal::Journal;
 use crate::lsn::Lsn;
 use crate::milestone::{Milestone, Observer};
 use crate::pgoutput::{self, Change, RelationId, Tuple};
@@ -15,6 +14,7 @@ use crate::progress::{Progress, Verdict};
 use crate::record::{self, Record, Unpublishable};
 use crate::replication::{Event, StatusHandle};
 use crate::sink::{Obstacle, Sink};
+use crate::tables::Tables;
 use crate::trouble::{Refused, Trouble};
 
 /// Obstacles that a record may meet before it is given up: a topic that is not known yet, a queue
@@ -32,13 +32,13 @@ pub(crate) struct Publisher<'a, S> {
     pub(crate) progress: Progress,
     pub(crate) sink: S,
     pub(crate) status: StatusHandle,
-    pub(crate) journal: Journal,
+    pub(crate) tables: Tables,
     /// What earlier sessions learned about messages that are refused.
     pub(crate) trouble: &'a Trouble,
     pub(crate) batches: Batches,
     /// Reused for each record.
     pub(crate) sequence: String,
-    /// Reused for each row of the journal.
+    /// Reused for each row of a table of messages.
     pub(crate) frame: Vec<u8>,
     /// The newest transaction waited long before the server sent it: there is a backlog.
     pub(crate) behind: bool,
@@ -77,7 +77,10 @@ impl<S: Sink> Publisher<'_, S> {
             }
             Event::Data { wal_start, sent_at, body, .. } => {
                 match pgoutput::decode(body, wal_start)? {
-                    Change::Begin { final_lsn, .. } => self.progress.begin(final_lsn),
+                    Change::Begin { final_lsn, timestamp, .. } => {
+                        self.tables.begin(timestamp);
+                        self.progress.begin(final_lsn)
+                    }
                     Change::Commit { commit_lsn, end_lsn, timestamp } => {
                         self.status.received(end_lsn);
                         self.behind = timestamp.until(sent_at) >= BEHIND;
@@ -90,15 +93,16 @@ impl<S: Sink> Publisher<'_, S> {
                         self.outside_a_transaction(prefix, wal_start);
                         Ok(())
                     }
-                    Change::Insert { relation, new } if self.journal.holds(relation) => {
-                        self.journal_row(relation, new, wal_start, now).await
+                    Change::Insert { relation, new } if self.tables.hold(relation) => {
+                        self.message_row(relation, new, wal_start, now).await
                     }
-                    Change::Insert { .. }
-                    | Change::Update { .. }
-                    | Change::Delete { .. }
-                    | Change::Truncate { .. } => self.row(wal_start),
+                    // What becomes of a row once it has been inserted is no message.
+                    Change::Insert { relation, .. }
+                    | Change::Update { relation, .. }
+                    | Change::Delete { relation, .. } => self.row(&[relation], wal_start),
+                    Change::Truncate { relations, .. } => self.row(&relations, wal_start),
                     Change::Relation(relation) => {
-                        self.journal.relation(&relation);
+                        self.tables.relation(&relation);
                         Ok(())
                     }
                     Change::Type { .. } | Change::Origin { .. } => Ok(()),
@@ -169,8 +173,8 @@ impl<S: Sink> Publisher<'_, S> {
         self.publish(content, position, change_lsn, now).await
     }
 
-    /// A row of the journal is the frame that its writer did not put into the log.
-    async fn journal_row(
+    /// A row of a table of messages is the frame that its writer did not put into the log.
+    async fn message_row(
         &mut self,
         relation: RelationId,
         row: Tuple<'_>,
@@ -180,12 +184,15 @@ impl<S: Sink> Publisher<'_, S> {
         let Verdict::Fresh(position) = self.progress.change(change_lsn)? else { return Ok(()) };
         let mut frame = std::mem::take(&mut self.frame);
         frame.clear();
-        match self.journal.frame(relation, row, &mut frame) {
+        match self.tables.frame(relation, row, &mut frame) {
             Ok(()) => self.publish(&frame, position, change_lsn, now).await?,
             Err(fault) => {
-                let why = format!("the journal's row is no message: {}", fault.text);
+                let table = self.tables.name(relation);
+                let why = format!("the row of {table} is no message: {}", fault.text);
                 let fault = Unpublishable { kind: fault.kind, why };
-                self.fault(&[], fault, position, change_lsn, now).await?;
+                frame.clear();
+                self.tables.show(relation, row, &mut frame);
+                self.fault(&frame, fault, position, change_lsn, now).await?;
             }
         }
         self.frame = frame;
@@ -302,13 +309,13 @@ impl<S: Sink> Publisher<'_, S> {
         Ok(Some(format!("it has {} bytes, more than the relay's queue", record.size())))
     }
 
-    fn row(&mut self, change_lsn: Lsn) -> Result<(), Error> {
+    fn row(&mut self, relations: &[RelationId], change_lsn: Lsn) -> Result<(), Error> {
         self.progress.change(change_lsn)?;
-        if !self.warned_of_rows {
+        if !self.warned_of_rows && !relations.iter().all(|relation| self.tables.hold(*relation)) {
             self.warned_of_rows = true;
             tracing::warn!(
                 publication = self.config.publication_name(),
-                "the publication has tables besides the journal; their changes are not published"
+                "the publication has tables besides those of messages; their changes are not published"
             );
         }
         Ok(())

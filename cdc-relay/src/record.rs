@@ -10,6 +10,11 @@ use crate::position::{Place, Position};
 const FIXED_HEADER_BYTES: usize =
     "ce_specversion1.0ce_idce_typece_sourcecontent-type".len() + uuid::fmt::Hyphenated::LENGTH;
 
+const SEQUENCE: &str = "ce_sequence";
+
+/// The header of what is published again.
+const REPLAY: (&str, &str) = ("ce_replay", "true");
+
 /// The longest value of a dead letter: what a producer of the relay hands over, less room for
 /// headers.
 const LETTER_BYTES_MAX: usize = 15 * 1024 * 1024;
@@ -22,7 +27,8 @@ pub struct Record<'a> {
     timestamp_ms: i64,
     /// The message, unless its bytes are no frame.
     frame: Option<Frame<'a>>,
-    sequence: &'a str,
+    /// The header that says where it comes from: its place in the source, or a replay.
+    origin: (&'static str, &'a str),
     /// Of a dead letter: why it is one, and what it was.
     letter: &'a [(&'static str, String)],
     size: usize,
@@ -37,11 +43,17 @@ impl<'a> Record<'a> {
             value: frame.payload(),
             timestamp_ms: frame.time_micros().div_euclid(1_000),
             frame: Some(frame),
-            sequence,
+            origin: (SEQUENCE, sequence),
             letter: &[],
             size: 0,
         }
         .sized()
+    }
+
+    /// The record of a message that is published again, to its own topic or another.
+    pub(crate) fn replayed(frame: Frame<'a>, topic: Option<&'a str>) -> Self {
+        let record = Record::new(frame, "");
+        Record { topic: topic.unwrap_or(record.topic), origin: REPLAY, ..record }.sized()
     }
 
     /// The dead letter of a message that can not be published, in the topic for them: the record
@@ -63,7 +75,7 @@ impl<'a> Record<'a> {
             // The message's own time may be what is wrong with it.
             timestamp_ms: now_ms,
             frame,
-            sequence,
+            origin: (SEQUENCE, sequence),
             letter,
             size: 0,
         }
@@ -84,8 +96,7 @@ impl<'a> Record<'a> {
         let letter = self.letter.iter().map(|(name, value)| pair((name, value))).sum::<usize>();
         self.size = self.key.map_or(0, <[u8]>::len)
             + self.value.map_or(0, <[u8]>::len)
-            + "ce_sequence".len()
-            + self.sequence.len()
+            + pair(self.origin)
             + frame
             + letter;
         self
@@ -130,7 +141,8 @@ impl<'a> Record<'a> {
                 header("ce_subject", subject.as_bytes());
             }
         }
-        header("ce_sequence", self.sequence.as_bytes());
+        let (name, value) = self.origin;
+        header(name, value.as_bytes());
         if let Some(frame) = &self.frame {
             for (name, value) in frame.attributes().iter().chain(frame.headers().iter()) {
                 header(name, value.as_bytes());
@@ -152,7 +164,7 @@ impl std::fmt::Debug for Record<'_> {
         // A key or a payload may be a secret.
         f.debug_struct("Record")
             .field("topic", &self.topic())
-            .field("sequence", &self.sequence)
+            .field("origin", &self.origin)
             .finish_non_exhaustive()
     }
 }
@@ -212,6 +224,7 @@ mod tests {
         let letter = [("why", "so".to_owned())];
         for record in [
             Record::new(frame_of(), "relay:1"),
+            Record::replayed(frame_of(), Some("elsewhere")),
             Record::dead_letter("d", &frame, "relay:1", &letter, 0),
             Record::dead_letter("d", b"no frame", "relay:1", &letter, 0),
         ] {

@@ -5,7 +5,6 @@ use std::time::Instant;
 use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Stored};
 use crate::config::Config;
 use crate::error::{Error, Kind};
-use crate::journal::Journal;
 use crate::leadership;
 use crate::milestone::Observer;
 use crate::progress::Progress;
@@ -13,6 +12,7 @@ use crate::publisher::{Batches, Publisher, unix_ms};
 use crate::replication::{Client, Stream};
 use crate::resume::{self, Slot, Start};
 use crate::sink::{Connect, Sink};
+use crate::tables::Tables;
 use crate::trouble::Trouble;
 use crate::{setup, source};
 
@@ -86,7 +86,7 @@ pub(crate) async fn lead<'a, C: Connect>(
         progress,
         sink,
         status,
-        journal: Journal::new(config.outbox_schema()),
+        tables: Tables::new(config.message_tables()),
         trouble,
         batches: Batches::default(),
         sequence: String::new(),

@@ -6,14 +6,17 @@ use std::time::Duration;
 use crate::checkpoint::{INTENT_KEY, Intent, Stored};
 use crate::config::Config;
 use crate::error::{Error, Kind};
-use crate::journal;
 use crate::milestone::{Milestone, Observer};
 use crate::position::Incarnation;
+use crate::publication;
 use crate::publisher::unix_ms;
 use crate::replication::{Client, quote_identifier, quote_literal};
 use crate::resume::{self, Server};
 use crate::sink::Sink;
 use crate::source;
+
+/// The journal's table, in the schema of the outbox.
+pub(crate) const JOURNAL: &str = "outbox";
 
 /// Creating a slot waits for every transaction that runs at its beginning.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -99,7 +102,12 @@ pub(crate) async fn publication_command(
         .await?
         .first()
         .is_some_and(|row| row.get(0).is_some());
-    let tables = if exists { format!("FOR TABLE {journal} ") } else { String::new() };
+    let mut tables = publication::tables(config, client).await?;
+    tables.extend(exists.then_some(journal));
+    let tables = match tables.as_slice() {
+        [] => String::new(),
+        tables => format!("FOR TABLE {} ", tables.join(", ")),
+    };
     Ok(format!(
         "CREATE PUBLICATION {name} {tables}WITH (publish = 'insert', publish_via_partition_root = true)"
     ))
@@ -118,8 +126,9 @@ pub(crate) async fn publication(config: &Config, client: &mut Client) -> Result<
             Ok(())
         }
         Err(error) => Err(error.hint(format!(
-            "the role needs CREATE on the database once, and to own the journal; or let their \
-             owner run: {command}; cdc-relay init --dry-run prints all that is needed"
+            "the role needs CREATE on the database once, and to own the journal and the tables of \
+             messages; or let their owner run: {command}; cdc-relay init --dry-run prints all that \
+             is needed"
         ))),
     }
 }
@@ -146,6 +155,7 @@ pub(crate) async fn has_publication(config: &Config, client: &mut Client) -> Res
             quote_identifier(name)
         )));
     }
+    publication::must_hold(config, client).await?;
     Ok(true)
 }
 
@@ -160,7 +170,7 @@ pub(crate) fn lost_publication(config: &Config) -> Error {
 }
 
 fn journal_table(config: &Config) -> String {
-    format!("{}.{}", quote_identifier(config.outbox_schema()), quote_identifier(journal::TABLE))
+    format!("{}.{JOURNAL}", quote_identifier(config.outbox_schema()))
 }
 
 /// A slot's creation that took too long was most likely waiting: names for what.

@@ -2,12 +2,16 @@
 
 use serde::Deserialize;
 
+use crate::mapping::Mapping;
 use crate::{Error, Kind};
+use table::Table;
+
+mod table;
 
 pub(crate) const DOING: &str = "the database could not be checked";
 
-/// What is asked of the database; its parameters are the slot's name, and schema and quoted name
-/// of the journal's table, or nulls for a store without.
+/// What is asked of the database; its parameters are the slot's name, and schema, name and quoted
+/// name of the store's table, or nulls for a store without.
 ///
 /// The answer is one text of JSON, a [`Reply`], so that no client has columns to count.
 pub(crate) const QUERY: &str = "\
@@ -21,13 +25,24 @@ pub(crate) const QUERY: &str = "\
         'wal_status', s.wal_status, \
         'is_complete', s.confirmed_flush_lsn IS NOT NULL, \
         'table', json_build_object( \
-            'exists', to_regclass($3::text) IS NOT NULL, \
-            'may_insert', coalesce(has_table_privilege(to_regclass($3::text), 'INSERT'), false), \
-            'is_published', EXISTS (SELECT FROM pg_catalog.pg_publication_tables \
-                                    WHERE schemaname = $2::text AND tablename = 'outbox')))::text \
+            'exists', to_regclass($4::text) IS NOT NULL, \
+            'columns', (SELECT json_agg(json_build_object( \
+                    'name', a.attname, \
+                    'type', b.typname, \
+                    'is_text', b.typcategory = 'S', \
+                    'may_insert', has_column_privilege(a.attrelid, a.attnum, 'INSERT'), \
+                    'is_required', a.attnotnull AND NOT a.atthasdef AND a.attidentity = '')) \
+                FROM pg_catalog.pg_attribute a \
+                JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+                JOIN pg_catalog.pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid) \
+                WHERE a.attrelid = to_regclass($4::text) AND a.attnum > 0 \
+                AND NOT a.attisdropped), \
+            'is_published', EXISTS (SELECT FROM pg_catalog.pg_publication_tables p \
+                JOIN pg_catalog.pg_publication q ON q.pubname = p.pubname \
+                WHERE q.pubinsert AND p.schemaname = $2::text AND p.tablename = $3::text)))::text \
     FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1::text";
 
-/// What the database says about itself, about the slot, if there is one, and about the journal.
+/// What the database says about itself, about the slot, if there is one, and about the table.
 #[derive(Deserialize)]
 pub(crate) struct Reply {
     wal_level: String,
@@ -41,22 +56,14 @@ pub(crate) struct Reply {
     table: Table,
 }
 
-/// The journal's table.
-#[derive(Clone, Copy, Deserialize)]
-struct Table {
-    exists: bool,
-    may_insert: bool,
-    is_published: bool,
-}
-
 impl Reply {
     /// Reads the answer to [`QUERY`].
     pub(crate) fn read(answer: &str) -> Self {
         serde_json::from_str(answer).expect("the query builds it")
     }
 
-    /// The first thing that keeps messages from the relay; `table` is the journal's.
-    pub(crate) fn judge(&self, slot: &str, table: Option<&str>) -> Result<(), Error> {
+    /// The first thing that keeps messages from the relay; the mapping is that of the store's table.
+    pub(crate) fn judge(&self, slot: &str, mapping: Option<&Mapping>) -> Result<(), Error> {
         judge(&Found {
             wal_level: &self.wal_level,
             database: &self.database,
@@ -70,31 +77,8 @@ impl Reply {
             }),
             wanted: slot,
         })?;
-        table.map_or(Ok(()), |name| judge_table(name, self.table))
+        mapping.map_or(Ok(()), |mapping| self.table.judge(mapping))
     }
-}
-
-fn judge_table(name: &str, table: Table) -> Result<(), Error> {
-    if !table.exists {
-        return Err(setup(
-            format!("there is no table {name}"),
-            "run tailrace_outbox::schema::install or the files of its folder migrations".to_owned(),
-        ));
-    }
-    if !table.may_insert {
-        return Err(setup(
-            format!("this role may not insert into {name}"),
-            format!("run GRANT INSERT ON {name} as its owner"),
-        ));
-    }
-    if !table.is_published {
-        return Err(setup(
-            format!("{name} is in no publication under its own name"),
-            "make one with publish_via_partition_root, as Journal::publication_sql says it"
-                .to_owned(),
-        ));
-    }
-    Ok(())
 }
 
 /// Fails unless this database logs messages and keeps them for the relay's slot.
@@ -114,21 +98,22 @@ pub async fn check<'c>(executor: impl sqlx::PgExecutor<'c>, slot: &str) -> Resul
     ask(executor, slot, None).await
 }
 
-/// Checks the slot, and the journal's table if its schema and quoted name are given.
+/// Checks the slot, and the table of a mapping if one is given.
 #[cfg(feature = "sqlx")]
 pub(crate) async fn ask<'c>(
     executor: impl sqlx::PgExecutor<'c>,
     slot: &str,
-    table: Option<(&str, &str)>,
+    mapping: Option<&Mapping>,
 ) -> Result<(), Error> {
     let answer: String = sqlx::query_scalar(QUERY)
         .bind(slot)
-        .bind(table.map(|(schema, _)| schema))
-        .bind(table.map(|(_, name)| name))
+        .bind(mapping.map(Mapping::schema))
+        .bind(mapping.map(Mapping::table))
+        .bind(mapping.map(Mapping::table_sql))
         .fetch_one(executor)
         .await
         .map_err(|error| Error::database(DOING, error).in_our_statement())?;
-    Reply::read(&answer).judge(slot, table.map(|(_, name)| name))
+    Reply::read(&answer).judge(slot, mapping)
 }
 
 #[derive(Clone, Copy)]

@@ -12,6 +12,8 @@ pub enum Kind {
     Invalid,
     /// The message is larger than its limit.
     TooLarge,
+    /// The message has a part that the store's table has no place for.
+    Unmapped,
     /// The transaction had failed already, in an earlier statement.
     Aborted,
     /// The business statement of a merged write touched no row, so no message was written.
@@ -98,6 +100,11 @@ impl Error {
         self.kind() == Kind::TooLarge
     }
 
+    /// Whether the message has a part that the store's table has no place for.
+    pub fn is_unmapped(&self) -> bool {
+        self.kind() == Kind::Unmapped
+    }
+
     /// Whether the transaction had failed before the message was written.
     pub fn is_aborted(&self) -> bool {
         self.kind() == Kind::Aborted
@@ -120,9 +127,12 @@ impl Error {
     pub fn reaction(&self) -> Reaction {
         match self.kind() {
             Kind::Conflict | Kind::Unavailable => Reaction::Retry,
-            Kind::Invalid | Kind::TooLarge | Kind::Aborted | Kind::NoRow | Kind::Database => {
-                Reaction::Reject
-            }
+            Kind::Invalid
+            | Kind::TooLarge
+            | Kind::Unmapped
+            | Kind::Aborted
+            | Kind::NoRow
+            | Kind::Database => Reaction::Reject,
             Kind::Setup => Reaction::Stop,
         }
     }

@@ -55,7 +55,8 @@ use std::sync::{Arc, LazyLock};
 use sqlx::postgres::PgArguments;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::outbox::journal as rows;
+use crate::mapping::Mapping;
+use crate::outbox::rows;
 use crate::schema::Schema;
 use crate::{Error, Kind, Message};
 
@@ -101,13 +102,12 @@ pub async fn maintain(
 #[derive(Clone, Debug)]
 pub struct Journal {
     schema: Schema,
-    insert: Arc<str>,
+    mapping: Mapping,
 }
 
 impl Default for Journal {
     /// The journal of the schema `tailrace`.
     fn default() -> Self {
-        // A clone of the text instead of a new one: `Outbox::write` asks for it every time.
         DEFAULT.clone()
     }
 }
@@ -115,8 +115,7 @@ impl Default for Journal {
 impl Journal {
     /// The journal of a schema.
     pub fn new(schema: &Schema) -> Self {
-        let insert = rows::one(&schema.object("outbox"));
-        Journal { schema: schema.clone(), insert: insert.into() }
+        Journal { schema: schema.clone(), mapping: Mapping::journal(schema) }
     }
 
     /// As [`insert`](fn@insert), into this journal.
@@ -131,10 +130,10 @@ impl Journal {
     ) -> Result<(), Error> {
         let failed = failed("the message could not be written to the journal");
         let mut arguments = PgArguments::default();
-        if let Err(error) = rows::Row::of(message).bind(&mut arguments) {
+        if let Err(error) = rows::bind(&mut arguments, rows::row(&self.mapping, message)?) {
             return Err(failed(sqlx::Error::Encode(error)));
         }
-        sqlx::query_with(AssertSqlSafe(Arc::clone(&self.insert)), arguments)
+        sqlx::query_with(AssertSqlSafe(Arc::clone(&self.mapping.statements().one)), arguments)
             .execute(connection)
             .await
             .map_err(failed)?;

@@ -45,7 +45,8 @@
 //! | [`write()`] | one message, in a statement of its own |
 //! | [`write_all()`] | many messages in one statement, in the order given |
 //!
-//! [`Outbox`] has the same as methods, for a store, prefix or slot other than the default.
+//! [`Outbox`] has the same as methods, for a store, prefix or slot other than the default. A store
+//! is the log, the [`journal`], or a table of yours by a [`mapping`].
 //!
 //! # Contract
 //!
@@ -80,6 +81,7 @@
 pub mod codec;
 pub mod frame;
 pub mod header;
+pub mod mapping;
 pub mod schema;
 pub mod topic;
 

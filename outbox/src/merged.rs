@@ -1,6 +1,5 @@
 //! The merged write: the message travels inside the business statement.
 
-use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{
     Arguments, AssertSqlSafe, Encode, Execute, FromRow, PgConnection, Postgres, Row, SqlStr, Type,
@@ -9,9 +8,9 @@ use sqlx::{
 
 #[cfg(doc)]
 use crate::Kind;
-use crate::outbox::{Answer, journal};
+use crate::outbox::Answer;
 use crate::statement::{Statement, must_return, must_take};
-use crate::{Error, Message, Outbox, Store, frame};
+use crate::{Error, Message, Outbox, Store};
 
 static DEFAULT: Outbox = Outbox::new(Store::Wal);
 
@@ -132,7 +131,8 @@ impl<'o> Merge<'o> {
 /// # Errors
 ///
 /// Before anything is sent: [`Kind::Invalid`] for a text that is not one statement that changes
-/// data, or if more or fewer values are bound than it has parameters. After it: [`Kind::NoRow`],
+/// data, or if more or fewer values are bound than it has parameters; [`Kind::Unmapped`] for what
+/// the table of [`Store::Table`] can not hold. After it: [`Kind::NoRow`],
 /// upon which the transaction is still good; otherwise what the database says, of the business
 /// statement too, sorted by [`Error::kind`], with [`Error::sqlstate`]. The transaction has then
 /// failed: roll it back.
@@ -242,21 +242,9 @@ impl Merged<'_, '_> {
             must_return(statement.has_returning())?;
         }
         let text = outbox.merged(&statement, answer, arguments.len() + 1);
-        bind_message(&mut arguments, outbox.store(), self.message)
-            .map_err(|error| unbound(sqlx::Error::Encode(error)))?;
+        outbox.bind(self.message, &mut arguments)?;
         Ok((text, arguments, persistent))
     }
-}
-
-fn bind_message(
-    arguments: &mut PgArguments,
-    store: Store,
-    message: &Message,
-) -> Result<(), BoxDynError> {
-    if store == Store::Wal {
-        return arguments.add(frame::encode(message));
-    }
-    journal::Row::of(message).bind(arguments)
 }
 
 /// What the row of [`Answer::Count`] says.

@@ -1,14 +1,16 @@
 //! Which store a service writes its messages to, and the statements that do it.
 
 use std::borrow::Cow;
+use std::sync::{Arc, LazyLock};
 
-#[cfg(feature = "sqlx")]
-use crate::journal::Journal;
-use crate::schema::{self, Schema};
+use crate::mapping::Mapping;
+use crate::schema::Schema;
 use crate::statement::Statement;
 use crate::{DEFAULT_SLOT, Error, Kind, Message, PREFIX, frame};
 
-pub(crate) mod journal;
+pub(crate) mod rows;
+
+static JOURNAL: LazyLock<Mapping> = LazyLock::new(|| Mapping::journal(&Schema::default()));
 
 /// The most messages one batch takes.
 ///
@@ -26,7 +28,7 @@ pub(crate) const WRITTEN: &str = "tailrace_message";
 /// Where a message stands until the relay has published it.
 ///
 /// A choice of configuration: messages, the calls that write them and the relay stay the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Store {
     /// The write-ahead log alone: no table, no vacuum, no grant. The default.
@@ -40,6 +42,11 @@ pub enum Store {
     /// What was published can be published again, and looked at with SQL. It costs an insert
     /// without an index, and needs the migration of this crate, a grant and a publication.
     Journal,
+    /// A table of yours, in whose rows others look for messages too, such as Debezium's.
+    ///
+    /// What a row has no column for is refused with [`Kind::Unmapped`]. The relay must be given the
+    /// same mapping, and its publication the table.
+    Table(Mapping),
 }
 
 /// How a service writes messages: the store, and the names that belong to it.
@@ -53,13 +60,17 @@ pub enum Store {
 ///
 /// static OUTBOX: Outbox = Outbox::new(Store::Wal);
 /// let of_a_second_relay = Outbox::new(Store::Wal).prefix("billing").slot("billing");
+///
+/// let mapping = tailrace_outbox::mapping::Mapping::debezium("public.outbox").source("/orders");
+/// let of_a_table = Outbox::new(Store::Table(mapping.build()?));
+/// # Ok::<(), tailrace_outbox::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Outbox {
     store: Store,
     prefix: Cow<'static, str>,
     /// None is the default one, which no constant can hold.
-    schema: Option<Schema>,
+    journal: Option<Mapping>,
     slot: Cow<'static, str>,
     #[cfg(feature = "testing")]
     recording: bool,
@@ -80,7 +91,7 @@ impl Outbox {
         Outbox {
             store,
             prefix: Cow::Borrowed(PREFIX),
-            schema: None,
+            journal: None,
             slot: Cow::Borrowed(DEFAULT_SLOT),
             #[cfg(feature = "testing")]
             recording: false,
@@ -97,7 +108,7 @@ impl Outbox {
     /// The schema of the journal. Default: `tailrace`.
     #[must_use]
     pub fn schema(mut self, schema: Schema) -> Self {
-        self.schema = Some(schema);
+        self.journal = Some(Mapping::journal(&schema));
         self
     }
 
@@ -121,40 +132,30 @@ impl Outbox {
     }
 
     /// The store.
-    pub fn store(&self) -> Store {
-        self.store
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     pub(crate) fn slot_name(&self) -> &str {
         &self.slot
     }
 
-    #[cfg(feature = "sqlx")]
-    pub(crate) fn journal(&self) -> Journal {
-        self.schema.as_ref().map_or_else(Journal::default, Journal::new)
-    }
-
-    /// The journal's table.
-    pub(crate) fn table(&self) -> String {
-        format!("\"{}\".outbox", self.schema_name())
-    }
-
-    pub(crate) fn schema_name(&self) -> &str {
-        self.schema.as_ref().map_or(schema::DEFAULT, Schema::name)
-    }
-
-    /// The statement that writes one message: its frame, or the parts of its row.
-    #[cfg(feature = "tokio-postgres")]
-    pub(crate) fn one(&self) -> String {
-        match self.store {
-            Store::Wal => self.one_frame(),
-            Store::Journal => journal::one(&self.table()),
+    /// The table that messages are rows of, if the store is one.
+    pub(crate) fn mapping(&self) -> Option<&Mapping> {
+        match &self.store {
+            Store::Wal => None,
+            Store::Journal => Some(self.journal.as_ref().unwrap_or(&JOURNAL)),
+            Store::Table(mapping) => Some(mapping),
         }
     }
 
-    /// The statement that writes one frame, its only parameter.
-    pub(crate) fn one_frame(&self) -> String {
-        format!("SELECT {}", self.emit("$1"))
+    /// The statement that writes one message, whose frame is its only parameter, or the parts of
+    /// its row are. It answers with a row if the message was written.
+    pub(crate) fn one(&self) -> Arc<str> {
+        match self.mapping() {
+            None => format!("SELECT {}", self.emit("$1")).into(),
+            Some(mapping) => Arc::clone(&mapping.statements().one),
+        }
     }
 
     /// The statement that writes many messages and counts them: an array of their frames, or
@@ -165,15 +166,16 @@ impl Outbox {
     /// (<https://www.postgresql.org/docs/current/functions-aggregate.html>), where in a plain
     /// `SELECT … ORDER BY` the place of a function call, before or after the sort, is the
     /// planner's choice. The test `a_batch_is_in_the_log_in_the_order_given` watches it.
-    pub(crate) fn many(&self) -> String {
-        match self.store {
-            Store::Wal => format!(
+    pub(crate) fn many(&self) -> Arc<str> {
+        match self.mapping() {
+            None => format!(
                 "SELECT pg_catalog.count({}) FROM (SELECT frame FROM \
                  pg_catalog.unnest($1::bytea[]) WITH ORDINALITY AS given (frame, place) \
                  ORDER BY place) AS ordered",
                 self.emit("frame")
-            ),
-            Store::Journal => journal::many(&self.table()),
+            )
+            .into(),
+            Some(mapping) => Arc::clone(&mapping.statements().many),
         }
     }
 
@@ -182,14 +184,14 @@ impl Outbox {
     /// The call that writes a frame stands in the outermost SELECT: one in a CTE runs only as
     /// far as something asks for its rows, so a message could be lost without a word. It is a
     /// subquery without a reference to the rows, hence evaluated once however many they are, and
-    /// not at all if there are none. Its result is in every row, and is checked. A row of the
-    /// journal is inserted by a CTE that changes data, and such a one always runs.
+    /// not at all if there are none. Its result is in every row, and is checked. A row of a
+    /// table is inserted by a CTE that changes data, and such a one always runs.
     pub(crate) fn merged(&self, statement: &Statement<'_>, answer: Answer, first: usize) -> String {
         let returning = if statement.has_returning() { "" } else { " RETURNING true" };
-        let (insert, message) = match self.store {
-            Store::Wal => (String::new(), format!("(SELECT {})", self.emit(&format!("${first}")))),
-            Store::Journal => (
-                format!(", message AS ({})", journal::merged(&self.table(), first)),
+        let (insert, message) = match self.mapping() {
+            None => (String::new(), format!("(SELECT {})", self.emit(&format!("${first}")))),
+            Some(mapping) => (
+                format!(", message AS ({})", rows::merged(mapping, first)),
                 "(SELECT written FROM message)".to_owned(),
             ),
         };

@@ -34,9 +34,11 @@ use ::tokio_postgres::{GenericClient, Row, Statement as Handle};
 #[cfg(doc)]
 use crate::Kind;
 use crate::check::{self, QUERY, Reply};
-use crate::outbox::{Answer, incomplete, journal, must_fit};
+use crate::mapping::Mapping;
+use crate::outbox::rows::{self, Value as Part, Values as Parts};
+use crate::outbox::{Answer, incomplete, must_fit};
 use crate::statement::{Statement, must_return, must_take};
-use crate::{Error, Message, Outbox, Store, frame};
+use crate::{Error, Message, Outbox, frame};
 
 const DOING: &str = "the message could not be written";
 
@@ -47,19 +49,22 @@ const DOING: &str = "the message could not be written";
 ///
 /// # Errors
 ///
-/// [`Kind::Aborted`] if the transaction had failed before; otherwise what the database says,
-/// sorted by [`Error::kind`]. The transaction has then failed: roll it back.
+/// Before anything is sent, [`Kind::Unmapped`] or [`Kind::Invalid`] for what the table of
+/// [`Store::Table`](crate::Store::Table) can not hold. [`Kind::Aborted`] if the transaction had
+/// failed before; otherwise what the database says, sorted by [`Error::kind`]. The transaction has
+/// then failed: roll it back.
 pub async fn write<C: GenericClient + Sync>(
     outbox: &Outbox,
     client: &C,
     message: &Message,
 ) -> Result<(), Error> {
-    let parameters = Parameters::of(outbox.store(), message);
-    client
+    let parameters = Parameters::of(outbox.mapping(), message)?;
+    let rows = client
         .query_typed(&outbox.one(), &parameters.typed())
         .await
         .map_err(|error| failed(DOING, error).in_our_statement())?;
-    Ok(())
+    // A trigger may have kept the row out.
+    if rows.is_empty() { Err(Error::unwritten()) } else { Ok(()) }
 }
 
 /// Writes messages in one statement, in the order given.
@@ -83,12 +88,18 @@ pub async fn write_all<C: GenericClient + Sync>(
         _ => {}
     }
     must_fit(messages)?;
-    let rows = match outbox.store() {
-        Store::Wal => {
+    let rows = match outbox.mapping() {
+        None => {
             let frames: Vec<Vec<u8>> = messages.iter().map(frame::encode).collect();
             client.query_typed(&outbox.many(), &[(&frames, Type::BYTEA_ARRAY)]).await
         }
-        Store::Journal => insert_rows(outbox, client, messages).await,
+        Some(mapping) => {
+            let rows = messages.iter().map(|message| rows::row(mapping, message));
+            let rows = rows.collect::<Result<Vec<_>, Error>>()?;
+            let arrays = rows::arrays(mapping, &rows);
+            let arrays: Vec<_> = arrays.iter().map(array).collect();
+            client.query_typed(&outbox.many(), &arrays).await
+        }
     };
     let rows = rows.map_err(|error| failed(DOING, error).in_our_statement())?;
     let written: Option<i64> = rows.first().and_then(|row| row.try_get(0).ok());
@@ -98,62 +109,45 @@ pub async fn write_all<C: GenericClient + Sync>(
     Ok(())
 }
 
-/// One array per column.
-async fn insert_rows<C: GenericClient + Sync>(
-    outbox: &Outbox,
-    client: &C,
-    messages: &[Message],
-) -> Result<Vec<Row>, ::tokio_postgres::Error> {
-    let rows: Vec<journal::Row<'_>> = messages.iter().map(journal::Row::of).collect();
-    let parameters: [(&(dyn ToSql + Sync), Type); 12] = [
-        (&rows.iter().map(|row| row.parts.id).collect::<Vec<_>>(), Type::UUID_ARRAY),
-        (&rows.iter().map(|row| row.parts.time_micros).collect::<Vec<_>>(), Type::INT8_ARRAY),
-        (&rows.iter().map(|row| row.parts.topic).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.parts.key).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
-        (&rows.iter().map(|row| row.parts.r#type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.parts.source).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.parts.subject).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.parts.content_type).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.attributes.as_str()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.headers.as_str()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-        (&rows.iter().map(|row| row.tombstone).collect::<Vec<_>>(), Type::BOOL_ARRAY),
-        (&rows.iter().map(|row| row.parts.payload).collect::<Vec<_>>(), Type::BYTEA_ARRAY),
-    ];
-    client.query_typed(&outbox.many(), &parameters).await
-}
-
 /// What a statement is given for a message.
 enum Parameters<'m> {
     Frame(Vec<u8>),
-    Row(Box<journal::Row<'m>>),
+    Row(Vec<Part<'m>>),
 }
 
 impl<'m> Parameters<'m> {
-    fn of(store: Store, message: &'m Message) -> Self {
-        match store {
-            Store::Wal => Parameters::Frame(frame::encode(message)),
-            Store::Journal => Parameters::Row(Box::new(journal::Row::of(message))),
-        }
+    fn of(mapping: Option<&Mapping>, message: &'m Message) -> Result<Self, Error> {
+        Ok(match mapping {
+            None => Parameters::Frame(frame::encode(message)),
+            Some(mapping) => Parameters::Row(rows::row(mapping, message)?),
+        })
     }
 
     fn typed(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
         match self {
             Parameters::Frame(frame) => vec![(frame, Type::BYTEA)],
-            Parameters::Row(row) => vec![
-                (&row.parts.id, Type::UUID),
-                (&row.parts.time_micros, Type::INT8),
-                (&row.parts.topic, Type::TEXT),
-                (&row.parts.key, Type::BYTEA),
-                (&row.parts.r#type, Type::TEXT),
-                (&row.parts.source, Type::TEXT),
-                (&row.parts.subject, Type::TEXT),
-                (&row.parts.content_type, Type::TEXT),
-                (&row.attributes, Type::TEXT),
-                (&row.headers, Type::TEXT),
-                (&row.tombstone, Type::BOOL),
-                (&row.parts.payload, Type::BYTEA),
-            ],
+            Parameters::Row(row) => row.iter().map(single).collect(),
         }
+    }
+}
+
+fn single<'p>(part: &'p Part<'_>) -> (&'p (dyn ToSql + Sync), Type) {
+    match part {
+        Part::Uuid(uuid) => (uuid, Type::UUID),
+        Part::Micros(micros) => (micros, Type::INT8),
+        Part::Text(text) => (text, Type::TEXT),
+        Part::Bytes(bytes) => (bytes, Type::BYTEA),
+        Part::Bool(bool) => (bool, Type::BOOL),
+    }
+}
+
+fn array<'p>(parts: &'p Parts<'_>) -> (&'p (dyn ToSql + Sync), Type) {
+    match parts {
+        Parts::Uuids(uuids) => (uuids, Type::UUID_ARRAY),
+        Parts::Micros(micros) => (micros, Type::INT8_ARRAY),
+        Parts::Texts(texts) => (texts, Type::TEXT_ARRAY),
+        Parts::Bytes(bytes) => (bytes, Type::BYTEA_ARRAY),
+        Parts::Bools(bools) => (bools, Type::BOOL_ARRAY),
     }
 }
 
@@ -167,15 +161,18 @@ impl<'m> Parameters<'m> {
 /// [`Error::kind`].
 pub async fn check<C: GenericClient + Sync>(outbox: &Outbox, client: &C) -> Result<(), Error> {
     let slot = outbox.slot_name();
-    let table = (outbox.store() == Store::Journal).then(|| outbox.table());
-    let schema = table.as_ref().map(|_| outbox.schema_name());
+    let schema = outbox.mapping().map(Mapping::schema);
+    let table = outbox.mapping().map(Mapping::table);
+    let quoted = outbox.mapping().map(Mapping::table_sql);
+    let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&slot, Type::TEXT), (&schema, Type::TEXT), (&table, Type::TEXT), (&quoted, Type::TEXT)];
     let rows = client
-        .query_typed(QUERY, &[(&slot, Type::TEXT), (&schema, Type::TEXT), (&table, Type::TEXT)])
+        .query_typed(QUERY, &parameters)
         .await
         .map_err(|error| failed(check::DOING, error).in_our_statement())?;
     let row = rows.first().expect("the query has one row");
     let answer: &str = row.try_get(0).map_err(|error| failed(check::DOING, error))?;
-    Reply::read(answer).judge(slot, table.as_deref())
+    Reply::read(answer).judge(slot, outbox.mapping())
 }
 
 /// Prepares a business statement that takes a message along.
@@ -200,7 +197,8 @@ pub async fn prepare<C: GenericClient + Sync>(
         .prepare(&text)
         .await
         .map_err(|error| failed("the merged write could not be prepared", error))?;
-    Ok(Prepared { handle, store: outbox.store(), returns, parameters: statement.parameters() })
+    let mapping = outbox.mapping().cloned();
+    Ok(Prepared { handle, mapping, returns, parameters: statement.parameters() })
 }
 
 /// A merged write: the message travels inside the business statement and costs no round trip.
@@ -212,13 +210,14 @@ pub async fn prepare<C: GenericClient + Sync>(
 /// # Errors
 ///
 /// Before anything is sent: [`Kind::Invalid`] for too few or too many values, and for rows asked
-/// of a statement without RETURNING. After it: [`Kind::NoRow`], upon which the transaction is
+/// of a statement without RETURNING; [`Kind::Unmapped`] for what the table of
+/// [`Store::Table`](crate::Store::Table) can not hold. After it: [`Kind::NoRow`], upon which the transaction is
 /// still good; otherwise what the database says, of the business statement too, sorted by
 /// [`Error::kind`], with [`Error::sqlstate`]. The transaction has then failed: roll it back.
 #[derive(Clone)]
 pub struct Prepared {
     handle: Handle,
-    store: Store,
+    mapping: Option<Mapping>,
     returns: bool,
     parameters: usize,
 }
@@ -314,7 +313,7 @@ impl Prepared {
         message: &Message,
     ) -> Result<Vec<Row>, Error> {
         must_take(self.parameters, values.len())?;
-        let parameters = Parameters::of(self.store, message);
+        let parameters = Parameters::of(self.mapping.as_ref(), message)?;
         let message = parameters.typed().into_iter().map(|(value, _)| value);
         let all: Vec<_> = values.iter().copied().chain(message).collect();
         client.query(&self.handle, &all).await.map_err(merged)

@@ -6,8 +6,7 @@ use sqlx::{Arguments, AssertSqlSafe, PgConnection, PgExecutor};
 
 #[cfg(doc)]
 use crate::Kind;
-use crate::outbox::journal::Row;
-use crate::outbox::{incomplete, must_fit};
+use crate::outbox::{incomplete, must_fit, rows};
 use crate::{Error, Message, Outbox, Store, check, frame};
 
 static DEFAULT: Outbox = Outbox::new(Store::Wal);
@@ -44,22 +43,24 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// [`Kind::Aborted`] if the transaction had failed before; otherwise what the database says,
-    /// sorted by [`Error::kind`]. The transaction has then failed: roll it back.
+    /// Before anything is sent, [`Kind::Unmapped`] or [`Kind::Invalid`] for what the table of
+    /// [`Store::Table`] can not hold. [`Kind::Aborted`] if the transaction had failed before;
+    /// otherwise what the database says, sorted by [`Error::kind`]. The transaction has then
+    /// failed: roll it back.
     pub async fn write(
         &self,
         connection: &mut PgConnection,
         message: &Message,
     ) -> Result<(), Error> {
-        match self.store() {
-            Store::Wal => {
-                sqlx::query(AssertSqlSafe(self.one_frame()))
-                    .bind(frame::encode(message))
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(failed)?;
-            }
-            Store::Journal => self.journal().insert(connection, message).await?,
+        let mut arguments = PgArguments::default();
+        self.bind(message, &mut arguments)?;
+        let written = sqlx::query_with(AssertSqlSafe(self.one()), arguments)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+        // A trigger may have kept the row out.
+        if written.rows_affected() == 0 {
+            return Err(Error::unwritten());
         }
         #[cfg(feature = "testing")]
         crate::testing::note(self, connection, std::slice::from_ref(message)).await?;
@@ -88,11 +89,15 @@ impl Outbox {
             _ => {}
         }
         must_fit(messages)?;
-        let arguments = match self.store() {
-            Store::Wal => frames(messages),
-            Store::Journal => arrays(messages),
+        let arguments = match self.mapping() {
+            None => frames(messages),
+            Some(mapping) => {
+                let rows = messages.iter().map(|message| rows::row(mapping, message));
+                let rows = rows.collect::<Result<Vec<_>, Error>>()?;
+                rows::bind_all(rows::arrays(mapping, &rows))
+            }
         };
-        let arguments = arguments.map_err(|error| failed(sqlx::Error::Encode(error)))?;
+        let arguments = arguments.map_err(unbound)?;
         let written: i64 = sqlx::query_scalar_with(AssertSqlSafe(self.many()), arguments)
             .fetch_one(&mut *connection)
             .await
@@ -108,41 +113,25 @@ impl Outbox {
     /// Fails unless what is written now would reach a relay.
     ///
     /// For the start of a service, in one query: what [`check`](fn@crate::check) asks about the
-    /// slot, and for [`Store::Journal`] whether the table is there, may be written and is
-    /// published.
+    /// slot, and for a store that is a table whether it is there with the columns that are needed,
+    /// may be written and is published.
     ///
     /// # Errors
     ///
     /// [`Kind::Setup`] with how to mend it; otherwise what the database says, sorted by
     /// [`Error::kind`].
     pub async fn check<'c>(&self, executor: impl PgExecutor<'c>) -> Result<(), Error> {
-        match self.store() {
-            Store::Wal => check::ask(executor, self.slot_name(), None).await,
-            Store::Journal => {
-                let table = Some((self.schema_name(), &*self.table()));
-                check::ask(executor, self.slot_name(), table).await
-            }
-        }
+        check::ask(executor, self.slot_name(), self.mapping()).await
     }
-}
 
-/// One array per column.
-fn arrays(messages: &[Message]) -> Result<PgArguments, BoxDynError> {
-    let rows: Vec<Row<'_>> = messages.iter().map(Row::of).collect();
-    let mut arguments = PgArguments::default();
-    arguments.add(rows.iter().map(|row| row.parts.id).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.time_micros).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.topic).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.key).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.r#type).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.source).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.subject).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.content_type).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.attributes.as_str()).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.headers.as_str()).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.tombstone).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.parts.payload).collect::<Vec<_>>())?;
-    Ok(arguments)
+    /// Binds what [`Outbox::one`] takes for a message.
+    pub(crate) fn bind(&self, message: &Message, arguments: &mut PgArguments) -> Result<(), Error> {
+        let bound = match self.mapping() {
+            None => arguments.add(frame::encode(message)),
+            Some(mapping) => rows::bind(arguments, rows::row(mapping, message)?),
+        };
+        bound.map_err(unbound)
+    }
 }
 
 /// One array of frames.
@@ -150,6 +139,10 @@ fn frames(messages: &[Message]) -> Result<PgArguments, BoxDynError> {
     let mut arguments = PgArguments::default();
     arguments.add(messages.iter().map(frame::encode).collect::<Vec<_>>())?;
     Ok(arguments)
+}
+
+fn unbound(error: BoxDynError) -> Error {
+    failed(sqlx::Error::Encode(error))
 }
 
 fn failed(error: sqlx::Error) -> Error {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use rustix::process::{Signal, getpid, kill_process};
-use tailrace_cdc_relay::{Config, Delivery, Relay, cli};
+use tailrace_cdc_relay::{Config, Delivery, Mapping, Relay, cli};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -54,6 +54,9 @@ struct RelayArgs {
     batch_records: Option<usize>,
     #[arg(long)]
     at_least_once: bool,
+    /// A table whose rows are messages too
+    #[arg(long)]
+    table: Option<Mapping>,
     /// MILESTONE:N, MILESTONE:N:stop or MILESTONE:N:MICROSECONDS
     #[arg(long)]
     die_at: Option<CrashPoint>,
@@ -109,6 +112,9 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     }
     if let Some(records) = arguments.batch_records {
         config = config.batch_records(records);
+    }
+    if let Some(mapping) = arguments.table {
+        config = config.table(mapping);
     }
     let mut relay = Relay::new(config);
     if let Some(point) = arguments.die_at {

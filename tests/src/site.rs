@@ -44,6 +44,8 @@ pub struct Variant {
     pub split_bytes: Option<usize>,
     /// Each message as early as can be, some of them again after a crash.
     pub at_least_once: bool,
+    /// A table whose rows are messages too.
+    pub table: Option<&'static str>,
 }
 
 impl Site {
@@ -94,6 +96,9 @@ impl Site {
         }
         if let Some(bytes) = variant.split_bytes {
             give("--split-bytes", bytes.to_string());
+        }
+        if let Some(table) = variant.table {
+            give("--table", table.to_owned());
         }
         if variant.at_least_once {
             arguments.push("--at-least-once".to_owned());

@@ -4,7 +4,7 @@ use super::{Report, value};
 use crate::config::Config;
 use crate::error::Error;
 use crate::replication::{Client, Row, quote_identifier, quote_literal};
-use crate::{journal, setup};
+use crate::setup;
 
 /// Tables that are named in a line; of more the number is told.
 const NAMED_MAX: usize = 3;
@@ -40,7 +40,7 @@ impl Journal {
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              WHERE n.nspname = {} AND c.relname = {} AND c.relkind IN ('r', 'p')",
             quote_literal(config.outbox_schema()),
-            quote_literal(journal::TABLE)
+            quote_literal(setup::JOURNAL)
         );
         let owned = value(client, &sql).await?;
         Ok(Journal { exists: owned.is_some(), owned: owned.as_deref() == Some("true") })
@@ -133,7 +133,7 @@ async fn tables(
             format!(
                 "ALTER PUBLICATION {name} ADD TABLE {}.{}",
                 quote_identifier(config.outbox_schema()),
-                quote_identifier(journal::TABLE)
+                quote_identifier(setup::JOURNAL)
             ),
         );
     } else if published {

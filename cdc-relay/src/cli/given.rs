@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 
 use crate::config::layers::Given;
-use crate::config::settings::{Flag, Form, SETTINGS, Setting};
+use crate::config::settings::{Flag, Form, SETTINGS, SHORT, Setting};
 
 /// The settings that the command line gives.
 #[derive(Clone, Debug, Default)]
@@ -77,15 +77,14 @@ fn argument(setting: &Setting) -> Option<Arg> {
         .global(true)
         .help_heading("Settings (all of them: cdc-relay config)")
         .help(about);
+    let argument = if setting.key == SHORT { argument.short('X') } else { argument };
     Some(match (setting.flag, setting.form) {
         (Flag::Off(..), _) => argument.action(ArgAction::SetTrue),
         (_, Form::One) => argument.value_name(setting.shape).action(ArgAction::Set),
         (_, Form::Many) => argument.value_name(setting.shape).action(ArgAction::Append),
-        (_, Form::Table) => argument
-            .short('X')
-            .value_name(setting.shape)
-            .action(ArgAction::Append)
-            .value_parser(pair),
+        (_, Form::Table) => {
+            argument.value_name(setting.shape).action(ArgAction::Append).value_parser(pair)
+        }
     })
 }
 

@@ -33,6 +33,20 @@ pub(super) async fn supervise(sources: Sources, mut settings: Settings) -> Resul
     }
 }
 
+/// Resolves at SIGTERM or SIGINT; never where they can not be listened for.
+pub(super) async fn stop_signal() {
+    match Signals::new() {
+        Ok(mut signals) => tokio::select! {
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+        },
+        Err(error) => {
+            tracing::error!(%error, "the process can only be killed");
+            std::future::pending().await
+        }
+    }
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

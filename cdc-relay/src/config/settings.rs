@@ -55,6 +55,9 @@ impl Setting {
 /// What the relay's own names in the environment begin with.
 pub(crate) const VARIABLES: &str = "CDC_RELAY__";
 
+/// The key whose flag has a short form: `-X`, as kcat and the Kafka tools have it.
+pub(crate) const SHORT: &str = "kafka.properties";
+
 /// What most keys share.
 const PLAIN: Setting = Setting {
     key: "",
@@ -149,6 +152,19 @@ pub(crate) const SETTINGS: &[Setting] = &[
         about: "The schema of the journal table",
         default: "tailrace",
         set: |config, _, text| Ok(config.schema(text)),
+        ..PLAIN
+    },
+    Setting {
+        key: "relay.tables",
+        flag: Flag::Value("table"),
+        form: Form::Table,
+        shape: "TABLE=MAPPING",
+        about: "One more table whose rows are messages: public.outbox=debezium, or with a column \
+                for each part; the flag may be repeated",
+        set: |config, name, text| match format!("{name}={text}").parse() {
+            Ok(mapping) => Ok(config.table(mapping)),
+            Err(error) => Err(format!("{text:?}: {error}")),
+        },
         ..PLAIN
     },
     Setting {
@@ -294,7 +310,7 @@ fn number<N: std::str::FromStr>(text: &str) -> Result<N, String> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Flag, Form, SETTINGS};
+    use super::{Flag, Form, SETTINGS, SHORT};
     use crate::config::Config;
 
     #[test]
@@ -317,8 +333,8 @@ mod tests {
             let mut row = format!("| `{}` | ", setting.key);
             if let Flag::Value(flag) | Flag::Off(flag, _) = setting.flag {
                 row = match setting.form {
-                    Form::Table => format!("{row}`-X`, `--{flag}` | "),
-                    Form::One | Form::Many => format!("{row}`--{flag}`"),
+                    Form::Table if setting.key == SHORT => format!("{row}`-X`, `--{flag}` | "),
+                    _ => format!("{row}`--{flag}`"),
                 };
             }
             let row = manual.lines().find(|line| line.starts_with(&row));

@@ -34,8 +34,8 @@ impl ExactlyOnce {
         let a = Producer::transactional(cluster, &transactional_id(relay_id, Turn::A))?;
         let b = Producer::transactional(cluster, &transactional_id(relay_id, Turn::B))?;
         let topics = Topics::connect(cluster, relay_id, new_topics, &a).await?;
-        topics.warm(&a).await?;
-        topics.warm(&b).await?;
+        topics.warm(&a).await;
+        topics.warm(&b).await;
         Ok(ExactlyOnce { topics, a, b, turns: Turns::new(), committing: None })
     }
 

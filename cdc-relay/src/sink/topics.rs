@@ -63,10 +63,15 @@ impl Topics {
 
     /// Waits until a producer is connected. `init_transactions` finds its coordinator at once then,
     /// and otherwise tries again only after half a second.
-    pub(super) async fn warm(&self, producer: &Producer) -> Result<(), Error> {
+    ///
+    /// A broker that does not answer is no obstacle here: another may lead in a moment.
+    pub(super) async fn warm(&self, producer: &Producer) {
         let (cluster, topic) = (self.cluster.clone(), self.checkpoint_topic.clone());
         let ask = move |client: &Client| checkpoint_topic::watermarks(&cluster, &topic, client);
-        producer.run(ask).await?.map(|_| ())
+        match producer.run(ask).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) | Err(error) => tracing::debug!(%error, "not connected yet"),
+        }
     }
 
     pub(super) fn checkpoint_topic(&self) -> &str {

@@ -136,11 +136,11 @@ async fn the_check_passes_once_this_role_can_write_what_a_relay_sees() {
     };
 
     Outbox::new(Store::Wal).slot(slot).check(&mut connection).await.unwrap();
-    check(&mut connection, "there is no table \"tailrace\".outbox; run tailrace_outbox").await;
+    check(&mut connection, "there is no table \"tailrace\".\"outbox\"; run tailrace_outbox").await;
     schema::install(&mut connection).await.unwrap();
-    check(&mut connection, "\"tailrace\".outbox is in no publication").await;
+    check(&mut connection, "\"tailrace\".\"outbox\" is in no publication").await;
     connection.execute("CREATE PUBLICATION leaves FOR TABLE tailrace.outbox").await.unwrap();
-    check(&mut connection, "\"tailrace\".outbox is in no publication").await;
+    check(&mut connection, "\"tailrace\".\"outbox\" is in no publication").await;
     let publication = Journal::default().publication_sql("journal");
     connection.execute(sqlx::AssertSqlSafe(publication)).await.unwrap();
     outbox.check(&mut connection).await.unwrap();
@@ -152,7 +152,8 @@ async fn the_check_passes_once_this_role_can_write_what_a_relay_sees() {
     connection.execute("RESET ROLE").await.unwrap();
     let usage = format!("GRANT USAGE ON SCHEMA tailrace TO {role}; SET ROLE {role}");
     connection.execute(sqlx::AssertSqlSafe(usage)).await.unwrap();
-    check(&mut connection, "this role may not insert into \"tailrace\".outbox; run GRANT").await;
+    check(&mut connection, "this role may not insert into \"tailrace\".\"outbox\"; run GRANT")
+        .await;
     let insert = format!("RESET ROLE; GRANT INSERT ON tailrace.outbox TO {role}; SET ROLE {role}");
     connection.execute(sqlx::AssertSqlSafe(insert)).await.unwrap();
     outbox.check(&mut connection).await.unwrap();
