@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::replication::Client;
 use crate::sink::Saved;
-use crate::status;
+use crate::overview;
 
 mod kafka;
 mod publication;
@@ -116,7 +116,7 @@ pub(crate) async fn check(config: &Config, bounds: Bounds) -> Report {
 
 /// What the relay has saved; an unreachable Kafka is told once, by its own part.
 async fn saved(report: &mut Report, config: &Config, relay_id: &str) -> Option<Saved> {
-    match status::saved(config, relay_id).await {
+    match overview::saved(config, relay_id).await {
         Ok(saved) => saved,
         Err(error) if error.reaction() == crate::error::Reaction::Retry => None,
         Err(error) => {

@@ -13,7 +13,7 @@ use crate::check::{Bounds, Level};
 use crate::config::layers::Settings;
 use crate::error::Error;
 use crate::sink::Kafka;
-use crate::{check, init, status};
+use crate::{check, init, overview};
 use adoption::Way;
 use given::Flags;
 use replay::ReplayArgs;
@@ -67,10 +67,10 @@ async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<
             }
         }
         Command::Status { json } => {
-            let status = status::status(&config).await?;
+            let overview = overview::overview(&config).await?;
             match json {
-                true => say(&format!("{:#}\n", status.json(&config))),
-                false => say(&status.text(&config)),
+                true => say(&format!("{:#}\n", overview.json(&config))),
+                false => say(&overview.text(&config)),
             }
         }
         Command::Adopt(way) => say(&adoption::adopt(&config, way.consent()).await?),

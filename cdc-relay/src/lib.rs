@@ -55,7 +55,7 @@ mod session;
 mod setup;
 pub mod sink;
 mod source;
-mod status;
+mod overview;
 mod tables;
 mod trouble;
 

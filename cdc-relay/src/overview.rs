@@ -17,7 +17,7 @@ use crate::source;
 
 /// What is known of a relay.
 #[derive(Debug)]
-pub(crate) struct Status {
+pub(crate) struct Overview {
     relay_id: String,
     server: Server,
     slot: Option<SlotSight>,
@@ -49,7 +49,7 @@ struct Leader {
 }
 
 /// Asks both servers.
-pub(crate) async fn status(config: &Config) -> Result<Status, Error> {
+pub(crate) async fn overview(config: &Config) -> Result<Overview, Error> {
     let mut client = Client::connect(&config.endpoint()?).await?;
     let server = source::identify(&mut client).await?;
     let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
@@ -71,7 +71,7 @@ pub(crate) async fn status(config: &Config) -> Result<Status, Error> {
             resume::resume(&server, &slot, &stored, switched).err()
         }),
     };
-    Ok(Status {
+    Ok(Overview {
         relay_id,
         slot: sight(config, &mut client).await?,
         written_ms: saved.as_ref().and_then(written_ms),
@@ -129,7 +129,7 @@ fn number(row: &Row, at: usize) -> Option<u64> {
     row.get(at)?.parse().ok()
 }
 
-impl Status {
+impl Overview {
     /// For people.
     pub(crate) fn text(&self, config: &Config) -> String {
         let mut text = String::new();
