@@ -14,6 +14,9 @@ use crate::config::{BadMessages, Config, Delivery};
 use crate::error::Error;
 use crate::position::Place;
 use crate::relay::Relay;
+use http::HttpArgs;
+
+mod http;
 
 /// Runs the sidecar with these arguments, of which the first is the program's name.
 ///
@@ -25,7 +28,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
     let Command::Run(run) = cli.command;
-    match Relay::new(run.config()).run(stop_signal()).await {
+    match Box::pin(run.run()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -66,6 +69,14 @@ enum Command {
 
 #[derive(Args)]
 struct RunArgs {
+    #[command(flatten)]
+    settings: SettingArgs,
+    #[command(flatten)]
+    http: HttpArgs,
+}
+
+#[derive(Args)]
+struct SettingArgs {
     /// The database, as postgres://user:password@host:port/database?sslmode=disable
     // Empty where it is missing: the relay names every missing setting at once.
     #[arg(
@@ -145,6 +156,21 @@ fn property(text: &str) -> Result<(String, String), String> {
 }
 
 impl RunArgs {
+    async fn run(self) -> Result<(), Error> {
+        // The recorder of metrics first: a relay looks for it when it begins.
+        let RunArgs { http, settings } = self;
+        let http = http.http()?;
+        let relay = Relay::new(settings.config());
+        match http {
+            Some(http) => relay.http(http),
+            None => relay,
+        }
+        .run(stop_signal())
+        .await
+    }
+}
+
+impl SettingArgs {
     fn config(self) -> Config {
         let mut config = Config::new(self.database_url, self.kafka_brokers)
             .slot(self.slot)

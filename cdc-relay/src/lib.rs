@@ -19,6 +19,7 @@
 //! | transactions, fencing | KIP-98, KIP-447 |
 //! | record headers | CloudEvents 1.0.2, Kafka protocol binding |
 
+mod admin;
 mod checkpoint;
 pub mod cli;
 mod config;
@@ -26,7 +27,9 @@ mod dead_letter;
 mod error;
 mod journal;
 mod leadership;
+mod lookout;
 mod lsn;
+pub mod metrics;
 mod milestone;
 #[cfg_attr(
     not(test),
@@ -45,12 +48,18 @@ mod saved;
 mod session;
 mod setup;
 pub mod sink;
+mod slot_health;
 mod source;
+pub mod status;
 mod trouble;
+mod watchdog;
 
+pub use admin::Http;
 pub use config::{BadMessages, Config, Delivery};
 pub use error::{Error, Kind, Reaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use milestone::Milestone;
 pub use position::{Incarnation, Ordinal, ParsePlaceError, Place, Position};
 pub use relay::Relay;
+pub use slot_health::SlotHealth;
+pub use status::Status;
