@@ -8,6 +8,8 @@ mod bad_settings;
 mod brokers;
 #[path = "e2e/complaint.rs"]
 mod complaint;
+#[path = "e2e/endpoints.rs"]
+mod endpoints;
 #[path = "e2e/gaps.rs"]
 mod gaps;
 #[path = "e2e/half_made.rs"]
@@ -26,3 +28,5 @@ mod proofs;
 mod run;
 #[path = "e2e/takeover.rs"]
 mod takeover;
+#[path = "e2e/watchdog.rs"]
+mod watchdog;
