@@ -119,6 +119,7 @@ impl<C: Connect> Relay<C> {
                 Err(End { error, refused: None }) => error,
                 Err(End { error, refused: Some(refused) }) => {
                     tracing::warn!(error = %error, "a batch was refused: looking for the message");
+                    self.status.failed(&error);
                     trouble.learn(refused);
                     continue;
                 }

@@ -231,9 +231,13 @@ impl Status {
         self.0.counts.heard.store(self.0.at(now), Ordering::Relaxed);
     }
 
-    /// Everything up to here was received.
+    /// Everything up to here was received. Only the relay's loop calls it, so that nothing comes
+    /// between the look and the change.
     pub(crate) fn received(&self, lsn: Lsn) {
-        self.0.counts.received.fetch_max(lsn.0, Ordering::Relaxed);
+        let received = &self.0.counts.received;
+        if received.load(Ordering::Relaxed) < lsn.0 {
+            received.store(lsn.0, Ordering::Relaxed);
+        }
     }
 
     /// A first message is in the batch that is being filled.
@@ -366,7 +370,6 @@ impl Status {
         };
         let Counts { sessions, received, checkpoints, held_up, unconfirmed, .. } = &self.0.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let owes = [held_up, unconfirmed].map(|since| self.0.elapsed(read(since), now));
         Some(Sight {
             now,
             session: read(sessions),
@@ -374,8 +377,8 @@ impl Status {
             arrived: read(arrived),
             received: Lsn(read(received)),
             checkpoints: read(checkpoints),
-            held_up: read(held_up) > 0,
-            kafka_owes: owes.into_iter().flatten().max().unwrap_or_default(),
+            held_up: self.0.elapsed(read(held_up), now),
+            unconfirmed: self.0.elapsed(read(unconfirmed), now),
             probe_out: told.probe.is_some(),
             source: told.source,
         })

@@ -20,6 +20,8 @@ const KAFKA_RED: Duration = Duration::from_secs(5);
 /// A fast shutdown of Postgres waits for its walsenders, and they for us: a relay that can not
 /// publish must not keep a source from stopping.
 const KAFKA_END: Duration = Duration::from_secs(10);
+/// A topic that is new to the relay takes several calls, each with a deadline of its own.
+const HELD_UP_END: Duration = Duration::from_secs(30);
 
 /// Something is to be published and nothing moves.
 const STALL_RED: Duration = Duration::from_secs(5);
@@ -42,10 +44,10 @@ pub(crate) struct Sight {
     pub(crate) received: Lsn,
     /// Checkpoints that became durable.
     pub(crate) checkpoints: u64,
-    /// Whether the relay waits for Kafka before it reads on.
-    pub(crate) held_up: bool,
-    /// How long Kafka has owed an answer.
-    pub(crate) kafka_owes: Duration,
+    /// For how long the relay has waited for Kafka before it reads on; `None` when it reads.
+    pub(crate) held_up: Option<Duration>,
+    /// How long ago a batch was sealed that Kafka has not confirmed; `None` when there is none.
+    pub(crate) unconfirmed: Option<Duration>,
     /// Whether a probe was written that no checkpoint covers yet.
     pub(crate) probe_out: bool,
     /// What the source says on a connection of its own; `None` when it does not answer.
@@ -120,7 +122,7 @@ impl Watchdog {
         };
         let last = std::mem::replace(&mut clocks.last, sight);
         let at_work = sight.source.is_some_and(|source| source.at_work);
-        if sight.arrived != last.arrived || sight.held_up || sight.paused {
+        if sight.arrived != last.arrived || sight.held_up.is_some() || sight.paused {
             clocks.heard = now;
         }
         if sight.source.is_some() {
@@ -131,7 +133,7 @@ impl Watchdog {
         }
         let since = |then: Instant| now.saturating_duration_since(then);
         let silent = since(clocks.heard);
-        if sight.kafka_owes >= KAFKA_END {
+        if sight.unconfirmed >= Some(KAFKA_END) || sight.held_up >= Some(HELD_UP_END) {
             return Verdict::End(Cause::Kafka);
         }
         if sight.paused && since(clocks.seen) >= PAUSED_END {
@@ -140,7 +142,7 @@ impl Watchdog {
         if silent >= SILENT_END && !at_work {
             return Verdict::End(Cause::Silent);
         }
-        if sight.kafka_owes >= KAFKA_RED {
+        if sight.unconfirmed.max(sight.held_up) >= Some(KAFKA_RED) {
             return Verdict::Red(Cause::Kafka);
         }
         if silent >= SILENT_RED && !at_work {
@@ -205,8 +207,8 @@ mod tests {
             arrived: 0,
             received: Lsn(100),
             checkpoints: 0,
-            held_up: false,
-            kafka_owes: Duration::ZERO,
+            held_up: None,
+            unconfirmed: None,
             probe_out: false,
             source: Some(SourceSight { end: Lsn(100), at_work: false }),
         }
@@ -291,12 +293,16 @@ mod tests {
     #[test]
     fn kafka_is_red_before_the_session_ends_and_its_delay_is_not_the_sources() {
         let hung = watch(|second, sight| {
-            sight.held_up = true;
-            sight.kafka_owes = SECOND * u32::try_from(second).unwrap();
+            sight.held_up = Some(SECOND * u32::try_from(second).unwrap());
+            sight.unconfirmed = sight.held_up;
         });
         assert_eq!(hung, (Some(5), Some(10)));
+        let topic_is_made = watch(|second, sight| {
+            sight.held_up = Some(SECOND * u32::try_from(second).unwrap());
+        });
+        assert_eq!(topic_is_made, (Some(5), None));
         let mut watchdog = Watchdog::default();
-        let late = Sight { kafka_owes: SECOND * 10, ..calm() };
+        let late = Sight { unconfirmed: Some(SECOND * 10), ..calm() };
         assert_eq!(watchdog.look(late), Verdict::End(Cause::Kafka));
     }
 
