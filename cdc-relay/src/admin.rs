@@ -168,9 +168,7 @@ async fn readyz(State(admin): Shared) -> impl IntoResponse {
     };
     let (code, text) = match now.not_ready {
         None => (StatusCode::OK, format!("ready role={role}\n")),
-        Some(why) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready role={role}: {why}\n"))
-        }
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready role={role}: {why}\n")),
     };
     (code, [TEXT, FRESH], text)
 }
@@ -192,8 +190,9 @@ async fn metrics(State(admin): Shared) -> Response {
             let form = (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
             ([form, FRESH], render()).into_response()
         }
-        None => (StatusCode::NOT_FOUND, [TEXT, FRESH], "metrics are not served here\n")
-            .into_response(),
+        None => {
+            (StatusCode::NOT_FOUND, [TEXT, FRESH], "metrics are not served here\n").into_response()
+        }
     }
 }
 
@@ -232,9 +231,8 @@ impl Admin {
 /// Whether this is the token. Takes as long for a wrong one as for one that is almost right.
 fn is_bearer(given: &[u8], token: &str) -> bool {
     let Some((scheme, given)) = given.split_at_checked("bearer ".len()) else { return false };
-    let differences = given.iter().zip(token.as_bytes()).fold(0, |all, (one, other)| {
-        all | (one ^ other)
-    });
+    let differences =
+        given.iter().zip(token.as_bytes()).fold(0, |all, (one, other)| all | (one ^ other));
     scheme.eq_ignore_ascii_case(b"bearer ") && given.len() == token.len() && differences == 0
 }
 

@@ -17,6 +17,7 @@ use crate::relay::Relay;
 use http::HttpArgs;
 
 mod http;
+mod traces;
 
 /// Runs the sidecar with these arguments, of which the first is the program's name.
 ///
@@ -27,6 +28,7 @@ mod http;
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
+    let _traces = traces::begin();
     let Command::Run(run) = cli.command;
     match Box::pin(run.run()).await {
         Ok(()) => ExitCode::SUCCESS,

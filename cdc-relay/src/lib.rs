@@ -20,6 +20,7 @@
 //! | record headers | CloudEvents 1.0.2, Kafka protocol binding |
 
 mod admin;
+mod batch_span;
 mod checkpoint;
 pub mod cli;
 mod config;

@@ -63,9 +63,8 @@ pub const SLOT_LOST: &str = "cdc_relay_slot_lost";
 pub const SLOT_WARNING: &str = "cdc_relay_slot_warning";
 
 /// Bounds of the buckets of the metrics in seconds, for an exporter that wants to be told.
-pub const SECONDS_BUCKETS: [f64; 15] = [
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
-];
+pub const SECONDS_BUCKETS: [f64; 15] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 /// Bounds of the buckets of [`BATCH_MESSAGES`].
 pub const MESSAGES_BUCKETS: [f64; 9] =
     [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0];

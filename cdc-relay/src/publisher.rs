@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::batch_span::BatchSpan;
 use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Published, Source};
 use crate::config::Config;
 use crate::dead_letter;
@@ -39,6 +40,7 @@ pub(crate) struct Publisher<'a, S> {
     pub(crate) probe: Probe,
     /// When the open source transaction was committed, microseconds since 1970.
     pub(crate) committed_at: u64,
+    pub(crate) spans: Spans,
     pub(crate) journal: Journal,
     /// What earlier sessions learned about messages that are refused.
     pub(crate) trouble: &'a Trouble,
@@ -57,6 +59,13 @@ pub(crate) struct Batches {
     filling: Batch,
     sealed: Batch,
     sealed_at: Option<Instant>,
+}
+
+/// The spans of the batches.
+#[derive(Debug, Default)]
+pub(crate) struct Spans {
+    filling: BatchSpan,
+    sealed: BatchSpan,
 }
 
 /// The probe of [`crate::lookout`] on its way through the relay.
@@ -149,6 +158,7 @@ impl<S: Sink> Publisher<'_, S> {
         let filled = std::mem::take(&mut self.batches.filling);
         self.batches =
             Batches { filling: Batch::default(), sealed: filled, sealed_at: Some(sealed_at) };
+        self.spans.sealed = std::mem::take(&mut self.spans.filling);
         self.report.goes_on();
         Ok(())
     }
@@ -185,6 +195,7 @@ impl<S: Sink> Publisher<'_, S> {
     fn tell_delivered(&mut self) {
         let flushed = self.progress.flush_lsn();
         let Batches { filling, sealed, sealed_at } = self.batches;
+        std::mem::take(&mut self.spans.sealed).ends(sealed.count, sealed.bytes);
         let batch = Delivered {
             messages: sealed.count,
             bytes: sealed.bytes,
@@ -347,6 +358,9 @@ impl<S: Sink> Publisher<'_, S> {
                 Ok(()) => {
                     self.progress.produced(position, change_lsn, record.size(), now);
                     self.count(place, record.size());
+                    if let Some(frame) = record.frame() {
+                        self.spans.filling.carries(frame);
+                    }
                     self.observer.at(Milestone::Produced);
                     return Ok(None);
                 }

@@ -168,8 +168,7 @@ impl<C: Connect> Relay<C> {
         let publisher = &session.publisher;
         let (relay_id, source) = (&publisher.relay_id, &publisher.source);
         let flushed = publisher.progress.flush_lsn();
-        let number =
-            status.leads(relay_id, source.incarnation, flushed, session.stream.arrived());
+        let number = status.leads(relay_id, source.incarnation, flushed, session.stream.arrived());
         let ended = tokio::select! {
             biased;
             cause = status.end_of(number) => {

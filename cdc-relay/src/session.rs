@@ -10,7 +10,7 @@ use crate::leadership;
 use crate::lookout::probe_prefix;
 use crate::milestone::Observer;
 use crate::progress::Progress;
-use crate::publisher::{Batches, Probe, Publisher, unix_ms};
+use crate::publisher::{Batches, Probe, Publisher, Spans, unix_ms};
 use crate::replication::{Client, Stream};
 use crate::resume::{self, Start};
 use crate::sink::{Connect, Sink};
@@ -85,6 +85,7 @@ pub(crate) async fn lead<'a, C: Connect>(
         probe_prefix: probe_prefix(config.message_prefix()),
         probe: Probe::default(),
         committed_at: 0,
+        spans: Spans::default(),
         journal: Journal::new(config.outbox_schema()),
         trouble,
         batches: Batches::default(),

@@ -75,9 +75,8 @@ impl SlotHealth {
         }
         let safe = self.safe_bytes?;
         let allowance = safe.saturating_add(self.retained_bytes?);
-        (safe < allowance / SAFE_SHARE_MIN).then(|| {
-            format!("the slot is lost after {} MiB more of log", safe / (1024 * 1024))
-        })
+        (safe < allowance / SAFE_SHARE_MIN)
+            .then(|| format!("the slot is lost after {} MiB more of log", safe / (1024 * 1024)))
     }
 }
 
