@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use sqlx::Executor;
 use tailrace_stack::{Needs, Stack};
 use tests::Site;
 use tests::endpoint::Endpoint;
@@ -103,4 +105,37 @@ async fn slot_is_free(site: &Site, limit: Duration) {
     };
     let free = tokio::time::timeout(limit, free).await;
     assert!(free.is_ok(), "the relay still reads from the slot");
+}
+
+#[tokio::test]
+async fn a_slot_in_danger_is_told_before_it_is_lost() {
+    let stack = Stack::start(Needs::BOTH.breakable()).await.unwrap();
+    let site = Site::new(&stack, "danger", 1, &node()).await;
+    for setting in ["alter system set max_slot_wal_keep_size = '64MB'", "select pg_reload_conf()"] {
+        site.pool.execute(setting).await.unwrap();
+    }
+    let arguments = [site.run_arguments(), vec![format!("--http-token={TOKEN}")]].concat();
+    let mut relay = site.cdc_relay(&arguments);
+    let endpoint = Endpoint::of(&mut relay).await;
+    endpoint.readiness(200, "role=leading", LEAD_MAX).await;
+    let told = |now: &Value| now["slot_warning"].is_string();
+    endpoint.status_until(READY_MAX, |now| now["slot_health"]["safe_bytes"].is_u64()).await;
+    assert!(!told(&endpoint.status().await));
+
+    endpoint.post("/pause", Some(&format!("Bearer {TOKEN}"))).await;
+    for _ in 0..52 {
+        site.pool
+            .execute("select pg_logical_emit_message(false, 'noise', repeat('x', 1048576))")
+            .await
+            .unwrap();
+    }
+    endpoint.status_until(READY_MAX, told).await;
+    let now = endpoint.status().await;
+    assert_eq!(now["slot_health"]["wal_status"], "reserved", "{now:#}");
+    let metrics = endpoint.get("/metrics").await.body;
+    assert!(metrics.contains(&format!("slot_warning{{slot=\"{}\"}} 1\n", site.slot)), "{metrics}");
+
+    endpoint.post("/resume", Some(&format!("Bearer {TOKEN}"))).await;
+    endpoint.status_until(READY_MAX, |now| !told(now)).await;
+    stop(&mut relay).await;
 }
