@@ -16,6 +16,8 @@ mod complaint;
 mod delivery;
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/endpoints.rs"]
+mod endpoints;
 #[path = "e2e/gaps.rs"]
 mod gaps;
 #[path = "e2e/half_made.rs"]
@@ -38,3 +40,5 @@ mod run;
 mod tables;
 #[path = "e2e/takeover.rs"]
 mod takeover;
+#[path = "e2e/watchdog.rs"]
+mod watchdog;

@@ -22,9 +22,11 @@ use sources::Sources;
 mod adoption;
 mod drop_slot;
 mod given;
+mod http;
 mod replay;
 mod sources;
 mod supervise;
+mod traces;
 
 /// Runs the sidecar with these arguments, of which the first is the program's name.
 ///
@@ -36,6 +38,7 @@ mod supervise;
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
+    let _traces = traces::begin();
     let sources = Sources { file: cli.config, flags: cli.flags };
     let done = match sources.read() {
         Ok(settings) => Box::pin(obey(cli.command, sources, settings)).await,

@@ -77,6 +77,21 @@ pub(crate) struct NewTopics {
     pub(crate) configs: Vec<(String, String)>,
 }
 
+/// Where the sidecar answers over HTTP.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpSettings {
+    /// `ADDRESS:PORT`, or `off`.
+    pub(crate) address: String,
+    pub(crate) token_file: Option<String>,
+    pub(crate) token: Option<String>,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        HttpSettings { address: "127.0.0.1:9640".to_owned(), token_file: None, token: None }
+    }
+}
+
 /// Settings of a relay.
 ///
 /// `Config::new` with the database's URL and the brokers is enough; everything else has a default.
@@ -103,6 +118,8 @@ pub struct Config {
     prefix: String,
     outbox_schema: String,
     tables: Vec<Mapping>,
+    /// For the sidecar alone: an embedded relay is told by [`crate::Relay::http`].
+    http: HttpSettings,
     relay_id: Option<String>,
     init: bool,
     topics: NewTopics,
@@ -131,6 +148,7 @@ impl Config {
             prefix: "tailrace".to_owned(),
             outbox_schema: "tailrace".to_owned(),
             tables: Vec::new(),
+            http: HttpSettings::default(),
             relay_id: None,
             init: true,
             topics: NewTopics {
@@ -450,6 +468,10 @@ impl Config {
         &self.outbox_schema
     }
 
+    pub(crate) fn http_settings(&self) -> &HttpSettings {
+        &self.http
+    }
+
     /// The tables that are mapped, without the journal.
     pub(crate) fn tables(&self) -> &[Mapping] {
         &self.tables
@@ -490,7 +512,7 @@ impl Config {
                 (&self.database_url, &self.password_file, &self.password_command),
                 (&self.brokers, self.kafka, &self.slot, &self.publication),
                 (&self.prefix, &self.outbox_schema, &self.relay_id, self.init, &self.topics),
-                &self.tables,
+                (&self.tables, &self.http),
                 (self.delivery, self.linger, self.batch_records, self.split_bytes, self.large),
                 (&self.kafka_properties, &self.skip, self.bad_messages, &self.dead_letter_topic),
             )

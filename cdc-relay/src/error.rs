@@ -30,6 +30,23 @@ pub enum Kind {
     Server,
 }
 
+impl Kind {
+    /// Its name in snake case, for labels and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Config => "config",
+            Kind::Permission => "permission",
+            Kind::Unavailable => "unavailable",
+            Kind::SlotBusy => "slot_busy",
+            Kind::Fenced => "fenced",
+            Kind::Gap => "gap",
+            Kind::Malformed => "malformed",
+            Kind::Rejected => "rejected",
+            Kind::Server => "server",
+        }
+    }
+}
+
 /// What the relay does about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reaction {

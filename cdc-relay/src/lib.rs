@@ -21,6 +21,8 @@
 
 mod adopt;
 mod check;
+mod admin;
+mod batch_span;
 mod checkpoint;
 pub mod cli;
 mod config;
@@ -30,7 +32,9 @@ mod init;
 mod leadership;
 #[doc(hidden)]
 pub mod limits;
+mod lookout;
 mod lsn;
+pub mod metrics;
 mod milestone;
 #[cfg(test)]
 mod model;
@@ -54,11 +58,15 @@ mod saved;
 mod session;
 mod setup;
 pub mod sink;
+mod slot_health;
 mod source;
 mod overview;
+pub mod status;
 mod tables;
 mod trouble;
+mod watchdog;
 
+pub use admin::Http;
 pub use config::{BadMessages, Config, Delivery, LargeTransactions};
 pub use error::{Error, Kind, Reaction};
 pub use lsn::{Lsn, ParseLsnError};
@@ -67,3 +75,5 @@ pub use position::{Incarnation, Ordinal, ParsePlaceError, Place, Position};
 pub use relay::Relay;
 pub use replay::{Planned, Replay, Replayed};
 pub use tailrace_outbox::mapping::{ColumnType, Mapping, Part};
+pub use slot_health::SlotHealth;
+pub use status::Status;

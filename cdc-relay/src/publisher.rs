@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::batch_span::BatchSpan;
 use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Published, Source};
 use crate::config::Config;
 use crate::dead_letter;
@@ -15,6 +16,7 @@ use crate::record::{self, Record, Unpublishable};
 use crate::replication::{Event, StatusHandle};
 use crate::sink::{Obstacle, Sink};
 use crate::tables::Tables;
+use crate::status::{Delivered, Status};
 use crate::trouble::{Refused, Trouble};
 
 /// Obstacles that a record may meet before it is given up: a topic that is not known yet, a queue
@@ -33,6 +35,13 @@ pub(crate) struct Publisher<'a, S> {
     pub(crate) sink: S,
     pub(crate) status: StatusHandle,
     pub(crate) tables: Tables,
+    /// What is shown of all this to the outside.
+    pub(crate) report: Status,
+    pub(crate) probe_prefix: String,
+    pub(crate) probe: Probe,
+    /// When the open source transaction was committed, microseconds since 1970.
+    pub(crate) committed_at: u64,
+    pub(crate) spans: Spans,
     /// What earlier sessions learned about messages that are refused.
     pub(crate) trouble: &'a Trouble,
     pub(crate) batches: Batches,
@@ -55,12 +64,36 @@ const BEHIND: Duration = Duration::from_secs(1);
 pub(crate) struct Batches {
     filling: Batch,
     sealed: Batch,
+    sealed_at: Option<Instant>,
+}
+
+/// The spans of the batches.
+#[derive(Debug, Default)]
+pub(crate) struct Spans {
+    filling: BatchSpan,
+    sealed: BatchSpan,
+}
+
+/// The probe of [`crate::lookout`] on its way through the relay.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Probe {
+    #[default]
+    None,
+    /// It is in the open source transaction.
+    Open,
+    /// It has come through once a checkpoint covers this place.
+    Until(Lsn),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Batch {
     newest: Option<Place>,
     count: usize,
+    bytes: usize,
+    dead_letters: usize,
+    /// When the first of its messages was committed in the source, and the last.
+    oldest_commit: u64,
+    newest_commit: u64,
 }
 
 impl<S: Sink> Publisher<'_, S> {
@@ -70,6 +103,7 @@ impl<S: Sink> Publisher<'_, S> {
             Event::Keepalive { wal_end, reply_requested } => {
                 self.progress.keepalive(wal_end, reply_requested);
                 self.status.received(wal_end);
+                self.report.received(wal_end);
                 if reply_requested {
                     self.status.reply_now();
                 }
@@ -78,13 +112,13 @@ impl<S: Sink> Publisher<'_, S> {
             Event::Data { wal_start, sent_at, body, .. } => {
                 match pgoutput::decode(body, wal_start)? {
                     Change::Begin { final_lsn, timestamp, .. } => {
+                        self.committed_at = u64::try_from(timestamp.unix_micros()).unwrap_or(0);
                         self.tables.begin(timestamp);
                         self.progress.begin(final_lsn)
                     }
                     Change::Commit { commit_lsn, end_lsn, timestamp } => {
-                        self.status.received(end_lsn);
                         self.behind = timestamp.until(sent_at) >= BEHIND;
-                        self.progress.commit(commit_lsn, end_lsn)
+                        self.source_committed(commit_lsn, end_lsn)
                     }
                     Change::Message { transactional: true, prefix, content, .. } => {
                         self.message(prefix, content, wal_start, now).await
@@ -111,11 +145,27 @@ impl<S: Sink> Publisher<'_, S> {
         }
     }
 
+    fn source_committed(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<(), Error> {
+        self.status.received(end_lsn);
+        self.report.received(end_lsn);
+        self.progress.commit(commit_lsn, end_lsn)?;
+        if matches!(self.probe, Probe::Open) {
+            self.probe = Probe::Until(end_lsn);
+            // What asks how the relay is has its answer at once, not when idle log is checkpointed
+            // anyway.
+            self.progress.keepalive(end_lsn, true);
+        }
+        Ok(())
+    }
+
     /// Seals what was produced with its checkpoint, once the batch before is durable.
     pub(crate) async fn seal(&mut self, published: Published) -> Result<(), Error> {
+        self.report.held_up();
         if self.progress.is_committing() {
             self.confirmed().await?;
         }
+        self.report.sealing(published.flush_lsn);
+        let sealed_at = Instant::now();
         if let Some(partial) = published.partial
             && self.config.refuses_large_transactions()
         {
@@ -126,7 +176,11 @@ impl<S: Sink> Publisher<'_, S> {
         self.observer.at(Milestone::Committing);
         self.sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
         self.progress.sealed(published, Instant::now());
-        self.batches.sealed = std::mem::take(&mut self.batches.filling);
+        let filled = std::mem::take(&mut self.batches.filling);
+        self.batches =
+            Batches { filling: Batch::default(), sealed: filled, sealed_at: Some(sealed_at) };
+        self.spans.sealed = std::mem::take(&mut self.spans.filling);
+        self.report.goes_on();
         Ok(())
     }
 
@@ -136,7 +190,7 @@ impl<S: Sink> Publisher<'_, S> {
         if !self.config.sets_aside() || record.topic == self.dead_letter_topic {
             return None;
         }
-        let Batches { filling, sealed } = self.batches;
+        let Batches { filling, sealed, .. } = self.batches;
         let batch = if sealed.newest >= Some(record.place) { sealed } else { filling };
         Some(Refused {
             named: record.place,
@@ -154,7 +208,31 @@ impl<S: Sink> Publisher<'_, S> {
         self.progress.committed();
         self.status.flushed(self.progress.flush_lsn());
         self.observer.at(Milestone::Flushed);
+        self.tell_delivered();
         Ok(())
+    }
+
+    /// Shows what the newest checkpoint has made durable.
+    fn tell_delivered(&mut self) {
+        let flushed = self.progress.flush_lsn();
+        let Batches { filling, sealed, sealed_at } = self.batches;
+        std::mem::take(&mut self.spans.sealed).ends(sealed.count, sealed.bytes);
+        let batch = Delivered {
+            messages: sealed.count,
+            bytes: sealed.bytes,
+            dead_letters: sealed.dead_letters,
+            oldest: sealed.oldest_commit,
+            newest: sealed.newest_commit,
+            oldest_left: filling.oldest_commit,
+            took: sealed_at.map_or(Duration::ZERO, |sealed_at| sealed_at.elapsed()),
+        };
+        self.report.delivered(flushed, batch);
+        if let Probe::Until(end) = self.probe
+            && flushed >= end
+        {
+            self.probe = Probe::None;
+            self.report.probe_returned();
+        }
     }
 
     async fn message(
@@ -168,6 +246,9 @@ impl<S: Sink> Publisher<'_, S> {
         // settings.
         let Verdict::Fresh(position) = self.progress.change(change_lsn)? else { return Ok(()) };
         if prefix != self.config.message_prefix() {
+            if prefix == self.probe_prefix && self.report.is_probe(content) {
+                self.probe = Probe::Open;
+            }
             return Ok(());
         }
         self.publish(content, position, change_lsn, now).await
@@ -267,7 +348,10 @@ impl<S: Sink> Publisher<'_, S> {
         let refused = self.produce(&record, position, change_lsn, now).await?;
         self.sequence = sequence;
         match refused {
-            None => Ok(()),
+            None => {
+                self.batches.filling.dead_letters += 1;
+                Ok(())
+            }
             Some(again) => {
                 let text = format!(
                     "the message at {place} can not be published ({why}), nor can its dead \
@@ -287,7 +371,7 @@ impl<S: Sink> Publisher<'_, S> {
         now: Instant,
     ) -> Result<Option<String>, Error> {
         let place = position.place();
-        let Batch { newest, count } = self.batches.filling;
+        let Batch { newest, count, .. } = self.batches.filling;
         if self.trouble.cuts(newest, count, place)
             && let Some(due) = self.progress.cut()
         {
@@ -297,16 +381,35 @@ impl<S: Sink> Publisher<'_, S> {
             match self.sink.produce(record) {
                 Ok(()) => {
                     self.progress.produced(position, change_lsn, record.size(), now);
-                    let filling = &mut self.batches.filling;
-                    *filling = Batch { newest: Some(place), count: filling.count + 1 };
+                    self.count(place, record.size());
+                    if let Some(frame) = record.frame() {
+                        self.spans.filling.carries(frame);
+                    }
                     self.observer.at(Milestone::Produced);
                     return Ok(None);
                 }
                 Err(Obstacle::Refused(why)) => return Ok(Some(why)),
-                Err(obstacle) => self.sink.overcome(obstacle, record).await?,
+                Err(obstacle) => {
+                    self.report.held_up();
+                    self.sink.overcome(obstacle, record).await?;
+                    self.report.goes_on();
+                }
             }
         }
         Ok(Some(format!("it has {} bytes, more than the relay's queue", record.size())))
+    }
+
+    /// Counts a record into the batch that is being filled.
+    fn count(&mut self, place: Place, bytes: usize) {
+        let filling = &mut self.batches.filling;
+        if filling.count == 0 {
+            filling.oldest_commit = self.committed_at;
+            self.report.pending(self.committed_at);
+        }
+        filling.newest = Some(place);
+        filling.count += 1;
+        filling.bytes += bytes;
+        filling.newest_commit = self.committed_at;
     }
 
     fn row(&mut self, relations: &[RelationId], change_lsn: Lsn) -> Result<(), Error> {

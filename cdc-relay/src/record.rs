@@ -82,6 +82,11 @@ impl<'a> Record<'a> {
         .sized()
     }
 
+    /// The message, unless its bytes are no frame.
+    pub(crate) fn frame(&self) -> Option<&Frame<'a>> {
+        self.frame.as_ref()
+    }
+
     fn sized(mut self) -> Self {
         let pair = |(name, value): (&str, &str)| name.len() + value.len();
         let frame = self.frame.as_ref().map_or(0, |frame| {

@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
+use crate::admin::Http;
 use crate::config::Config;
 use crate::error::{Error, Kind, Reaction};
+use crate::lookout::Lookout;
 use crate::milestone::{Milestone, Observer};
-use crate::publisher::unix_ms;
+use crate::publisher::{Publisher, unix_ms};
+use crate::replication::Stream;
 use crate::session::{Session, lead};
 use crate::sink::{Connect, Kafka, Sink};
+use crate::status::Status;
 use crate::trouble::{Refused, Trouble};
 
 /// Pause after a first failure; it doubles up to [`PAUSE_MAX`].
@@ -41,6 +45,8 @@ pub struct Relay<C = Kafka> {
     config: Config,
     connect: C,
     observer: Observer,
+    status: Status,
+    http: Option<Http>,
 }
 
 impl Relay {
@@ -54,7 +60,20 @@ impl Relay {
 impl<C: Connect> Relay<C> {
     /// A relay that publishes to another destination; [`Config::for_sink`] makes its settings.
     pub fn with_sink(config: Config, connect: C) -> Self {
-        Relay { config, connect, observer: Observer::default() }
+        let status = Status::new(config.slot_name());
+        Relay { config, connect, observer: Observer::default(), status, http: None }
+    }
+
+    /// A handle to what the relay does, by which it can be paused too.
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
+    /// Serves the relay's HTTP endpoints while it runs. Default none.
+    #[must_use]
+    pub fn http(mut self, http: Http) -> Self {
+        self.http = Some(http);
+        self
     }
 
     /// Calls `observe` at each [`Milestone`], on the relay's own task: it must not block.
@@ -70,14 +89,20 @@ impl<C: Connect> Relay<C> {
     /// Every message that committed before is in Kafka once, in commit order, whatever crashes in
     /// between. While another relay holds the slot this one stands by. A server that cannot be
     /// reached at the start is an error at once; later it is waited for, up to five minutes.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.config.validate()?;
+        let _server = match self.http.take() {
+            Some(http) => Some(http.serve(self.status()).await?),
+            None => None,
+        };
+        let _lookout = Lookout::spawn(&self.config, &self.status);
         let (stop, stopped) = watch::channel(false);
         let mut sessions = pin!(self.sessions(stopped));
         tokio::select! {
             ended = &mut sessions => return ended,
             () = shutdown => {}
         }
+        self.status.stops();
         stop.send_replace(true);
         sessions.await
     }
@@ -129,10 +154,12 @@ impl<C: Connect> Relay<C> {
                 Err(End { error, refused: None }) => error,
                 Err(End { error, refused: Some(refused) }) => {
                     tracing::warn!(error = %error, "a batch was refused: looking for the message");
+                    self.status.failed(&error);
                     trouble.learn(refused);
                     continue;
                 }
             };
+            self.status.failed(&error);
             let since = *failing_since.get_or_insert_with(|| {
                 pause = PAUSE_MIN;
                 Instant::now()
@@ -166,14 +193,27 @@ impl<C: Connect> Relay<C> {
         settled: &mut bool,
         failing_since: &mut Option<Instant>,
     ) -> Result<(), End> {
-        let lead = lead(&self.config, &self.connect, &self.observer, trouble, settled);
+        let Relay { config, connect, observer, status, .. } = self;
+        let lead = lead(config, connect, observer, trouble, status, settled);
         let mut session = tokio::select! {
             biased;
             () = until_stopped(stop) => return Ok(()),
             session = Box::pin(lead) => session?,
         };
         *failing_since = None;
-        match publish(&mut session, stop).await {
+        let publisher = &session.publisher;
+        let (relay_id, source) = (&publisher.relay_id, &publisher.source);
+        let flushed = publisher.progress.flush_lsn();
+        let number = status.leads(relay_id, source.incarnation, flushed, session.stream.arrived());
+        let ended = tokio::select! {
+            biased;
+            cause = status.end_of(number) => {
+                let text = format!("the watchdog ended the session: {}", cause.text());
+                Err(Error::new(Kind::Unavailable, text))
+            }
+            ended = publish(&mut session, stop) => ended,
+        };
+        match ended {
             Ok(()) => Ok(session.stream.close().await?),
             Err(error) => Err(End { refused: session.publisher.refused(&error), error }),
         }
@@ -198,16 +238,16 @@ async fn publish<S: Sink>(
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let Session { stream, publisher } = session;
+    let mut paused = publisher.report.paused();
     let mut drain_until: Option<Instant> = None;
     loop {
         // Before anything more is taken in: a busy source would never be drained otherwise.
         if drain_until.is_some() && publisher.progress.is_drained() {
             break;
         }
-        let now = Instant::now();
-        while publisher.progress.due(now, false).is_none() {
-            let Some(event) = stream.try_next()? else { break };
-            publisher.take(event, now).await?;
+        let reads = !*paused.borrow_and_update() || drain_until.is_some();
+        if reads {
+            take_in(stream, publisher).await?;
         }
         if let Some(due) = publisher.progress.due(Instant::now(), false) {
             publisher.seal(due).await?;
@@ -232,14 +272,38 @@ async fn publish<S: Sink>(
                 drain_until = Some(Instant::now() + DRAIN_MAX);
                 publisher.progress.drain();
             }
-            event = stream.next() => publisher.take(event?, Instant::now()).await?,
+            event = stream.next(), if reads => {
+                let now = Instant::now();
+                publisher.report.heard(now);
+                publisher.take(event?, now).await?;
+            }
             // The stream has nothing to give: what is due only then is due now.
             due = ready(due) => publisher.seal(due).await?,
             confirmed = publisher.confirmed(), if committing => confirmed?,
             () = until(wake) => {}
+            // The sender lives as long as the publisher.
+            _ = paused.changed() => {}
         }
     }
     tracing::info!(flushed = %publisher.progress.flush_lsn(), "stopped");
+    Ok(())
+}
+
+/// Takes in what has been received already, until a batch is due.
+async fn take_in<S: Sink>(
+    stream: &mut Stream,
+    publisher: &mut Publisher<'_, S>,
+) -> Result<(), Error> {
+    let now = Instant::now();
+    let mut taken = 0;
+    while publisher.progress.due(now, false).is_none() {
+        let Some(event) = stream.try_next()? else { break };
+        publisher.take(event, now).await?;
+        taken += 1;
+    }
+    if taken > 0 {
+        publisher.report.heard(now);
+    }
     Ok(())
 }
 

@@ -6,13 +6,15 @@ use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Stored};
 use crate::config::Config;
 use crate::error::{Error, Kind};
 use crate::leadership;
+use crate::lookout::probe_prefix;
 use crate::milestone::Observer;
 use crate::progress::Progress;
-use crate::publisher::{Batches, Publisher, unix_ms};
+use crate::publisher::{Batches, Probe, Publisher, Spans, unix_ms};
 use crate::replication::{Client, Stream};
 use crate::resume::{self, Slot, Start};
 use crate::sink::{Connect, Sink};
 use crate::tables::Tables;
+use crate::status::Status;
 use crate::trouble::Trouble;
 use crate::{setup, source};
 
@@ -33,6 +35,7 @@ pub(crate) async fn lead<'a, C: Connect>(
     connect: &C,
     observer: &Observer,
     trouble: &'a Trouble,
+    report: &Status,
     settled: &mut bool,
 ) -> Result<Session<'a, C::Sink>, Error> {
     let mut client = Client::connect(&config.endpoint()?).await?;
@@ -47,7 +50,7 @@ pub(crate) async fn lead<'a, C: Connect>(
     }
     // The sink first: a relay that can not publish must not hold the slot.
     let mut sink = connect.connect(&relay_id).await?;
-    let stream = hold(config, client, settled).await?;
+    let stream = hold(config, client, report, settled).await?;
 
     // Both servers have answered and are rightly set up as far as they can say: what does not
     // answer from here on may be a broker that has just died.
@@ -86,6 +89,11 @@ pub(crate) async fn lead<'a, C: Connect>(
         progress,
         sink,
         status,
+        report: report.clone(),
+        probe_prefix: probe_prefix(config.message_prefix()),
+        probe: Probe::default(),
+        committed_at: 0,
+        spans: Spans::default(),
         tables: Tables::new(config.message_tables()),
         trouble,
         batches: Batches::default(),
@@ -98,7 +106,12 @@ pub(crate) async fn lead<'a, C: Connect>(
 }
 
 /// Starts replication, standing by while another relay holds the slot.
-async fn hold(config: &Config, client: Client, settled: &mut bool) -> Result<Stream, Error> {
+async fn hold(
+    config: &Config,
+    client: Client,
+    report: &Status,
+    settled: &mut bool,
+) -> Result<Stream, Error> {
     let mut client = Some(client);
     loop {
         let client = match client.take() {
@@ -109,6 +122,7 @@ async fn hold(config: &Config, client: Client, settled: &mut bool) -> Result<Str
         match started {
             Err(busy) if busy.kind() == Kind::SlotBusy => {
                 *settled = true;
+                report.stands_by();
                 tracing::info!(slot = config.slot_name(), "standing by: another relay leads");
                 leadership::stand_by(config).await?;
             }

@@ -12,6 +12,7 @@ pub mod relay_crash;
 
 mod client;
 pub mod crash_point;
+pub mod endpoint;
 pub mod node;
 pub mod process;
 pub mod reader;

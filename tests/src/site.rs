@@ -125,6 +125,8 @@ impl Site {
             give("kafka-brokers", &self.brokers),
             give("slot", &self.slot),
             give("relay-id", &self.relay_id),
+            // A free one: the tests run side by side.
+            give("http", "127.0.0.1:0"),
         ]);
         arguments
     }

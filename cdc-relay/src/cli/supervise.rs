@@ -5,6 +5,7 @@ use std::pin::pin;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::http;
 use super::sources::Sources;
 use crate::config::layers::Settings;
 use crate::error::{Error, Kind};
@@ -15,7 +16,13 @@ pub(super) async fn supervise(sources: Sources, mut settings: Settings) -> Resul
     let mut signals = Signals::new()?;
     loop {
         let (stop, stopped) = oneshot::channel::<()>();
+        // The recorder of metrics first: a relay looks for it when it begins.
+        let http = http::http(&settings.config)?;
         let relay = Relay::new(settings.config.clone());
+        let relay = match http {
+            Some(http) => relay.http(http),
+            None => relay,
+        };
         let mut relay = pin!(relay.run_on_own_thread(async move {
             // Its sender lives until it is told to stop, or is dropped with the same meaning.
             let _ = stopped.await;

@@ -1,7 +1,7 @@
 //! Every key of the configuration, with its names and its meaning.
 
 use super::measure;
-use super::{BadMessages, Config, Delivery, LargeTransactions};
+use super::{BadMessages, Config, Delivery, HttpSettings, LargeTransactions};
 
 /// How a key's values are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,6 +294,42 @@ pub(crate) const SETTINGS: &[Setting] = &[
         flag: Flag::Value("dead-letter-topic"),
         about: "The topic of dead letters [default: tailrace.dead-letter.RELAY_ID]",
         set: |config, _, text| Ok(config.dead_letter_topic(text)),
+        ..PLAIN
+    },
+    Setting {
+        key: "http.address",
+        flag: Flag::Value("http"),
+        shape: "ADDRESS:PORT",
+        about: "Where the status page, health and metrics are served, as ADDRESS:PORT, or off",
+        default: "127.0.0.1:9640",
+        set: |config, _, text| {
+            let http = HttpSettings { address: text.to_owned(), ..config.http.clone() };
+            Ok(Config { http, ..config })
+        },
+        ..PLAIN
+    },
+    Setting {
+        key: "http.token_file",
+        flag: Flag::Value("http-token-file"),
+        shape: "FILE",
+        about: "A file with the token that POST /pause and /resume have to bring",
+        set: |config, _, text| {
+            let http = HttpSettings { token_file: Some(text.to_owned()), ..config.http.clone() };
+            Ok(Config { http, ..config })
+        },
+        ..PLAIN
+    },
+    Setting {
+        key: "http.token",
+        flag: Flag::Value("http-token"),
+        common: Some("CDC_RELAY_HTTP_TOKEN"),
+        shape: "TOKEN",
+        about: "The token itself, best by the environment",
+        secret: true,
+        set: |config, _, text| {
+            let http = HttpSettings { token: Some(text.to_owned()), ..config.http.clone() };
+            Ok(Config { http, ..config })
+        },
         ..PLAIN
     },
 ];

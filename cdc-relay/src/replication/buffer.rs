@@ -1,6 +1,8 @@
 //! The receive buffer: cuts the byte stream into protocol messages without copying them.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::reader::Reader;
 use crate::error::{Error, Kind};
@@ -28,6 +30,8 @@ pub(super) struct Buffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// All that was ever received, for whoever watches the line.
+    arrived: Arc<AtomicU64>,
 }
 
 /// A whole message: its kind, and where its body lies in the buffer.
@@ -38,7 +42,7 @@ pub(super) struct Frame {
 
 impl Buffer {
     pub(super) fn new() -> Self {
-        Buffer { bytes: vec![0; REST_BYTES], start: 0, end: 0 }
+        Buffer { bytes: vec![0; REST_BYTES], start: 0, end: 0, arrived: Arc::default() }
     }
 
     /// Takes the next message off, if the whole of it is here.
@@ -98,7 +102,13 @@ impl Buffer {
     /// So many bytes of [`Buffer::spare`] have been written.
     pub(super) fn filled(&mut self, count: usize) {
         self.end += count;
+        self.arrived.fetch_add(count as u64, Ordering::Relaxed);
         assert!(self.end <= self.bytes.len(), "a read stays within the room it was given");
+    }
+
+    /// Counts the bytes that were received.
+    pub(super) fn arrived(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.arrived)
     }
 
     fn waiting(&self) -> &[u8] {

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -96,6 +98,12 @@ impl Stream {
     /// Where positions are reported to.
     pub(crate) fn status(&self) -> StatusHandle {
         self.status.handle().clone()
+    }
+
+    /// Counts the bytes that have come on this connection, also those of an event that is not
+    /// whole yet.
+    pub(crate) fn arrived(&self) -> Arc<AtomicU64> {
+        self.buffer.arrived()
     }
 
     /// Ends the stream in good order: the server takes in the last positions and frees the slot
