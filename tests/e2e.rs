@@ -14,10 +14,10 @@ mod commands;
 mod complaint;
 #[path = "e2e/delivery.rs"]
 mod delivery;
-#[path = "e2e/failover.rs"]
-mod failover;
 #[path = "e2e/endpoints.rs"]
 mod endpoints;
+#[path = "e2e/failover.rs"]
+mod failover;
 #[path = "e2e/gaps.rs"]
 mod gaps;
 #[path = "e2e/half_made.rs"]

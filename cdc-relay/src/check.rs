@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use crate::checkpoint::Stored;
 use crate::config::Config;
 use crate::error::Error;
+use crate::overview;
 use crate::replication::Client;
 use crate::sink::Saved;
-use crate::overview;
 
 mod kafka;
 mod publication;

@@ -19,10 +19,10 @@
 //! | transactions, fencing | KIP-98, KIP-447 |
 //! | record headers | CloudEvents 1.0.2, Kafka protocol binding |
 
-mod adopt;
-mod check;
 mod admin;
+mod adopt;
 mod batch_span;
+mod check;
 mod checkpoint;
 pub mod cli;
 mod config;
@@ -39,6 +39,7 @@ mod milestone;
 #[cfg(test)]
 mod model;
 mod native;
+mod overview;
 #[cfg_attr(
     not(test),
     expect(dead_code, unused_imports, reason = "most of a row is read by table capture alone")
@@ -60,7 +61,6 @@ mod setup;
 pub mod sink;
 mod slot_health;
 mod source;
-mod overview;
 pub mod status;
 mod tables;
 mod trouble;
@@ -74,6 +74,6 @@ pub use milestone::Milestone;
 pub use position::{Incarnation, Ordinal, ParsePlaceError, Place, Position};
 pub use relay::Relay;
 pub use replay::{Planned, Replay, Replayed};
-pub use tailrace_outbox::mapping::{ColumnType, Mapping, Part};
 pub use slot_health::SlotHealth;
 pub use status::Status;
+pub use tailrace_outbox::mapping::{ColumnType, Mapping, Part};

@@ -15,8 +15,8 @@ use crate::progress::{Progress, Verdict};
 use crate::record::{self, Record, Unpublishable};
 use crate::replication::{Event, StatusHandle};
 use crate::sink::{Obstacle, Sink};
-use crate::tables::Tables;
 use crate::status::{Delivered, Status};
+use crate::tables::Tables;
 use crate::trouble::{Refused, Trouble};
 
 /// Obstacles that a record may meet before it is given up: a topic that is not known yet, a queue

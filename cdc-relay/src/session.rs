@@ -13,8 +13,8 @@ use crate::publisher::{Batches, Probe, Publisher, Spans, unix_ms};
 use crate::replication::{Client, Stream};
 use crate::resume::{self, Slot, Start};
 use crate::sink::{Connect, Sink};
-use crate::tables::Tables;
 use crate::status::Status;
+use crate::tables::Tables;
 use crate::trouble::Trouble;
 use crate::{setup, source};
 

@@ -1,5 +1,7 @@
 //! The publication, the journal, and what becomes of the application's own writes.
 
+use tailrace_outbox::mapping::Mapping;
+
 use super::{Report, value};
 use crate::config::Config;
 use crate::error::Error;
@@ -72,6 +74,17 @@ async fn missing(
     Ok(())
 }
 
+/// The tables whose rows are messages, as rows of SQL: schema and name.
+fn messages(config: &Config) -> String {
+    let name = |table: &Mapping| {
+        format!("({}, {})", quote_literal(table.schema()), quote_literal(table.table()))
+    };
+    match config.message_tables().as_slice() {
+        [] => "(NULL, NULL)".to_owned(),
+        tables => tables.iter().map(name).collect::<Vec<_>>().join(", "),
+    }
+}
+
 /// The tables that are published.
 async fn tables(
     report: &mut Report,
@@ -80,12 +93,13 @@ async fn tables(
     journal: &Journal,
 ) -> Result<(), Error> {
     let publication = quote_literal(config.publication_name());
+    let messages = messages(config);
     let sql = format!(
         "SELECT pg_catalog.format('%I.%I', t.schemaname, t.tablename), \
          (t.schemaname = {})::text, \
          ((p.pubupdate OR p.pubdelete) AND (c.relreplident = 'n' OR (c.relreplident = 'd' AND NOT \
          EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND \
-         i.indisprimary))))::text \
+         i.indisprimary))))::text, ((t.schemaname, t.tablename) IN ({messages}))::text \
          FROM pg_catalog.pg_publication_tables t \
          JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname \
          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
@@ -95,7 +109,7 @@ async fn tables(
     );
     let rows = client.query(&sql).await?;
     let is = |row: &&Row, at| row.get(at) == Some("true");
-    let foreign: Vec<&Row> = rows.iter().filter(|row| !is(row, 1)).collect();
+    let foreign: Vec<&Row> = rows.iter().filter(|row| !is(row, 3)).collect();
     let unidentified: Vec<&Row> = rows.iter().filter(|row| is(row, 2)).collect();
     let name = quote_identifier(config.publication_name());
     if !unidentified.is_empty() {
