@@ -81,6 +81,10 @@ impl SlotHealth {
 }
 
 /// The question whose answer [`look`] reads.
+///
+/// A walsender that waits for log, or for us to take what it sends, shows a wait event of the
+/// class Client or Activity; one that shows another, or none, is at work. A `state` of null is
+/// what a role sees that may not look.
 pub(crate) fn question(slot: &str, server_version: u32) -> String {
     let since = |version: u32, column: &'static str| {
         if server_version >= version { column } else { "NULL" }
@@ -89,8 +93,8 @@ pub(crate) fn question(slot: &str, server_version: u32) -> String {
         "SELECT pg_catalog.pg_current_wal_flush_lsn(), s.slot_name, s.active::text, s.wal_status, \
          pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint, \
          s.safe_wal_size, {inactive}, {invalidation}, {conflicting}, {failover}, {synced}, \
-         (a.pid IS NOT NULL \
-          AND a.state IS NOT NULL AND coalesce(a.wait_event_type, 'IO') = 'IO')::text \
+         (a.state IS NOT NULL \
+          AND coalesce(a.wait_event_type, 'on a processor') NOT IN ('Client', 'Activity'))::text \
          FROM (VALUES (1)) AS one LEFT JOIN pg_catalog.pg_replication_slots s \
          ON s.slot_name = {slot} LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid",
         inactive = since(
