@@ -592,6 +592,9 @@ fn is_topic_byte(byte: u8) -> bool {
 }
 
 fn relay_id_fault(relay_id: &str) -> Option<String> {
+    if relay_id.ends_with(crate::replay::SUFFIX) {
+        return Some(format!("relay id {relay_id:?} is the name of a relay's replays"));
+    }
     (!named(relay_id, RELAY_ID_BYTES_MAX, is_topic_byte)).then(|| {
         format!(
             "relay id {relay_id:?}: letters, digits, '.', '_' and '-', 1 to {RELAY_ID_BYTES_MAX}"
@@ -639,6 +642,8 @@ mod tests {
         let config = Config::new("postgres://relay@localhost/shop", "localhost:9092");
 
         assert_eq!(config.relay_id_for("742", "shop").unwrap(), "742-shop-tailrace");
+        let replays = config.clone().relay_id("742.replay").validate().unwrap_err();
+        assert!(replays.to_string().contains("replays"), "{replays}");
         assert_eq!(config.relay_id_for("742", "my shop").unwrap_err().kind(), Kind::Config);
     }
 

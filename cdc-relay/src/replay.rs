@@ -31,6 +31,9 @@ mod rows;
 /// Key under which a replay saves how far it is.
 const REPLAY_KEY: &str = "replay";
 
+/// Behind a relay's id: the id of its replays, which no relay may have.
+pub(crate) const SUFFIX: &str = ".replay";
+
 /// Records after which a batch is sealed.
 const BATCH_RECORDS: usize = 1_000;
 
@@ -169,7 +172,7 @@ impl Replay {
         let mut client = Client::connect(&config.endpoint()?).await?;
         let server = source::identify(&mut client).await?;
         let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
-        let mut sink = connect.connect(&format!("{relay_id}.replay")).await?;
+        let mut sink = connect.connect(&format!("{relay_id}{SUFFIX}")).await?;
         let saved = sink.take_over().await?;
         let before =
             saved.get(REPLAY_KEY).map(|value| saved::decode::<State>(value)).transpose()?;
