@@ -64,6 +64,8 @@ impl RelayProcess {
             .args([SIDECAR, "run", "--database-url", &arguments.database_url])
             .args(["--kafka-brokers", &arguments.brokers])
             .args(["--slot", &arguments.slot, "--relay-id", &arguments.slot])
+            // Two run at a time, and nobody looks.
+            .args(["--http", "off"])
             .args(["--delivery", arguments.mode.name()])
             // It says at this level when it leads.
             .env("RUST_LOG", "info")

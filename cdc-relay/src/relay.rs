@@ -69,6 +69,12 @@ impl<C: Connect> Relay<C> {
         self.status.clone()
     }
 
+    /// Shows what this relay does in the status of the one before it.
+    pub(crate) fn with_status(mut self, status: Status) -> Self {
+        self.status = status;
+        self
+    }
+
     /// Serves the relay's HTTP endpoints while it runs. Default none.
     #[must_use]
     pub fn http(mut self, http: Http) -> Self {
@@ -95,6 +101,7 @@ impl<C: Connect> Relay<C> {
             Some(http) => Some(http.serve(self.status()).await?),
             None => None,
         };
+        self.status.begins();
         let _lookout = Lookout::spawn(&self.config, &self.status);
         let (stop, stopped) = watch::channel(false);
         let mut sessions = pin!(self.sessions(stopped));

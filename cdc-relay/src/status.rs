@@ -27,6 +27,9 @@ use histogram::Histogram;
 /// Errors that are remembered.
 const ERRORS_MAX: usize = 20;
 
+/// Where the watchdog has not looked for so long, the relay's thread does nothing else either.
+const JUDGED_MAX: Duration = Duration::from_secs(5);
+
 /// A relay that has said nothing of its stream for so long may be behind without knowing it.
 const CURRENT_MAX: Duration = Duration::from_secs(2);
 
@@ -73,6 +76,7 @@ struct Counts {
     flushed: AtomicU64,
     /// Times on the clock of `Shared::at`, 0 for never.
     heard: AtomicU64,
+    judged: AtomicU64,
     held_up: AtomicU64,
     unconfirmed: AtomicU64,
     /// Commit times in the source, microseconds since 1970, 0 for none.
@@ -163,6 +167,11 @@ impl Status {
 
     pub(crate) fn meters(&self) -> &Meters {
         self.0.meters.get_or_init(|| Meters::new(&self.0.slot))
+    }
+
+    /// A relay begins to run, be it after another one that stopped.
+    pub(crate) fn begins(&self) {
+        self.told().state = State::Starting;
     }
 
     pub(crate) fn stands_by(&self) {
@@ -418,6 +427,7 @@ impl Status {
 
     /// Sets the metrics that follow from the time of day.
     pub(crate) fn publish_gauges(&self) {
+        self.0.counts.judged.store(self.0.at(Instant::now()), Ordering::Relaxed);
         let now = self.snapshot();
         let meters = self.meters();
         meters.leading.set(flag(matches!(now.role, Role::Leading | Role::Paused)));

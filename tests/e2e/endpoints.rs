@@ -159,6 +159,32 @@ async fn a_paused_relay_publishes_nothing_stays_the_leader_and_loses_nothing() {
     all_is_well(&site, &written).await;
 }
 
+#[tokio::test]
+async fn new_settings_keep_the_port_the_counts_and_a_pause() {
+    let site = site("reload").await;
+    let file = format!("{}/{}.toml", env!("CARGO_TARGET_TMPDIR"), site.slot);
+    std::fs::write(&file, "").unwrap();
+    let config = format!("--config={file}");
+    let (mut relay, endpoint) = sidecar(&site, &["--http-token", TOKEN, &config]).await;
+    endpoint.readiness(200, "role=leading", LEAD_MAX).await;
+    let written = site.write(8, 2, &mut Dice::new("reload")).await;
+    published(&site).await;
+    let expected = site.expected().await.len() as u64;
+    endpoint.status_until(PUBLISH_MAX, |now| now["messages"] == expected).await;
+    let bearer = format!("Bearer {TOKEN}");
+    assert_eq!(endpoint.post("/pause", Some(&bearer)).await.code, 200);
+
+    std::fs::write(&file, "[transaction]\nmax_records = 100\n").unwrap();
+    relay.signal(rustix::process::Signal::HUP);
+    relay.says_times("leading", 2, LEAD_MAX).await;
+
+    endpoint.readiness(200, "role=paused", PAUSE_MAX).await;
+    let now = endpoint.status().await;
+    assert_eq!((&now["messages"], &now["sessions"]), (&expected.into(), &2.into()), "{now:#}");
+    stop(&mut relay).await;
+    all_is_well(&site, &written).await;
+}
+
 /// When the server last heard from the relay, in seconds.
 async fn reply_time(site: &Site) -> f64 {
     sqlx::query(

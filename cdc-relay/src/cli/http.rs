@@ -1,6 +1,5 @@
 //! The settings of the HTTP endpoints, and what `/metrics` is made of.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -14,11 +13,7 @@ use crate::metrics::{BATCH_MESSAGES, MESSAGES_BUCKETS, SECONDS_BUCKETS};
 /// before: they would pile up otherwise.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// There is one recorder in a process, however often its relay begins anew.
-static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
-
-/// The endpoints, if there are to be any. The process' recorder of metrics is installed for the
-/// first of them.
+/// The endpoints, if there are to be any; installs the process' recorder of metrics for them.
 pub(super) fn http(config: &Config) -> Result<Option<Http>, Error> {
     let HttpSettings { address, token_file, token } = config.http_settings();
     if address == "off" {
@@ -38,10 +33,7 @@ pub(super) fn http(config: &Config) -> Result<Option<Http>, Error> {
         None => http,
         Some(token) => http.token(token.trim()),
     };
-    let handle = match RECORDER.get() {
-        Some(handle) => handle.clone(),
-        None => install()?,
-    };
+    let handle = install()?;
     Ok(Some(http.metrics(move || handle.render())))
 }
 
@@ -57,7 +49,7 @@ fn install() -> Result<PrometheusHandle, Error> {
             upkeep.run_upkeep();
         }
     });
-    Ok(RECORDER.get_or_init(|| handle).clone())
+    Ok(handle)
 }
 
 fn recorder() -> Result<PrometheusHandle, BuildError> {

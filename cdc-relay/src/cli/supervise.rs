@@ -10,19 +10,23 @@ use super::sources::Sources;
 use crate::config::layers::Settings;
 use crate::error::{Error, Kind};
 use crate::relay::Relay;
+use crate::status::Status;
 
 /// Runs until SIGTERM, SIGINT or an error.
 pub(super) async fn supervise(sources: Sources, mut settings: Settings) -> Result<(), Error> {
     let mut signals = Signals::new()?;
+    settings.config.validate()?;
+    // What is shown, and where, outlives a relay that is followed by one with other settings: it
+    // stays paused if it was, and the port is never let go. It is served beside the relay's own
+    // thread, and so tells when that one is stuck.
+    let status = Status::new(settings.config.slot_name());
+    let _server = match http::http(&settings.config)? {
+        Some(http) => Some(http.serve(status.clone()).await?),
+        None => None,
+    };
     loop {
         let (stop, stopped) = oneshot::channel::<()>();
-        // The recorder of metrics first: a relay looks for it when it begins.
-        let http = http::http(&settings.config)?;
-        let relay = Relay::new(settings.config.clone());
-        let relay = match http {
-            Some(http) => relay.http(http),
-            None => relay,
-        };
+        let relay = Relay::new(settings.config.clone()).with_status(status.clone());
         let mut relay = pin!(relay.run_on_own_thread(async move {
             // Its sender lives until it is told to stop, or is dropped with the same meaning.
             let _ = stopped.await;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, Serializer};
 
 use super::histogram::Distribution;
-use super::{CURRENT_MAX, Shared, State, Told, since_micros};
+use super::{CURRENT_MAX, JUDGED_MAX, Shared, State, Told, since_micros};
 use crate::lsn::Lsn;
 use crate::slot_health::SlotHealth;
 
@@ -117,7 +117,11 @@ pub(super) fn snapshot(shared: &Shared) -> Snapshot {
     let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let paused = *shared.paused.borrow();
     let told = shared.told.lock().expect("no panic while it is held");
-    let (role, not_ready) = readiness(&told, paused);
+    let (role, mut not_ready) = readiness(&told, paused);
+    let judged = shared.elapsed(read(&counts.judged), now);
+    if told.state == State::Leading && judged.is_some_and(|judged| judged >= JUDGED_MAX) {
+        not_ready = Some("the relay's own thread is stuck".to_owned());
+    }
     let flushed = Lsn(read(&counts.flushed));
     let source_end = told.source.map(|source| source.end);
     let published = read(&counts.newest_published);
