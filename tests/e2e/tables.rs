@@ -203,7 +203,7 @@ async fn a_table_that_the_publication_does_not_show_is_refused_with_the_statemen
     refused(&with("debezium, key:order_no"), &["has no column \"order_no\""]).await;
     refused(&with("debezium, payload:payload:bytea"), &["of type jsonb", "as bytea"]).await;
     let twice = [arguments.clone(), vec![format!("--table={MAPPING}")]].concat();
-    refused(&twice, &["mapped twice"]).await;
+    refused(&twice, &["--table public.outbox is given twice"]).await;
     let mut relay = site.cdc_relay(&site.run_arguments());
     relay.says("leading", LEAD_MAX).await;
     stop(&mut relay).await;

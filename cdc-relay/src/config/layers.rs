@@ -91,7 +91,15 @@ struct Merging {
 
 impl Merging {
     fn put(&mut self, at: usize, name: String, text: String, origin: Origin) {
-        self.values.insert((at, name), Value { text, origin });
+        let flag = match origin {
+            Origin::Flag(flag) if !name.is_empty() => Some(format!("--{flag} {name}")),
+            _ => None,
+        };
+        let before = self.values.insert((at, name), Value { text, origin });
+        // Which of two values was meant nobody can tell.
+        if let (Some(flag), Some(Value { origin: Origin::Flag(_), .. })) = (flag, before) {
+            self.faults.push(format!("{flag} is given twice"));
+        }
     }
 
     fn file(&mut self, file: &File) {
