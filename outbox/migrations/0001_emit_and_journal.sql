@@ -169,7 +169,7 @@ BEGIN
                   HINT = 'give a payload, or ask for a null one with tombstone => true';
     END IF;
     IF topic IS NULL OR topic COLLATE "C" !~ '^[A-Za-z0-9._-]+$' OR octet_length(topic) > 249
-        OR topic COLLATE "C" IN ('.', '..')
+        OR topic COLLATE "C" IN ('.', '..', '__consumer_offsets', '__transaction_state')
     THEN
         IF topic IS NULL THEN
             RAISE EXCEPTION 'the topic is null' USING ERRCODE = 'null_value_not_allowed';
@@ -177,6 +177,9 @@ BEGIN
             RAISE EXCEPTION 'the topic is empty' USING ERRCODE = 'invalid_parameter_value';
         ELSIF topic COLLATE "C" IN ('.', '..') THEN
             RAISE EXCEPTION 'topic % can not exist in Kafka', to_json(topic)
+                USING ERRCODE = 'invalid_parameter_value';
+        ELSIF topic COLLATE "C" IN ('__consumer_offsets', '__transaction_state') THEN
+            RAISE EXCEPTION 'topic % belongs to Kafka itself', to_json(topic)
                 USING ERRCODE = 'invalid_parameter_value';
         ELSIF octet_length(topic) > 249 THEN
             RAISE EXCEPTION 'the topic has % bytes, and Kafka takes 249', octet_length(topic)

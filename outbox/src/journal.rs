@@ -133,11 +133,10 @@ impl Journal {
         if let Err(error) = rows::bind(&mut arguments, rows::row(&self.mapping, message)?) {
             return Err(failed(sqlx::Error::Encode(error)));
         }
-        sqlx::query_with(AssertSqlSafe(Arc::clone(&self.mapping.statements().one)), arguments)
-            .execute(connection)
-            .await
-            .map_err(failed)?;
-        Ok(())
+        let one = AssertSqlSafe(Arc::clone(&self.mapping.statements().one));
+        let done = sqlx::query_with(one, arguments).execute(connection).await.map_err(failed)?;
+        // A trigger can swallow a row without a word.
+        if done.rows_affected() == 0 { Err(Error::unwritten()) } else { Ok(()) }
     }
 
     /// The statement that makes a publication of the journal, for a relay to read.

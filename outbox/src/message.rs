@@ -55,6 +55,7 @@ impl Message {
             source: None,
             subject: None,
             content_type: None,
+            codec_type: None,
             attributes: Vec::new(),
             headers: Vec::new(),
             body: Body::Missing,
@@ -195,6 +196,8 @@ pub struct Builder {
     source: Option<String>,
     subject: Option<String>,
     content_type: Option<String>,
+    /// The one that goes with the payload, unless another is given.
+    codec_type: Option<&'static str>,
     attributes: Vec<(String, String)>,
     headers: Vec<(String, String)>,
     body: Body,
@@ -248,6 +251,7 @@ impl Builder {
     /// A value that does not serialize is an error of [`Builder::build`].
     pub fn json<T: Serialize + ?Sized>(mut self, payload: &T) -> Self {
         self.body = Body::encoded::<Json, T>(payload);
+        self.codec_type = None;
         self
     }
 
@@ -256,13 +260,15 @@ impl Builder {
     /// A value that does not encode is an error of [`Builder::build`].
     pub fn encoded<C: Codec<T>, T: ?Sized>(mut self, payload: &T) -> Self {
         self.body = Body::encoded::<C, T>(payload);
-        self.content_type = Some(C::CONTENT_TYPE.to_owned());
+        self.content_type = None;
+        self.codec_type = Some(C::CONTENT_TYPE);
         self
     }
 
     /// The payload as bytes. Say what they are with [`Builder::content_type`].
     pub fn payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
         self.body = Body::Bytes(payload.into());
+        self.codec_type = None;
         self
     }
 
@@ -271,6 +277,7 @@ impl Builder {
     /// This is the only way to a null payload, so that none comes about by accident.
     pub fn tombstone(mut self) -> Self {
         self.body = Body::Tombstone;
+        self.codec_type = None;
         self
     }
 
@@ -367,7 +374,9 @@ impl Builder {
             r#type: self.r#type,
             source,
             subject: self.subject,
-            content_type: self.content_type.unwrap_or_else(|| JSON.to_owned()),
+            content_type: self
+                .content_type
+                .unwrap_or_else(|| self.codec_type.unwrap_or(JSON).to_owned()),
             attributes: self.attributes,
             headers: self.headers,
             payload,

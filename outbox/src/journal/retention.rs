@@ -318,7 +318,8 @@ impl Journal {
         let table = self.schema.object(STRAYS);
         let delete = format!(
             "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} \
-             WHERE created_at < now() - make_interval(secs => $1) LIMIT $2))"
+             WHERE created_at < date_trunc('day', now() - make_interval(secs => $1), 'UTC') \
+             LIMIT $2))"
         );
         let deleted = sqlx::query(AssertSqlSafe(delete))
             .bind(retention.keep.as_secs_f64())

@@ -4,6 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use uuid::Uuid;
 
 use super::micros;
+use crate::codec::Codec;
 use crate::{Builder, FRAME_BYTES_MAX, Kind, Message, Reaction};
 
 /// A message that breaks no rule.
@@ -168,4 +169,20 @@ fn time_is_in_microseconds_and_negative_before_the_epoch() {
     assert_eq!(micros(UNIX_EPOCH), 0);
     assert_eq!(micros(UNIX_EPOCH + Duration::from_nanos(1_999)), 1);
     assert_eq!(micros(UNIX_EPOCH - Duration::from_micros(5)), -5);
+}
+
+#[test]
+fn the_content_type_is_that_of_the_payload_given_last_unless_it_is_named() {
+    struct Text;
+    impl Codec<str> for Text {
+        const CONTENT_TYPE: &'static str = "text/plain";
+        fn encode(payload: &str) -> Result<Vec<u8>, crate::codec::BoxError> {
+            Ok(payload.as_bytes().to_vec())
+        }
+    }
+    let content_type = |builder: Builder| builder.build().unwrap().content_type().to_owned();
+
+    assert_eq!(content_type(good().encoded::<Text, str>("x")), "text/plain");
+    assert_eq!(content_type(good().encoded::<Text, str>("x").json(&1)), "application/json");
+    assert_eq!(content_type(good().encoded::<Text, str>("x").content_type("a/b")), "a/b");
 }

@@ -152,6 +152,9 @@ async fn a_day_without_partition_fails_no_writer_and_its_rows_leave_by_their_age
     assert_eq!(report.made, [today.plus(4).partition()]);
     assert_eq!(report.strays_deleted, 1);
     assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.outbox_default").await, 1);
+    // A row stays until the end of its day, however short the retention is.
+    let short = Retention::new(std::time::Duration::from_millis(1)).days_ahead(4);
+    assert_eq!(maintain(&mut connection, &short).await.unwrap().strays_deleted, 0);
 }
 
 #[tokio::test]

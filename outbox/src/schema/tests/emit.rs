@@ -152,6 +152,8 @@ async fn what_the_builder_refuses_sql_refuses_in_the_same_words() {
         ("'', 'k', 't', '1'", named("")),
         ("'..', 'k', 't', '1'", named("..")),
         ("'a b', 'k', 't', '1'", named("a b")),
+        ("'__consumer_offsets', 'k', 't', '1'", named("__consumer_offsets")),
+        ("'__transaction_state', 'k', 't', '1'", named("__transaction_state")),
         ("'bücher', 'k', 't', '1'", named("bücher")),
         ("repeat('a', 250), 'k', 't', '1'", named(&long)),
         ("'t', 'k', '', '1'", typed("")),
