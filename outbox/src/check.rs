@@ -39,7 +39,7 @@ pub(crate) const QUERY: &str = "\
                 AND NOT a.attisdropped), \
             'is_published', EXISTS (SELECT FROM pg_catalog.pg_publication_tables p \
                 JOIN pg_catalog.pg_publication q ON q.pubname = p.pubname \
-                WHERE q.pubinsert AND p.schemaname = $2::text AND p.tablename = $3::text)))::text \
+                WHERE q.pubinsert AND p.rowfilter IS NULL AND p.schemaname = $2::text AND p.tablename = $3::text)))::text \
     FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1::text";
 
 /// What the database says about itself, about the slot, if there is one, and about the table.

@@ -60,7 +60,7 @@ impl Table {
         }
         if !self.is_published {
             return Err(setup(
-                format!("{name} is in no publication under its own name"),
+                format!("{name} is in no publication under its own name and with all its rows"),
                 if is_journal(mapping) {
                     "make one with publish_via_partition_root, as Journal::publication_sql says it"
                         .to_owned()

@@ -141,6 +141,10 @@ async fn the_check_passes_once_this_role_can_write_what_a_relay_sees() {
     check(&mut connection, "\"tailrace\".\"outbox\" is in no publication").await;
     connection.execute("CREATE PUBLICATION leaves FOR TABLE tailrace.outbox").await.unwrap();
     check(&mut connection, "\"tailrace\".\"outbox\" is in no publication").await;
+    let filtered = "CREATE PUBLICATION filtered FOR TABLE tailrace.outbox WHERE (false) \
+                    WITH (publish = 'insert', publish_via_partition_root = true)";
+    connection.execute(filtered).await.unwrap();
+    check(&mut connection, "\"tailrace\".\"outbox\" is in no publication").await;
     let publication = Journal::default().publication_sql("journal");
     connection.execute(sqlx::AssertSqlSafe(publication)).await.unwrap();
     outbox.check(&mut connection).await.unwrap();
