@@ -231,14 +231,14 @@ pub(crate) fn left_at(history: &str, timeline: u32) -> Option<Lsn> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::{Server, Slot, Start, create, left_at, resume};
     use crate::checkpoint::{Checkpoint, Intent, Published, Source, Stored};
     use crate::error::Kind;
     use crate::lsn::Lsn;
     use crate::position::Incarnation;
 
-    fn server() -> Server {
+    pub(crate) fn server() -> Server {
         Server {
             system_identifier: "74".to_owned(),
             timeline: 1,
@@ -247,7 +247,7 @@ mod tests {
         }
     }
 
-    fn slot(confirmed: u64) -> Slot {
+    pub(crate) fn slot(confirmed: u64) -> Slot {
         Slot {
             name: "tailrace".to_owned(),
             plugin: "pgoutput".to_owned(),
@@ -258,7 +258,7 @@ mod tests {
         }
     }
 
-    fn source() -> Source {
+    pub(crate) fn source() -> Source {
         Source {
             system_identifier: "74".to_owned(),
             timeline: 1,

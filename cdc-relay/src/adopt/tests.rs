@@ -1,40 +1,15 @@
 use super::{Adoption, Consent, Gap, Span, decide};
-use crate::checkpoint::{Checkpoint, Intent, Partial, Published, Source, Stored};
+use crate::checkpoint::{Checkpoint, Intent, Partial, Published, Stored};
 use crate::error::Kind;
 use crate::lsn::Lsn;
 use crate::position::{Incarnation, Ordinal};
+use crate::resume::tests::{server, slot, source};
 use crate::resume::{Server, Slot};
 
 const NOW: u32 = 1_700_000_000;
 
-fn server() -> Server {
-    Server {
-        system_identifier: "74".to_owned(),
-        timeline: 1,
-        database: "shop".to_owned(),
-        flushed: Lsn(1_000),
-    }
-}
-
-fn slot(confirmed: u64) -> Slot {
-    Slot {
-        name: "tailrace".to_owned(),
-        plugin: "pgoutput".to_owned(),
-        database: "shop".to_owned(),
-        two_phase: false,
-        confirmed_flush: Some(Lsn(confirmed)),
-        wal_status: "reserved".to_owned(),
-    }
-}
-
 fn published(flush_lsn: u64, partial: Option<u64>) -> Stored {
-    let source = Source {
-        system_identifier: "74".to_owned(),
-        timeline: 1,
-        database: "shop".to_owned(),
-        slot: "tailrace".to_owned(),
-        incarnation: Incarnation(5),
-    };
+    let source = source();
     let partial = partial.map(|commit_lsn| Partial {
         commit_lsn: Lsn(commit_lsn),
         ordinal: Ordinal(3),
