@@ -6,6 +6,7 @@
 //! ([`reader`]), and [`verdict`] compares the two. The relay runs as a process of its own
 //! ([`process`], the `node` program), so that a crash is a SIGKILL.
 
+pub mod giant_transaction;
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
@@ -13,6 +14,7 @@ pub mod relay_crash;
 mod client;
 pub mod crash_point;
 pub mod endpoint;
+pub mod events;
 pub mod node;
 pub mod process;
 pub mod reader;
