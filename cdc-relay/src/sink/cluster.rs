@@ -19,7 +19,7 @@ use crate::error::{Error, Kind};
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings that the guarantees rest on; a user may not set them.
-const RESERVED: [&str; 18] = [
+const RESERVED: [&str; 19] = [
     "acks",
     "allow.auto.create.topics",
     "bootstrap.servers",
@@ -34,6 +34,7 @@ const RESERVED: [&str; 18] = [
     "metadata.broker.list",
     "partitioner",
     "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
     "request.required.acks",
     "transaction.timeout.ms",
     "transactional.id",
