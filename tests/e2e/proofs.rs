@@ -17,6 +17,11 @@ async fn a_relay_that_is_killed_at_any_point_loses_and_doubles_nothing() {
     check("relay-crash").await;
 }
 
+#[tokio::test]
+async fn a_relay_that_is_killed_in_a_transaction_of_any_shape_loses_and_doubles_nothing() {
+    check("relay-shapes").await;
+}
+
 async fn check(name: &str) {
     let proof = PROOFS.iter().find(|proof| proof.name == name).expect("the proof is there");
     let stack = Stack::shared().await;

@@ -9,6 +9,7 @@
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
+pub mod relay_shapes;
 
 mod client;
 pub mod crash_point;
@@ -16,6 +17,7 @@ pub mod endpoint;
 pub mod node;
 pub mod process;
 pub mod reader;
+pub mod shape;
 pub mod site;
 pub mod verdict;
 mod writer;

@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use tailrace_stack::Stack;
 
 use crate::process::Node;
-use crate::{outbox_arrival, relay_crash};
+use crate::{outbox_arrival, relay_crash, relay_shapes};
 
 /// How much of the same work a proof does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,5 +78,11 @@ pub const PROOFS: &[Proof] = &[
         claim: "a relay that is killed at any point loses nothing, doubles nothing and keeps the \
                 order",
         body: |bench| Box::pin(relay_crash::prove(bench)),
+    },
+    Proof {
+        name: "relay-shapes",
+        claim: "that holds for transactions of every shape, in the log, the journal and a table, \
+                between any two of their messages",
+        body: |bench| Box::pin(relay_shapes::prove(bench)),
     },
 ];

@@ -102,6 +102,20 @@ impl Verdict {
         verdict
     }
 
+    /// What was found here and elsewhere.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.committed += other.committed;
+        self.published += other.published;
+        self.lost += other.lost;
+        self.doubled += other.doubled;
+        self.invented += other.invented;
+        self.disordered += other.disordered;
+        self.malformed += other.malformed;
+        self.faults.extend(other.faults);
+        self
+    }
+
     /// Adds what was found to a report.
     pub fn tell(self, report: &mut Report) {
         report.figure("messages committed", self.committed);

@@ -278,6 +278,17 @@ impl Site {
         .expect("the server answers");
     }
 
+    /// How many messages have been committed.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not answer.
+    pub async fn expected_count(&self) -> u64 {
+        let count = sqlx::query_scalar("select count(*) from expected").fetch_one(&self.pool);
+        let count: i64 = count.await.expect("the server answers");
+        u64::try_from(count).expect("a count")
+    }
+
     /// What has been committed.
     ///
     /// # Panics
