@@ -22,6 +22,11 @@ async fn a_relay_that_is_killed_in_a_transaction_of_any_shape_loses_and_doubles_
     check("relay-shapes").await;
 }
 
+#[tokio::test]
+async fn zombies_of_three_relays_that_wake_at_any_time_publish_nothing() {
+    check("relay-zombies").await;
+}
+
 async fn check(name: &str) {
     let proof = PROOFS.iter().find(|proof| proof.name == name).expect("the proof is there");
     let stack = Stack::shared().await;

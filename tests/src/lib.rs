@@ -10,6 +10,7 @@ pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
 pub mod relay_shapes;
+pub mod relay_zombies;
 
 mod client;
 pub mod crash_point;

@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use tailrace_stack::Stack;
 
 use crate::process::Node;
-use crate::{outbox_arrival, relay_crash, relay_shapes};
+use crate::{outbox_arrival, relay_crash, relay_shapes, relay_zombies};
 
 /// How much of the same work a proof does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,5 +84,11 @@ pub const PROOFS: &[Proof] = &[
         claim: "that holds for transactions of every shape, in the log, the journal and a table, \
                 between any two of their messages",
         body: |bench| Box::pin(relay_shapes::prove(bench)),
+    },
+    Proof {
+        name: "relay-zombies",
+        claim: "a relay that is stopped inside a transaction and wakes up after another took over \
+                publishes nothing",
+        body: |bench| Box::pin(relay_zombies::prove(bench)),
     },
 ];

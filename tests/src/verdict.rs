@@ -13,7 +13,7 @@ use crate::site::Site;
 use crate::writers::{Expected, Written};
 
 /// A relay that is told to stop has stopped by then.
-const STOP_MAX: Duration = Duration::from_secs(15);
+pub(crate) const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// Faults shown of each kind.
 const SHOWN_MAX: usize = 5;
