@@ -22,8 +22,6 @@ mod failover;
 mod gaps;
 #[path = "e2e/half_made.rs"]
 mod half_made;
-#[path = "e2e/idle.rs"]
-mod idle;
 #[path = "e2e/journal.rs"]
 mod journal;
 #[path = "e2e/outages.rs"]

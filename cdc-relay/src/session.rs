@@ -119,17 +119,12 @@ pub(crate) async fn lead<'a, C: Connect>(
 /// Starts replication, standing by while another relay holds the slot.
 async fn hold(
     config: &Config,
-    client: Client,
+    mut client: Client,
     report: &Status,
     large: Large,
     settled: &mut bool,
 ) -> Result<Stream, Error> {
-    let mut client = Some(client);
     loop {
-        let client = match client.take() {
-            Some(client) => client,
-            None => Client::connect(&config.endpoint()?).await?,
-        };
         let started =
             client.start_replication(config.slot_name(), config.publication_name(), large).await;
         match started {
@@ -137,7 +132,7 @@ async fn hold(
                 *settled = true;
                 report.stands_by();
                 tracing::info!(slot = config.slot_name(), "standing by: another relay leads");
-                leadership::stand_by(config).await?;
+                client = leadership::stand_by(config).await?;
             }
             // It was given up while it was being made, or dropped: the next session sees to it.
             Err(gone) if gone.sqlstate() == Some(UNDEFINED_OBJECT) => {

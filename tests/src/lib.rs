@@ -6,10 +6,14 @@
 //! ([`reader`]), and [`verdict`] compares the two. The relay runs as a process of its own
 //! ([`process`], the `node` program), so that a crash is a SIGKILL.
 
+pub mod foreign_wal;
 pub mod giant_transaction;
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
+pub mod relay_shapes;
+pub mod relay_zombies;
+pub mod soak;
 
 mod client;
 pub mod crash_point;
@@ -18,6 +22,7 @@ pub mod events;
 pub mod node;
 pub mod process;
 pub mod reader;
+pub mod shape;
 pub mod site;
 pub mod verdict;
 mod writer;
