@@ -34,6 +34,8 @@ mod proofs;
 mod replay;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/streaming.rs"]
+mod streaming;
 #[path = "e2e/tables.rs"]
 mod tables;
 #[path = "e2e/takeover.rs"]

@@ -28,7 +28,7 @@ pub mod writers;
 
 pub use client::Way;
 pub use proof::{PROOFS, Proof, Report, Scale};
-pub use site::{Site, Variant};
+pub use site::{Site, Streaming, Variant};
 
 /// The quick start of the README compiles.
 #[cfg(doctest)]

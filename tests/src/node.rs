@@ -58,6 +58,15 @@ struct RelayArgs {
     /// A table whose rows are messages too
     #[arg(long)]
     table: Option<Mapping>,
+    /// Rows alone are published
+    #[arg(long)]
+    rows_alone: bool,
+    /// Memory for transactions in progress
+    #[arg(long)]
+    streaming_memory: Option<usize>,
+    /// The most that is spooled of them
+    #[arg(long)]
+    spool_max: Option<u64>,
     /// MILESTONE:N, MILESTONE:N:stop or MILESTONE:N:MICROSECONDS
     #[arg(long)]
     die_at: Option<CrashPoint>,
@@ -116,6 +125,13 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     }
     if let Some(mapping) = arguments.table {
         config = config.table(mapping);
+    }
+    config = config.messages(!arguments.rows_alone);
+    if let Some(bytes) = arguments.streaming_memory {
+        config = config.streaming_memory(bytes);
+    }
+    if let Some(bytes) = arguments.spool_max {
+        config = config.spool_max(bytes);
     }
     let seen = AtomicU32::new(0);
     let stops = stop_when_told();
