@@ -93,11 +93,12 @@ pub async fn prove(bench: Bench<'_>) -> Report {
     let started = Instant::now();
     let outcomes = match bench.scale {
         Scale::Small => {
-            let (whole, in_progress) =
-                tokio::join!(lean(&bench, Reading::Whole), lean(&bench, Reading::InProgress));
+            let whole = Box::pin(lean(&bench, Reading::Whole));
+            let in_progress = Box::pin(lean(&bench, Reading::InProgress));
+            let (whole, in_progress) = tokio::join!(whole, in_progress);
             vec![whole, in_progress]
         }
-        Scale::Full => cross_product(&bench).await,
+        Scale::Full => Box::pin(cross_product(&bench)).await,
     };
     let mut report = Report::default();
     let sum = |count: fn(&Outcome) -> usize| outcomes.iter().map(count).sum::<usize>();
