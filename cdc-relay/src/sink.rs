@@ -18,6 +18,7 @@ pub use crate::record::Record;
 mod at_least_once;
 pub(crate) mod checkpoint_topic;
 mod cluster;
+mod complaint;
 pub mod conformance;
 mod create_topic;
 mod exactly_once;

@@ -58,7 +58,7 @@ pub(super) fn read(cluster: &Cluster, topic: &str, client: &Client) -> Result<Sa
 pub(crate) fn peek(cluster: &Cluster, topic: &str) -> Result<Option<Saved>, Error> {
     let failed = |error| failed(cluster, topic, error);
     let consumer = consumer(cluster).map_err(failed)?;
-    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).map_err(failed)?;
+    let metadata = cluster.metadata(consumer.client(), topic).map_err(failed)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.map(|found| found.error().map(RDKafkaErrorCode::from)) {
         None
@@ -121,7 +121,7 @@ fn consumer(cluster: &Cluster) -> Result<BaseConsumer<Context>, KafkaError> {
         .set("auto.offset.reset", "error")
         // Demanded by the client, never joined: partitions are assigned by hand.
         .set("group.id", "cdc-relay");
-    config.create_with_context(Context::default())
+    config.create_with_context(cluster.context())
 }
 
 fn read_range(

@@ -34,7 +34,7 @@ async fn ask(cluster: &Cluster, wanted: &Wanted<'_>, only_asks: bool) -> Result<
     let what = format!("creating topic {:?}", wanted.name);
     let admin: AdminClient<Context> = cluster
         .config()
-        .create_with_context(Context::default())
+        .create_with_context(cluster.context())
         .map_err(|error| cluster.error(&what, error))?;
     let mut topic = NewTopic::new(
         wanted.name,

@@ -36,7 +36,7 @@ impl Inspector {
     pub(crate) fn connect(cluster: Cluster) -> Result<Self, Error> {
         let admin = cluster
             .config()
-            .create_with_context(Context::default())
+            .create_with_context(cluster.context())
             .map_err(|error| cluster.error("creating the client", error))?;
         Ok(Inspector { cluster, admin: Arc::new(admin) })
     }
@@ -138,9 +138,8 @@ impl Inspector {
         read: impl FnOnce(&rdkafka::metadata::Metadata) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (admin, name) = (Arc::clone(&self.admin), topic.to_owned());
-        let ask = move || {
-            admin.inner().fetch_metadata(Some(&name), ANSWER_TIMEOUT).map(|found| read(&found))
-        };
+        let cluster = self.cluster.clone();
+        let ask = move || cluster.metadata(admin.inner(), &name).map(|found| read(&found));
         tokio::task::spawn_blocking(ask)
             .await
             .expect("asking does not panic")

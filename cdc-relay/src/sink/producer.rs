@@ -79,7 +79,7 @@ impl Producer {
 
     fn new(cluster: &Cluster, config: &ClientConfig) -> Result<Self, Error> {
         let client = config
-            .create_with_context(Context::default())
+            .create_with_context(cluster.context())
             .map_err(|error| cluster.error("creating the producer", error))?;
         let client = Arc::new(client);
         let worker = spawn_worker(Arc::clone(&client))?;

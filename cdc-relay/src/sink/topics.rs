@@ -181,9 +181,9 @@ impl Topics {
         topic: &str,
     ) -> Result<Option<i32>, Error> {
         let what = format!("asking for topic {topic:?}");
-        let name = topic.to_owned();
+        let (cluster, name) = (self.cluster.clone(), topic.to_owned());
         let metadata = producer
-            .run(move |client| client.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT))
+            .run(move |client| cluster.metadata(client.client(), &name))
             .await?
             .map_err(|error| self.cluster.error(&what, error))?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
