@@ -34,6 +34,8 @@ mod partition_count;
 mod proofs;
 #[path = "e2e/replay.rs"]
 mod replay;
+#[path = "e2e/rights.rs"]
+mod rights;
 #[path = "e2e/run.rs"]
 mod run;
 #[path = "e2e/secure.rs"]

@@ -28,6 +28,7 @@ pub mod memory;
 mod partitions;
 mod producer;
 mod refusal;
+mod right;
 mod topic_rules;
 mod topics;
 pub(crate) mod turns;

@@ -16,18 +16,18 @@ const UNAVAILABLE: i32 = 6;
 /// A stack with TLS, for the tests of this file.
 async fn stack() -> &'static Stack {
     static STACK: OnceCell<Stack> = OnceCell::const_new();
-    STACK.get_or_init(async || Stack::start(Needs::BOTH.tls()).await.unwrap()).await
+    STACK.get_or_init(async || Stack::start(Needs::BOTH.tls()).await.expect("it starts")).await
 }
 
 /// How the relay comes to both servers.
 #[derive(Clone)]
-struct Way {
-    url: String,
+pub(crate) struct Way {
+    pub(crate) url: String,
     kafka: Vec<(&'static str, String)>,
 }
 
 impl Way {
-    fn right(stack: &Stack, site: &Site, mechanism: Mechanism) -> Way {
+    pub(crate) fn right(stack: &Stack, site: &Site, mechanism: Mechanism) -> Way {
         let kafka = stack.kafka().secure_client(mechanism);
         Way { url: site.database.tls_url(Login::Scram), kafka }
     }
@@ -46,11 +46,12 @@ impl Way {
     }
 
     fn run(&self, site: &Site) -> Process {
-        self.starts(site, "run")
+        self.starts(site, &["run"])
     }
 
-    fn starts(&self, site: &Site, command: &str) -> Process {
-        let mut arguments = site.arguments(&[command]);
+    /// Starts a command of the sidecar.
+    pub(crate) fn starts(&self, site: &Site, command: &[&str]) -> Process {
+        let mut arguments = site.arguments(command);
         arguments.retain(|argument| {
             !argument.starts_with("--database-url=") && !argument.starts_with("--kafka-brokers=")
         });
@@ -84,7 +85,7 @@ async fn over_sasl_ssl_and_verify_full_each_message_is_published_once_through_re
         let mut relay = way.run(&site);
         relay.says("leading", LEAD_MAX).await;
         published(&site).await;
-        let mut check = way.starts(&site, "check");
+        let mut check = way.starts(&site, &["check"]);
         let status = check.ends(LEAD_MAX).await;
         let is_good = status.success() && !check.log().contains("can not be seen");
         assert!(is_good, "{mechanism:?}:\n{}", check.log());

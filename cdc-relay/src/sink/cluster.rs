@@ -14,6 +14,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::complaint::Heard;
 use super::refusal::Refusal;
+use super::right::denied_topic;
 use crate::error::{Error, Kind};
 
 /// A single answer of a broker that is not waited for longer. No commit may take longer either:
@@ -100,6 +101,12 @@ impl Cluster {
         faults
     }
 
+    /// Whom the brokers take the relay for, as far as its settings tell.
+    pub(super) fn principal(&self) -> String {
+        let user = self.properties.iter().rfind(|(name, _)| name == "sasl.username");
+        user.map_or_else(|| "the relay's principal".to_owned(), |(_, user)| format!("User:{user}"))
+    }
+
     /// Whether a property is given.
     pub(super) fn sets(&self, name: &str) -> bool {
         self.properties.iter().any(|(given, _)| given == name)
@@ -144,11 +151,7 @@ impl Cluster {
 
     /// The error that follows from what librdkafka said while doing `what`.
     pub(super) fn error(&self, what: &str, error: KafkaError) -> Error {
-        let code = match &error {
-            KafkaError::Transaction(error) => Some(error.code()),
-            error => error.rdkafka_error_code(),
-        };
-        match code {
+        match code_of(&error) {
             Some(code) => self.code_error(what, code).caused_by(error),
             None => self.unavailable(what).caused_by(error),
         }
@@ -178,6 +181,14 @@ impl Cluster {
     fn unavailable(&self, what: &str) -> Error {
         Error::new(Kind::Unavailable, format!("kafka at {}: {what} failed", self.brokers))
             .hint(REACH_HINT)
+    }
+}
+
+/// The code behind an error of the client.
+pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        error => error.rdkafka_error_code(),
     }
 }
 
@@ -226,12 +237,18 @@ pub(super) struct Context {
     heard: Arc<Heard>,
     refusal: Mutex<Option<Refusal>>,
     lost: Mutex<Option<RDKafkaErrorCode>>,
+    denied: Mutex<Option<String>>,
 }
 
 impl Context {
     /// The refused record of this producer's life that tells the most.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         self.refusal.lock().expect("no panic while it is held").clone()
+    }
+
+    /// A topic that is not for this producer.
+    pub(super) fn denied(&self) -> Option<String> {
+        self.denied.lock().expect("no panic while it is held").clone()
     }
 
     /// Why the first record of this producer's life did not arrive.
@@ -242,8 +259,15 @@ impl Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        if facility == "FAIL" {
-            self.heard.line(text);
+        match facility {
+            "FAIL" => self.heard.line(text),
+            "ADDPARTS" => {
+                if let Some(topic) = denied_topic(text) {
+                    let mut denied = self.denied.lock().expect("no panic while it is held");
+                    denied.get_or_insert_with(|| topic.to_owned());
+                }
+            }
+            _ => {}
         }
         match level {
             RDKafkaLogLevel::Emerg

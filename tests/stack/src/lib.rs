@@ -34,7 +34,8 @@
 //! For faults, ask for more: [`Needs::breakable`] servers are killed, stopped and paused,
 //! [`Needs::brokers`] makes the Kafka a replicated one, [`Needs::proxied`] and
 //! [`Postgres::proxy`] let the network fail, [`Postgres::standby`] can be promoted, and with
-//! [`Needs::tls`] clients have to prove who they are.
+//! [`Needs::tls`] clients have to prove who they are. With [`Needs::authorizer`] the Kafka lets them
+//! do no more than [`Kafka::allow`] says.
 
 mod stack;
 
@@ -61,7 +62,7 @@ mod tests;
 
 pub use certificates::Certificates;
 pub use error::{Error, Kind};
-pub use kafka::{Broker, Kafka, Mechanism};
+pub use kafka::{Acl, Broker, Kafka, Mechanism, Operation};
 pub use postgres::{Database, Login, Postgres, Replication};
 pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};

@@ -36,6 +36,8 @@ pub struct Needs {
     pub proxied: bool,
     /// Both servers speak TLS: none is taken from the environment.
     pub tls: bool,
+    /// The Kafka asks whether a client may.
+    pub authorizer: bool,
 }
 
 impl Needs {
@@ -47,6 +49,7 @@ impl Needs {
         brokers: 1,
         proxied: false,
         tls: false,
+        authorizer: false,
     };
     /// A Postgres alone.
     pub const POSTGRES: Needs = Needs { kafka: false, ..Needs::BOTH };
@@ -75,6 +78,13 @@ impl Needs {
     /// [`Postgres::tls_url`] and [`Kafka::secure_client`]. The other ways stay open.
     pub const fn tls(self) -> Needs {
         Needs { tls: true, ..self }
+    }
+
+    /// The same with TLS and a Kafka that asks whether a client may: who comes by
+    /// [`Kafka::secure_client`] may do what [`Kafka::allow`] says, at first nothing, and who comes
+    /// by the other ways may do everything.
+    pub const fn authorizer(self) -> Needs {
+        Needs { tls: true, authorizer: true, ..self }
     }
 
     /// Whether the Postgres has to be one of our own.

@@ -7,6 +7,8 @@ use crate::certificates::{Certificates, write_secret};
 use crate::unique::random;
 
 const USER: &str = "tailrace";
+/// The same as rights are given to it.
+pub(super) const PRINCIPAL: &str = "User:tailrace";
 
 /// How a client proves who it is to a broker with TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
