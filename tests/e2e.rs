@@ -36,6 +36,8 @@ mod proofs;
 mod replay;
 #[path = "e2e/rights.rs"]
 mod rights;
+#[path = "e2e/roles.rs"]
+mod roles;
 #[path = "e2e/run.rs"]
 mod run;
 #[path = "e2e/secure.rs"]

@@ -13,6 +13,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// itself would wait for `wal_sender_timeout`, a minute by default.
 const SILENT_MAX: Duration = Duration::from_millis(1_500);
 
+/// A leader has reported by then, if its reports can be seen.
+const BLIND_LOOKS: u32 = 8;
+
 /// What a standby sees of the slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
@@ -72,6 +75,7 @@ pub(crate) async fn stand_by(config: &Config) -> Result<(), Error> {
          WHERE s.slot_name = {slot}"
     );
     let mut watch = Watch::default();
+    let mut blind_looks: u32 = 0;
     loop {
         let rows = client.query(&question).await?;
         let row = rows.first();
@@ -83,6 +87,13 @@ pub(crate) async fn stand_by(config: &Config) -> Result<(), Error> {
             }
         };
         let replied = row.and_then(|row| row.get(1)).map(str::to_owned);
+        blind_looks = if holder.is_some() && replied.is_none() { blind_looks + 1 } else { 0 };
+        if blind_looks == BLIND_LOOKS {
+            tracing::warn!(
+                "the role may not see the leader's reports: one that hangs is waited for until \
+                 wal_sender_timeout; GRANT pg_read_all_stats to the role to be faster"
+            );
+        }
         match watch.look(Sight { holder, replied }, Instant::now()) {
             Next::Take => return Ok(()),
             Next::Wait => tokio::time::sleep(LOOK_EVERY).await,
