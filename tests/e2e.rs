@@ -30,6 +30,8 @@ mod journal;
 mod outages;
 #[path = "e2e/partition_count.rs"]
 mod partition_count;
+#[path = "e2e/pooler.rs"]
+mod pooler;
 #[path = "e2e/proofs.rs"]
 mod proofs;
 #[path = "e2e/replay.rs"]

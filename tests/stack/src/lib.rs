@@ -63,7 +63,7 @@ mod tests;
 pub use certificates::Certificates;
 pub use error::{Error, Kind};
 pub use kafka::{Acl, Broker, Kafka, Mechanism, Operation};
-pub use postgres::{Database, Login, Postgres, Replication};
+pub use postgres::{Database, Login, Pooler, Postgres, Replication};
 pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};
 pub use unique::unique;
