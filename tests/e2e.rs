@@ -48,5 +48,7 @@ mod secure;
 mod tables;
 #[path = "e2e/takeover.rs"]
 mod takeover;
+#[path = "e2e/versions.rs"]
+mod versions;
 #[path = "e2e/watchdog.rs"]
 mod watchdog;
