@@ -220,12 +220,15 @@ pub async fn execute_typed<C: GenericClient + Sync>(
     message: &Message,
 ) -> Result<u64, Error> {
     let rows = run_typed(outbox, client, statement, Answer::Count, values, message).await?;
-    let row = rows.first().expect("a count has one row");
-    let touched: i64 = row.try_get(0).map_err(merged)?;
+    let touched = if outbox.counts() {
+        rows.first().expect("a count has one row").try_get(0).map_err(merged)?
+    } else {
+        i64::try_from(rows.len()).expect("so many rows fit no memory")
+    };
     if touched == 0 {
         return Err(Error::no_row());
     }
-    must_be_written(row)?;
+    rows.iter().try_for_each(must_be_written)?;
     Ok(u64::try_from(touched).expect("a count is not negative"))
 }
 
@@ -364,7 +367,7 @@ impl Prepared {
         message: &Message,
     ) -> Result<u64, Error> {
         let rows = self.run(client, values, message).await?;
-        let touched = if self.returns {
+        let touched = if self.returns || self.mapping.is_none() {
             i64::try_from(rows.len()).expect("so many rows fit no memory")
         } else {
             rows.first().expect("a count has one row").try_get(0).map_err(merged)?
