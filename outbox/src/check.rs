@@ -105,7 +105,9 @@ pub(crate) async fn ask<'c>(
     slot: &str,
     mapping: Option<&Mapping>,
 ) -> Result<(), Error> {
+    // Asked once: to prepare it would cost a session more than it saves, and poolers do not like it.
     let answer: String = sqlx::query_scalar(QUERY)
+        .persistent(false)
         .bind(slot)
         .bind(mapping.map(Mapping::schema))
         .bind(mapping.map(Mapping::table))

@@ -88,7 +88,7 @@ impl Outbox {
             arguments: arguments
                 .map(Option::unwrap_or_default)
                 .map_err(|error| unbound(sqlx::Error::Encode(error))),
-            persistent,
+            persistent: persistent && self.prepares(),
             text: statement.sql(),
         }
     }

@@ -72,6 +72,9 @@ pub struct Outbox {
     /// None is the default one, which no constant can hold.
     journal: Option<Mapping>,
     slot: Cow<'static, str>,
+    /// Whether sqlx may leave prepared statements in the session.
+    #[cfg(feature = "sqlx")]
+    prepares: bool,
     #[cfg(feature = "testing")]
     recording: bool,
 }
@@ -94,6 +97,8 @@ impl Outbox {
             prefix: Cow::Borrowed(PREFIX),
             journal: None,
             slot: Cow::Borrowed(DEFAULT_SLOT),
+            #[cfg(feature = "sqlx")]
+            prepares: true,
             #[cfg(feature = "testing")]
             recording: false,
         }
@@ -118,6 +123,23 @@ impl Outbox {
     pub fn slot(mut self, slot: impl Into<Cow<'static, str>>) -> Self {
         self.slot = slot.into();
         self
+    }
+
+    /// Leaves no prepared statement in the session, of merged business statements neither.
+    ///
+    /// For sqlx through a pooler that hands the connection to another client after each transaction
+    /// and that knows no prepared statements, as PgBouncer before 1.21. A statement is planned anew
+    /// each time then. Default: each is prepared once per connection.
+    #[cfg(feature = "sqlx")]
+    #[must_use]
+    pub const fn unprepared(mut self) -> Self {
+        self.prepares = false;
+        self
+    }
+
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn prepares(&self) -> bool {
+        self.prepares
     }
 
     /// The same outbox, but that its messages are noted as well.

@@ -201,6 +201,79 @@ pub async fn prepare<C: GenericClient + Sync>(
     Ok(Prepared { handle, mapping, returns, parameters: statement.parameters() })
 }
 
+/// Runs a merged write without preparing it, with the type of each value, and gives the number of
+/// rows it touched.
+///
+/// For a connection through a pooler that hands it to another client after each transaction, and
+/// that does not know prepared statements: nothing is left in the session. One round trip, in
+/// which the server plans the statement anew.
+///
+/// # Errors
+///
+/// See [`Prepared`], and [`Kind::Invalid`], before anything is sent, for a text that is not one
+/// statement that changes data. No row is [`Kind::NoRow`].
+pub async fn execute_typed<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    statement: &str,
+    values: &TypedValues<'_>,
+    message: &Message,
+) -> Result<u64, Error> {
+    let rows = run_typed(outbox, client, statement, Answer::Count, values, message).await?;
+    let touched = if outbox.counts() {
+        rows.first().expect("a count has one row").try_get(0).map_err(merged)?
+    } else {
+        i64::try_from(rows.len()).expect("so many rows fit no memory")
+    };
+    if touched == 0 {
+        return Err(Error::no_row());
+    }
+    rows.iter().try_for_each(must_be_written)?;
+    Ok(u64::try_from(touched).expect("a count is not negative"))
+}
+
+/// Runs a merged write with RETURNING without preparing it, with the type of each value, and gives
+/// its rows, none of them if it touched none.
+///
+/// Each row has one more column at its end, which is ours. As [`execute_typed`] otherwise.
+///
+/// # Errors
+///
+/// See [`execute_typed`]; no row is none, and [`Kind::Invalid`] for a statement without RETURNING.
+pub async fn query_typed<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    statement: &str,
+    values: &TypedValues<'_>,
+    message: &Message,
+) -> Result<Vec<Row>, Error> {
+    let rows = run_typed(outbox, client, statement, Answer::Rows, values, message).await?;
+    rows.iter().try_for_each(must_be_written)?;
+    Ok(rows)
+}
+
+async fn run_typed<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    statement: &str,
+    answer: Answer,
+    values: &TypedValues<'_>,
+    message: &Message,
+) -> Result<Vec<Row>, Error> {
+    let statement = Statement::read(statement)?;
+    must_take(statement.parameters(), values.len())?;
+    if answer == Answer::Rows {
+        must_return(statement.has_returning())?;
+    }
+    let text = outbox.merged(&statement, answer, statement.parameters() + 1);
+    let parameters = Parameters::of(outbox.mapping(), message)?;
+    let all: Vec<_> = values.iter().cloned().chain(parameters.typed()).collect();
+    client.query_typed(&text, &all).await.map_err(merged)
+}
+
+/// The values of a statement's parameters, each with its type.
+pub type TypedValues<'a> = [(&'a (dyn ToSql + Sync), Type)];
+
 /// A merged write: the message travels inside the business statement and costs no round trip.
 ///
 /// Made by [`prepare`]. Every way to run it takes the values of the statement's parameters and

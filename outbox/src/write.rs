@@ -55,6 +55,7 @@ impl Outbox {
         let mut arguments = PgArguments::default();
         self.bind(message, &mut arguments)?;
         let written = sqlx::query_with(AssertSqlSafe(self.one()), arguments)
+            .persistent(self.prepares())
             .execute(&mut *connection)
             .await
             .map_err(failed)?;
@@ -99,6 +100,7 @@ impl Outbox {
         };
         let arguments = arguments.map_err(unbound)?;
         let written: i64 = sqlx::query_scalar_with(AssertSqlSafe(self.many()), arguments)
+            .persistent(self.prepares())
             .fetch_one(&mut *connection)
             .await
             .map_err(failed)?;
