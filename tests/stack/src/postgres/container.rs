@@ -21,7 +21,7 @@ const COMMAND: [&str; 8] = [
     "-c",
     "max_wal_senders=50",
     "-c",
-    "max_replication_slots=50",
+    "max_replication_slots=100",
 ];
 
 /// The postmaster is the first process; the signal asks for a shutdown that waits for nobody.
