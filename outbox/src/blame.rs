@@ -6,11 +6,14 @@
 use crate::Error;
 use crate::mapping::Mapping;
 
-/// Postgres takes less inside WITH than at the top, and says so in terms of a WITH that the caller
-/// did not write.
-const INSIDE_WITH: &str = "it is sent inside WITH, where Postgres takes no MERGE before 17, no second \
-    statement that changes data in a WITH of its own, and no table with rules that add statements; \
-    where it needs one of these, write the message in a statement of its own";
+/// Postgres takes less where a statement of ours stands around the caller's, and says so in terms of
+/// what the caller did not write.
+const INSIDE_WITH: &str = "it is sent inside WITH and with a RETURNING, where Postgres takes no MERGE \
+    before 17, no second statement that changes data in a WITH of its own, and no table with rules \
+    that add statements; where it needs one of these, write the message in a statement of its own";
+const WITH_RETURNING: &str = "it is sent with a RETURNING, which Postgres takes neither of a MERGE \
+    before 17 nor where rules replace the statement; where it needs one of these, write the message \
+    in a statement of its own";
 
 /// Where the business statement stands in what is sent.
 #[derive(Clone, Debug)]
@@ -46,7 +49,11 @@ impl Business {
             Some(message) => error.saying(message),
             None => error,
         };
-        if by_form { error.mended_by(INSIDE_WITH) } else { error }
+        match mapping {
+            Some(_) if by_form => error.mended_by(INSIDE_WITH),
+            None if by_form => error.mended_by(WITH_RETURNING),
+            _ => error,
+        }
     }
 
     /// The same place, counted from the begin of the business statement, if it is in there.

@@ -6,9 +6,13 @@
 //! ([`reader`]), and [`verdict`] compares the two. The relay runs as a process of its own
 //! ([`process`], the `node` program), so that a crash is a SIGKILL.
 
+pub mod foreign_wal;
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
+pub mod relay_shapes;
+pub mod relay_zombies;
+pub mod soak;
 
 mod client;
 pub mod crash_point;
@@ -16,6 +20,7 @@ pub mod endpoint;
 pub mod node;
 pub mod process;
 pub mod reader;
+pub mod shape;
 pub mod site;
 pub mod verdict;
 mod writer;
@@ -23,7 +28,7 @@ pub mod writers;
 
 pub use client::Way;
 pub use proof::{PROOFS, Proof, Report, Scale};
-pub use site::{Site, Variant};
+pub use site::{Site, Streaming, Variant};
 
 /// The quick start of the README compiles.
 #[cfg(doctest)]

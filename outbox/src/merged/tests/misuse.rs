@@ -139,6 +139,33 @@ async fn what_the_store_misses_is_one_kind_of_error_in_every_way_to_write() {
 }
 
 #[tokio::test]
+async fn what_can_not_stand_in_ours_is_said_in_terms_of_the_callers() {
+    let (_database, mut connection, _slot) = shop("misuse_form").await;
+    schema::install(&mut connection).await.unwrap();
+    let journal = Outbox::new(Store::Journal);
+    let message = message(1);
+
+    let nested = "with a as (insert into orders default values returning 1) delete from orders";
+    let nested =
+        journal.merge(nested).message(&message).execute(&mut connection).await.unwrap_err();
+    let unknown = journal.merge("update ordres set total = 1").message(&message);
+    let unknown = unknown.execute(&mut connection).await.unwrap_err();
+    connection.execute("CREATE RULE none AS ON DELETE TO orders DO INSTEAD NOTHING").await.unwrap();
+    let ruled = merge("delete from orders").message(&message);
+    let ruled = ruled.execute(&mut connection).await.unwrap_err();
+
+    for (error, state, place, mend) in [
+        (nested, "0A000", "(at character 6 of the business statement)", "it is sent inside WITH"),
+        (unknown, "42P01", "(at character 8 of the business statement)", ""),
+        (ruled, "0A000", "", "it is sent with a RETURNING"),
+    ] {
+        assert_eq!((error.kind(), error.sqlstate()), (Kind::Database, Some(state)), "{error:?}");
+        assert!(error.to_string().contains(place), "{error}");
+        assert!(error.mend().unwrap_or_default().starts_with(mend), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_row_of_another_type_says_that_everything_else_is_done() {
     let (_database, mut connection, slot) = shop("misuse_type").await;
     let message = message(1);
