@@ -3,6 +3,10 @@
 //! The same ways to write as the ones over sqlx, as functions that take the [`Outbox`] and
 //! anything that is a [`GenericClient`]: a client, a transaction, one of a pool's.
 //!
+//! One thing is not the same: this client does not tell whether it takes a transaction for open, so
+//! a write in one that was ended by a `COMMIT` sent as text is not told from a write without a
+//! transaction, and is published at once. [`Kind::Ended`](crate::Kind::Ended) comes over sqlx alone.
+//!
 //! ```no_run
 //! # #[cfg(feature = "tokio-postgres")]
 //! # async fn example(client: &mut ::tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -47,7 +51,7 @@ const DOING: &str = "the message could not be written";
 
 /// Writes a message in the transaction that is open on this client.
 ///
-/// One round trip, which [`prepare`] saves; nothing is left behind in the session. On a client
+/// One round trip, which [`prepare`] saves; no prepared statement is left behind in the session. On a client
 /// without a transaction the message is one of its own and is published at once.
 ///
 /// # Errors
