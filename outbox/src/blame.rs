@@ -15,6 +15,9 @@ const WITH_RETURNING: &str = "it is sent with a RETURNING, which Postgres takes 
     before 17 nor where rules replace the statement; where it needs one of these, write the message \
     in a statement of its own";
 
+const STALE_PLAN: &str = "the table has changed since the statement was prepared: close the \
+    connection, or clear its cached statements";
+
 /// Where the business statement stands in what is sent.
 #[derive(Clone, Debug)]
 pub(crate) struct Business {
@@ -40,6 +43,10 @@ impl Business {
         };
         if is_ours && error.is_about_what_is_missing() {
             return error.in_our_statement();
+        }
+        // Of the same state as what can not stand in ours.
+        if said.message.starts_with("cached plan") {
+            return error.mended_by(STALE_PLAN);
         }
         let by_form = ["42601", "0A000"].contains(&said.state.as_str());
         let message = place.filter(|_| by_form || said.state.starts_with("42")).map(|place| {

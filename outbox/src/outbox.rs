@@ -222,7 +222,7 @@ impl Outbox {
         match self.mapping() {
             None => format!(
                 "SELECT pg_catalog.count({}) FROM (SELECT frame FROM \
-                 pg_catalog.unnest($1::bytea[]) WITH ORDINALITY AS given (frame, place) \
+                 pg_catalog.unnest($1::pg_catalog.bytea[]) WITH ORDINALITY AS given (frame, place) \
                  ORDER BY place) AS ordered",
                 self.emit("frame", place)
             )
@@ -260,7 +260,7 @@ impl Outbox {
             Answer::Rows => format!("business.*, {message}"),
             Answer::Count => {
                 let count = "pg_catalog.count(*)";
-                format!("{count}, CASE WHEN {count} > 0 THEN {message} END")
+                format!("{count}, CASE WHEN {count} OPERATOR(pg_catalog.>) 0 THEN {message} END")
             }
         };
         format!(
@@ -281,7 +281,9 @@ impl Outbox {
     fn emit(&self, frame: &str, place: Place) -> String {
         let prefix = literal(&self.prefix);
         let prefix = place.unless_ended(&prefix, "");
-        format!("pg_catalog.pg_logical_emit_message(true, {prefix}, {frame}::bytea)::text")
+        format!(
+            "pg_catalog.pg_logical_emit_message(true, {prefix}, {frame}::pg_catalog.bytea)::pg_catalog.text"
+        )
     }
 }
 

@@ -80,7 +80,9 @@ impl Texts {
 fn written(place: Place) -> String {
     match place {
         Place::Anywhere => "true".to_owned(),
-        Place::InTransaction => format!("(SELECT {})", place.unless_ended("true", "::boolean")),
+        Place::InTransaction => {
+            format!("(SELECT {})", place.unless_ended("true", "::pg_catalog.bool"))
+        }
     }
 }
 
@@ -104,11 +106,13 @@ fn parameter(number: usize, column: &Column) -> String {
     let of = match column.r#type() {
         ColumnType::Uuid => "uuid",
         ColumnType::Bytea => "bytea",
-        ColumnType::Timestamptz => "bigint",
-        ColumnType::Boolean => "boolean",
+        ColumnType::Timestamptz => "int8",
+        ColumnType::Boolean => "bool",
         ColumnType::Text | ColumnType::Json | ColumnType::Jsonb => "text",
     };
-    format!("${number}::{of}")
+    // With its schema, and so are operators: what stands in a search_path before pg_catalog counts
+    // for nothing.
+    format!("${number}::pg_catalog.{of}")
 }
 
 /// The column's value, made of a parameter or a column of the parameter's type.
@@ -117,11 +121,13 @@ fn value(given: String, column: &Column) -> String {
         // In hours and the rest: an interval is multiplied as a float8, which has no room for all
         // the microseconds of three centuries.
         ColumnType::Timestamptz => format!(
-            "timestamptz 'epoch' + pg_catalog.make_interval(hours => ({given} / 3600000000)::int) \
-             + {given} % 3600000000 * interval '1 microsecond'"
+            "pg_catalog.timestamptz 'epoch' OPERATOR(pg_catalog.+) pg_catalog.make_interval( \
+             hours => ({given} OPERATOR(pg_catalog./) 3600000000)::pg_catalog.int4) \
+             OPERATOR(pg_catalog.+) (({given} OPERATOR(pg_catalog.%) 3600000000) \
+             OPERATOR(pg_catalog.*) pg_catalog.interval '1 microsecond')"
         ),
-        ColumnType::Json => format!("{given}::json"),
-        ColumnType::Jsonb => format!("{given}::jsonb"),
+        ColumnType::Json => format!("{given}::pg_catalog.json"),
+        ColumnType::Jsonb => format!("{given}::pg_catalog.jsonb"),
         ColumnType::Uuid | ColumnType::Bytea | ColumnType::Boolean | ColumnType::Text => given,
     }
 }

@@ -23,7 +23,7 @@ fn the_message_stands_in_the_returning_of_the_statement() {
         Answer::Rows,
         2,
         "insert into t values ($1) returning id, \
-         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $2::bytea)::text) \
+         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $2::pg_catalog.bytea)::pg_catalog.text) \
          AS tailrace_message",
     );
     check(
@@ -31,7 +31,7 @@ fn the_message_stands_in_the_returning_of_the_statement() {
         Answer::Count,
         1,
         "delete from t RETURNING \
-         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $1::bytea)::text) \
+         (SELECT pg_catalog.pg_logical_emit_message(true, 'p', $1::pg_catalog.bytea)::pg_catalog.text) \
          AS tailrace_message",
     );
 }
@@ -101,6 +101,49 @@ async fn every_way_to_write_makes_the_same_row_of_the_journal() {
     }
     assert!(rows[0].1.contains("tenant") && rows[0].1.ends_with("|f|1|1795219200123457"));
     assert!(rows[1].1.ends_with("|t|-1"), "{}", rows[1].1);
+}
+
+#[tokio::test]
+async fn nothing_that_stands_before_pg_catalog_changes_what_is_written() {
+    let (_database, mut connection) = fresh("store_path").await;
+    schema::install(&mut connection).await.unwrap();
+    // Types, by tables of their names, operators, and a function.
+    connection
+        .execute(
+            "CREATE TABLE orders (id int); CREATE SCHEMA evil; \
+             CREATE FUNCTION evil.wrong(timestamptz, interval) RETURNS timestamptz \
+                 LANGUAGE sql RETURN now(); \
+             CREATE FUNCTION evil.wrong(bigint, int) RETURNS boolean LANGUAGE sql RETURN false; \
+             CREATE FUNCTION evil.wrong(bigint, bigint) RETURNS bigint LANGUAGE sql RETURN 7; \
+             CREATE FUNCTION evil.count() RETURNS bigint LANGUAGE sql RETURN 0; \
+             CREATE OPERATOR evil.+ \
+                 (function = evil.wrong, leftarg = timestamptz, rightarg = interval); \
+             CREATE OPERATOR evil.> (function = evil.wrong, leftarg = bigint, rightarg = int); \
+             CREATE OPERATOR evil./ (function = evil.wrong, leftarg = bigint, rightarg = bigint); \
+             CREATE TABLE evil.text (); CREATE TABLE evil.bytea (); CREATE TABLE evil.uuid (); \
+             CREATE TABLE evil.int8 (); CREATE TABLE evil.bool (); CREATE TABLE evil.jsonb (); \
+             SET search_path = evil, pg_catalog, public",
+        )
+        .await
+        .unwrap();
+    let messages = [1, 2, 3, 4, 5].map(message);
+
+    for outbox in [Outbox::new(Store::Journal), Outbox::new(Store::Wal)] {
+        let mut tx = connection.begin().await.unwrap();
+        outbox.write(&mut tx, &messages[0]).await.unwrap();
+        outbox.write_all(&mut tx, &messages[1..3]).await.unwrap();
+        let insert = outbox.merge("INSERT INTO orders VALUES (1)").message(&messages[3]);
+        assert_eq!(insert.execute(&mut tx).await.unwrap(), 1);
+        let insert = outbox.merge("INSERT INTO orders VALUES (1) RETURNING id");
+        insert.message(&messages[4]).fetch_one::<(i32,)>(&mut tx).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    connection.execute("RESET search_path").await.unwrap();
+    let rows = rows(&mut connection, "tailrace.outbox").await;
+    let times: Vec<String> = messages.iter().map(|m| format!("|{}", m.time_micros())).collect();
+    assert!(rows.iter().zip(&times).all(|((_, row), time)| row.ends_with(time)), "{rows:?}");
+    assert_eq!(rows.len(), 5);
 }
 
 #[tokio::test]

@@ -100,11 +100,11 @@ impl Schema {
         )
         .bind(self.name())
         .bind(&MADE[..])
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await
         .map_err(|error| Error::database("the schema can not be looked at", error))?;
         if gone.is_empty() {
-            return Ok(());
+            return self.must_have_its_name(connection).await;
         }
         let text = format!(
             "schema {:?} has the version of tailrace-outbox, but not {}: dropped or renamed by hand",
@@ -114,6 +114,33 @@ impl Schema {
         Err(Error::new(Kind::Setup, text).mended_by(
             "make it again by its statements from the migration, or drop what is left, \
              outbox_version too, and install anew",
+        ))
+    }
+
+    /// Fails if the schema had another name when it was installed: its functions call each other by
+    /// the name they were made with.
+    async fn must_have_its_name(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let calls: bool = sqlx::query_scalar(
+            "SELECT coalesce(bool_and(strpos(p.prosrc, $2) > 0 OR strpos(p.prosrc, $3) > 0), false) \
+             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+             WHERE n.nspname = $1 AND p.proname = 'emit_bytes'",
+        )
+        .bind(self.name())
+        .bind(format!(" {}.frame_pairs(", self.name()))
+        .bind(format!(" \"{}\".frame_pairs(", self.name()))
+        .fetch_one(connection)
+        .await
+        .map_err(|error| Error::database("the schema can not be looked at", error))?;
+        if calls {
+            return Ok(());
+        }
+        let text = format!(
+            "schema {:?} had another name when it was installed, and its functions call each other \
+             by that",
+            self.name()
+        );
+        Err(Error::new(Kind::Setup, text).mended_by(
+            "give it back its name, or make the functions again by what Schema::render gives",
         ))
     }
 

@@ -111,6 +111,18 @@ async fn what_was_dropped_by_hand_is_missed_by_check_and_install() {
 }
 
 #[tokio::test]
+async fn a_schema_that_was_renamed_is_found() {
+    let (_database, mut connection) = fresh("schema_renamed").await;
+    install(&mut connection).await.unwrap();
+    run(&mut connection, "ALTER SCHEMA tailrace RENAME TO messaging").await;
+    let renamed = Schema::named("messaging").unwrap();
+
+    let error = renamed.check(&mut connection).await.unwrap_err();
+
+    assert!(error.is_setup() && error.to_string().contains("had another name"), "{error}");
+}
+
+#[tokio::test]
 async fn a_role_that_may_not_read_the_version_is_told_the_grant() {
     let (database, mut connection) = fresh("schema_unread").await;
     install(&mut connection).await.unwrap();
