@@ -36,6 +36,8 @@ mod proofs;
 mod replay;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/status_page.rs"]
+mod status_page;
 #[path = "e2e/tables.rs"]
 mod tables;
 #[path = "e2e/takeover.rs"]
