@@ -3,6 +3,7 @@
 //! A figure is a ratio inside one run: what is measured and what it is measured against take turns
 //! in short slices, so that a machine that is busy with something else is busy for both.
 
+mod debezium;
 mod figure;
 mod outbox_cost;
 mod relay_backlog;
