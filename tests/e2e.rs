@@ -22,8 +22,6 @@ mod failover;
 mod gaps;
 #[path = "e2e/half_made.rs"]
 mod half_made;
-#[path = "e2e/idle.rs"]
-mod idle;
 #[path = "e2e/journal.rs"]
 mod journal;
 #[path = "e2e/outages.rs"]
@@ -38,6 +36,8 @@ mod replay;
 mod run;
 #[path = "e2e/status_page.rs"]
 mod status_page;
+#[path = "e2e/streaming.rs"]
+mod streaming;
 #[path = "e2e/tables.rs"]
 mod tables;
 #[path = "e2e/takeover.rs"]

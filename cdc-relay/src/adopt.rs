@@ -13,7 +13,7 @@ use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
 use crate::position::Incarnation;
 use crate::publisher::unix_ms;
-use crate::replication::{Client, quote_identifier};
+use crate::replication::{Client, Large, quote_identifier};
 use crate::resume::{self, Server, Slot};
 use crate::sink::{Connect, Sink};
 use crate::{setup, source};
@@ -79,7 +79,9 @@ pub(crate) async fn adopt<C: Connect>(
         return Ok(None);
     }
     let mut sink = connect.connect(&relay_id).await?;
-    let started = client.start_replication(config.slot_name(), config.publication_name()).await;
+    let started = client
+        .start_replication(config.slot_name(), config.publication_name(), Large::AtCommit)
+        .await;
     let stream = started.map_err(|error| match error.kind() {
         Kind::SlotBusy => error.hint("a relay leads: stop it and its standbys first"),
         _ => error,

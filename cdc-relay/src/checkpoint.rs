@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::position::{Incarnation, Ordinal};
+use crate::progress::Counting;
 use crate::saved::{VERSION, decode, encode, malformed};
 use crate::sink::Saved;
 
@@ -43,6 +44,8 @@ pub(crate) struct Partial {
     pub(crate) ordinal: Ordinal,
     /// Where the change itself stands: read again, the same ordinal must have it.
     pub(crate) change_lsn: Lsn,
+    /// What the ordinal counts.
+    pub(crate) counting: Counting,
 }
 
 /// Said before a slot is created, so that a slot without a checkpoint can be told from one whose
@@ -98,6 +101,9 @@ struct PartialRecord {
     commit_lsn: String,
     ordinal: u32,
     change_lsn: String,
+    /// Whether the ordinal does not count logical messages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    rows_alone: bool,
 }
 
 impl Checkpoint {
@@ -107,6 +113,7 @@ impl Checkpoint {
             commit_lsn: partial.commit_lsn.to_string(),
             ordinal: partial.ordinal.0,
             change_lsn: partial.change_lsn.to_string(),
+            rows_alone: partial.counting == Counting::Rows,
         });
         record(&self.source, Some(self.progress.flush_lsn), partial, time_ms)
     }
@@ -167,6 +174,7 @@ fn decode_checkpoint(value: &[u8]) -> Result<Checkpoint, Error> {
             commit_lsn: lsn(&partial.commit_lsn)?,
             ordinal: Ordinal(partial.ordinal),
             change_lsn: lsn(&partial.change_lsn)?,
+            counting: if partial.rows_alone { Counting::Rows } else { Counting::All },
         }),
     };
     Ok(Checkpoint { source: record.source(), progress: Published { flush_lsn, partial } })
@@ -192,6 +200,7 @@ mod tests {
     use crate::error::Kind;
     use crate::lsn::Lsn;
     use crate::position::{Incarnation, Ordinal};
+    use crate::progress::Counting;
 
     fn source() -> Source {
         Source {
@@ -205,8 +214,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let partial = Partial { commit_lsn: Lsn(0x30), ordinal: Ordinal(4), change_lsn: Lsn(0x25) };
-        for partial in [None, Some(partial)] {
+        let partial = |counting| Partial {
+            commit_lsn: Lsn(0x30),
+            ordinal: Ordinal(4),
+            change_lsn: Lsn(0x25),
+            counting,
+        };
+        for partial in [None, Some(partial(Counting::All)), Some(partial(Counting::Rows))] {
             let progress = Published { flush_lsn: Lsn(0x1_0000_0010), partial };
             let checkpoint = Checkpoint { source: source(), progress };
             let intent = Intent { source: source() };

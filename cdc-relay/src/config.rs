@@ -11,9 +11,10 @@ use tailrace_outbox::schema::Schema;
 use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::position::Place;
-use crate::progress::Limits;
+use crate::progress::{Counting, Limits};
 use crate::replication::Endpoint;
 use crate::sink::Cluster;
+use crate::streamed;
 
 pub(crate) mod file;
 pub(crate) mod layers;
@@ -28,6 +29,16 @@ const BATCH_RECORDS: usize = 10_000;
 
 /// A reader waits at least that long for each message.
 const LINGER_MAX: Duration = Duration::from_secs(1);
+
+/// A sixth of what a relay may take at most, and still a few of the pieces in which the server
+/// sends transactions in progress.
+const STREAM_BYTES: usize = 8 * 1024 * 1024;
+
+/// On a disk wherever the Filesystem Hierarchy Standard is kept; `/tmp` is often memory.
+const SPOOL_DIRECTORY: &str = "/var/tmp";
+
+/// Little enough for the disk of a container.
+const SPOOL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Longest name of a topic that Kafka takes.
 const TOPIC_BYTES_MAX: usize = 249;
@@ -128,6 +139,9 @@ pub struct Config {
     batch_records: usize,
     split_bytes: usize,
     large: LargeTransactions,
+    messages: bool,
+    streaming: bool,
+    streamed: streamed::Bounds,
     kafka_properties: Vec<(String, String)>,
     bad_messages: BadMessages,
     dead_letter_topic: Option<String>,
@@ -162,6 +176,13 @@ impl Config {
             batch_records: BATCH_RECORDS,
             split_bytes: 64 * 1024 * 1024,
             large: LargeTransactions::default(),
+            messages: true,
+            streaming: true,
+            streamed: streamed::Bounds {
+                memory: STREAM_BYTES,
+                directory: PathBuf::from(SPOOL_DIRECTORY),
+                spool_max: SPOOL_BYTES_MAX,
+            },
             kafka_properties: Vec::new(),
             bad_messages: BadMessages::default(),
             dead_letter_topic: None,
@@ -209,6 +230,49 @@ impl Config {
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// Whether logical messages are published; rows of tables of messages are in any case. Without
+    /// them the source is one of rows alone, whose large transactions are received while they are
+    /// in progress: see [`Config::streaming`]. Messages with the relay's prefix are then ignored, with
+    /// a warning. Default true.
+    #[must_use]
+    pub fn messages(mut self, messages: bool) -> Self {
+        self.messages = messages;
+        self
+    }
+
+    /// Whether a source of rows alone ([`Config::messages`]) sends large transactions before they
+    /// commit, so that their last row is in Kafka sooner after the commit. What logical messages
+    /// were rolled back with a savepoint is not told then, so with messages it has no effect.
+    /// Default true.
+    #[must_use]
+    pub fn streaming(mut self, streaming: bool) -> Self {
+        self.streaming = streaming;
+        self
+    }
+
+    /// Memory for changes of transactions that have not committed; what is more goes to files.
+    /// Default 8 MiB.
+    #[must_use]
+    pub fn streaming_memory(mut self, bytes: usize) -> Self {
+        self.streamed.memory = bytes;
+        self
+    }
+
+    /// Where these files are made. They have no name, and end with the relay. Default `/var/tmp`.
+    #[must_use]
+    pub fn spool_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.streamed.directory = directory.into();
+        self
+    }
+
+    /// The most that all of these files may have together. Beyond it the slot is read without
+    /// streaming, and Postgres keeps large transactions itself. Default 1 GiB.
+    #[must_use]
+    pub fn spool_max(mut self, bytes: u64) -> Self {
+        self.streamed.spool_max = bytes;
         self
     }
 
@@ -404,6 +468,7 @@ impl Config {
         bounded("transaction.linger", linger_fits, "linger: at most 1s");
         bounded("transaction.max_records", self.batch_records > 0, "max_records: at least 1");
         bounded("transaction.max_bytes", self.split_bytes > 0, "max_bytes: at least 1B");
+        bounded("streaming.memory", self.streamed.memory > 0, "memory: at least 1B");
         bounded("topics.partitions", self.topics.partitions != 0, "partitions: at least 1");
         let replicas = self.topics.replication_factor != 0;
         bounded("topics.replication_factor", replicas, "replication_factor: at least 1");
@@ -514,9 +579,39 @@ impl Config {
                 (&self.prefix, &self.outbox_schema, &self.relay_id, self.init, &self.topics),
                 (&self.tables, &self.http),
                 (self.delivery, self.linger, self.batch_records, self.split_bytes, self.large),
+                (self.messages, self.streaming, &self.streamed),
                 (&self.kafka_properties, &self.skip, self.bad_messages, &self.dead_letter_topic),
             )
         )
+    }
+
+    pub(crate) fn publishes_messages(&self) -> bool {
+        self.messages
+    }
+
+    /// What ordinals count.
+    pub(crate) fn counting(&self) -> Counting {
+        if self.messages { Counting::All } else { Counting::Rows }
+    }
+
+    /// How much of transactions in progress is kept, where such are received.
+    pub(crate) fn streamed(&self) -> Option<&streamed::Bounds> {
+        (self.streaming && !self.messages).then_some(&self.streamed)
+    }
+
+    /// Fails where transactions in progress could not be kept as they are to be.
+    pub(crate) fn check_spool(&self) -> Result<(), Error> {
+        let Some(bounds) = self.streamed() else { return Ok(()) };
+        streamed::probe(&bounds.directory).map_err(|error| {
+            let text = format!(
+                "no file can be made in the spool directory {:?}: {error}",
+                bounds.directory
+            );
+            Error::new(Kind::Config, text).caused_by(error).hint(
+                "name a directory that the relay may write by streaming.spool_directory, or do \
+                 without streaming by --no-streaming",
+            )
+        })
     }
 
     pub(crate) fn sets_aside(&self) -> bool {

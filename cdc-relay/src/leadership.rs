@@ -6,8 +6,13 @@ use crate::config::Config;
 use crate::error::{Error, Kind};
 use crate::replication::{Client, quote_literal};
 
-/// How often a standby looks at the leader.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often a standby looks at the leader. A takeover can be late by as much.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it looks once it has ended the leader's backend, which takes the server milliseconds.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// A backend that has not ended by then hangs in a call of the system.
+const END_MAX: Duration = Duration::from_secs(1);
 
 /// A leader reports every 250 ms; one that has not for this long is taken for dead. The server
 /// itself would wait for `wal_sender_timeout`, a minute by default.
@@ -38,6 +43,7 @@ pub(crate) enum Next {
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     last: Option<(Sight, Instant)>,
+    ended: Option<Instant>,
 }
 
 impl Watch {
@@ -49,6 +55,7 @@ impl Watch {
                 // Without the right to see reports nothing can be said of the leader.
                 let silent = now.saturating_duration_since(*since);
                 if sight.replied.is_some() && silent >= SILENT_MAX {
+                    *self = Watch { last: None, ended: Some(now) };
                     Next::End(holder)
                 } else {
                     Next::Wait
@@ -60,10 +67,22 @@ impl Watch {
             }
         }
     }
+
+    /// For how long to wait after a look: not beyond the moment at which silence is death, nor for
+    /// longer than a backend needs that was told to end.
+    pub(crate) fn pause(&self, now: Instant) -> Duration {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        if self.ended.is_some_and(|ended| since(ended) < END_MAX) {
+            return LOOK_AGAIN;
+        }
+        let left = self.last.as_ref().map(|(_, heard)| SILENT_MAX.saturating_sub(since(*heard)));
+        left.map_or(LOOK_EVERY, |left| left.clamp(LOOK_AGAIN, LOOK_EVERY))
+    }
 }
 
-/// Returns when the slot may be taken.
-pub(crate) async fn stand_by(config: &Config) -> Result<(), Error> {
+/// Returns when the slot may be taken, with a connection to take it on: to make another would take
+/// time in which nobody leads.
+pub(crate) async fn stand_by(config: &Config) -> Result<Client, Error> {
     let mut client = Client::connect(&config.endpoint()?).await?;
     let slot = quote_literal(config.slot_name());
     let question = format!(
@@ -84,8 +103,8 @@ pub(crate) async fn stand_by(config: &Config) -> Result<(), Error> {
         };
         let replied = row.and_then(|row| row.get(1)).map(str::to_owned);
         match watch.look(Sight { holder, replied }, Instant::now()) {
-            Next::Take => return Ok(()),
-            Next::Wait => tokio::time::sleep(LOOK_EVERY).await,
+            Next::Take => return Ok(client),
+            Next::Wait => tokio::time::sleep(watch.pause(Instant::now())).await,
             Next::End(pid) => {
                 tracing::warn!(pid, "the leader is silent: ending its backend");
                 // Allowed to the same role; the slot is named again, so that a pid that was
@@ -97,7 +116,6 @@ pub(crate) async fn stand_by(config: &Config) -> Result<(), Error> {
                          WHERE slot_name = {slot} AND active_pid = {pid}"
                     ))
                     .await?;
-                watch = Watch::default();
             }
         }
     }
@@ -125,6 +143,23 @@ mod tests {
         assert_eq!(watch.look(sight(7, Some("b")), at(2_900)), Next::End(7));
         assert_eq!(watch.look(sight(8, Some("b")), at(9_000)), Next::Wait);
         assert_eq!(watch.look(Sight { holder: None, replied: None }, at(9_001)), Next::Take);
+    }
+
+    #[test]
+    fn a_standby_looks_at_the_moment_of_death_and_right_after_it() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let at = |after| start + ms(after);
+        let mut watch = Watch::default();
+
+        assert_eq!(watch.look(sight(7, Some("a")), at(0)), Next::Wait);
+        assert_eq!(watch.pause(at(0)), ms(100));
+        assert_eq!(watch.look(sight(7, Some("a")), at(1_450)), Next::Wait);
+        assert_eq!(watch.pause(at(1_450)), ms(50));
+        assert_eq!(watch.look(sight(7, Some("a")), at(1_500)), Next::End(7));
+        assert_eq!(watch.look(sight(7, Some("a")), at(1_501)), Next::Wait);
+        assert_eq!(watch.pause(at(1_501)), ms(5));
+        assert_eq!(watch.pause(at(2_600)), ms(100));
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub mod sink;
 mod slot_health;
 mod source;
 pub mod status;
+mod streamed;
 mod tables;
 mod trouble;
 mod watchdog;

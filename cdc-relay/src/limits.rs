@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::error::Error;
 use crate::pgoutput::{self, Change};
-use crate::replication::{Client, Event};
+use crate::replication::{Client, Event, Large};
 
 pub use crate::native::kafka::commit_transaction;
 
@@ -17,8 +17,9 @@ pub use crate::native::kafka::commit_transaction;
 /// change to the last.
 pub async fn read_slot(config: &Config, messages: u64) -> Result<Duration, Error> {
     let client = Client::connect(&config.endpoint()?).await?;
-    let mut stream =
-        client.start_replication(config.slot_name(), config.publication_name()).await?;
+    let mut stream = client
+        .start_replication(config.slot_name(), config.publication_name(), Large::AtCommit)
+        .await?;
     let mut began = None;
     let mut met = 0;
     while met < messages {

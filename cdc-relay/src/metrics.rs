@@ -23,6 +23,16 @@ pub const MESSAGES: &str = "cdc_relay_messages_total";
 pub const MESSAGE_BYTES: &str = "cdc_relay_message_bytes_total";
 /// Counts messages that could not be published and became dead letters.
 pub const DEAD_LETTERS: &str = "cdc_relay_dead_letters_total";
+/// Counts messages that were ignored: outside any transaction, or where rows alone are published.
+pub const IGNORED: &str = "cdc_relay_ignored_messages_total";
+/// Counts sessions that could keep no more of transactions in progress.
+pub const SPOOL_FULL: &str = "cdc_relay_spool_full_total";
+/// 1 while large transactions are received in progress.
+pub const STREAMING: &str = "cdc_relay_streaming";
+/// Bytes of transactions in progress that are kept in memory.
+pub const STREAM_MEMORY: &str = "cdc_relay_stream_memory_bytes";
+/// Bytes of transactions in progress that are kept in files.
+pub const SPOOL_BYTES: &str = "cdc_relay_spool_bytes";
 /// Counts batches with messages that are durable in Kafka.
 pub const BATCHES: &str = "cdc_relay_batches_total";
 /// Counts how often this relay came to lead.
@@ -69,11 +79,13 @@ pub const SECONDS_BUCKETS: [f64; 15] =
 pub const MESSAGES_BUCKETS: [f64; 9] =
     [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0];
 
-const COUNTERS: [(&str, Unit, &str); 7] = [
+const COUNTERS: [(&str, Unit, &str); 9] = [
     (MESSAGES, Unit::Count, "Messages durable in Kafka, dead letters among them"),
     (MESSAGE_BYTES, Unit::Bytes, "Bytes of records durable in Kafka"),
     (DEAD_LETTERS, Unit::Count, "Messages that could not be published and became dead letters"),
     (BATCHES, Unit::Count, "Batches with messages that are durable in Kafka"),
+    (IGNORED, Unit::Count, "Messages outside any transaction, or where rows alone are published"),
+    (SPOOL_FULL, Unit::Count, "Sessions that could keep no more of transactions in progress"),
     (SESSIONS, Unit::Count, "How often this relay came to lead"),
     (SESSION_ERRORS, Unit::Count, "Sessions, or attempts at one, that ended with an error"),
     (RESTARTS, Unit::Count, "Sessions that the watchdog ended"),
@@ -86,10 +98,13 @@ const HISTOGRAMS: [(&str, Unit, &str); 4] = [
     (BATCH_MESSAGES, Unit::Count, "Messages of a batch"),
 ];
 
-const GAUGES: [(&str, Unit, &str); 11] = [
+const GAUGES: [(&str, Unit, &str); 14] = [
     (LEADING, Unit::Count, "1 while this relay leads"),
     (READY, Unit::Count, "1 while it is ready, as /readyz says"),
     (PAUSED, Unit::Count, "1 while it is paused"),
+    (STREAMING, Unit::Count, "1 while large transactions are received in progress"),
+    (STREAM_MEMORY, Unit::Bytes, "Transactions in progress that are kept in memory"),
+    (SPOOL_BYTES, Unit::Bytes, "Transactions in progress that are kept in files"),
     (LAG_BYTES, Unit::Bytes, "Log between the server's end and what is flushed to the slot"),
     (LAG, Unit::Seconds, "Age of the oldest message that was received and is not in Kafka"),
     (SOURCE_UP, Unit::Count, "1 while the source answers on a connection of its own"),
@@ -119,6 +134,8 @@ pub(crate) struct Meters {
     pub(crate) messages: Counter,
     pub(crate) message_bytes: Counter,
     pub(crate) dead_letters: Counter,
+    pub(crate) ignored: Counter,
+    pub(crate) spool_full: Counter,
     pub(crate) batches: Counter,
     pub(crate) sessions: Counter,
     pub(crate) commit: Histogram,
@@ -128,6 +145,9 @@ pub(crate) struct Meters {
     pub(crate) leading: Gauge,
     pub(crate) ready: Gauge,
     pub(crate) paused: Gauge,
+    pub(crate) streaming: Gauge,
+    pub(crate) stream_memory: Gauge,
+    pub(crate) spool_bytes: Gauge,
     pub(crate) lag_bytes: Gauge,
     pub(crate) lag: Gauge,
     pub(crate) source_up: Gauge,
@@ -145,6 +165,8 @@ impl Meters {
             messages: counter(MESSAGES),
             message_bytes: counter(MESSAGE_BYTES),
             dead_letters: counter(DEAD_LETTERS),
+            ignored: counter(IGNORED),
+            spool_full: counter(SPOOL_FULL),
             batches: counter(BATCHES),
             sessions: counter(SESSIONS),
             commit: histogram(COMMIT),
@@ -154,6 +176,9 @@ impl Meters {
             leading: gauge(LEADING),
             ready: gauge(READY),
             paused: gauge(PAUSED),
+            streaming: gauge(STREAMING),
+            stream_memory: gauge(STREAM_MEMORY),
+            spool_bytes: gauge(SPOOL_BYTES),
             lag_bytes: gauge(LAG_BYTES),
             lag: gauge(LAG),
             source_up: gauge(SOURCE_UP),

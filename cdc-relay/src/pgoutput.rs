@@ -1,8 +1,13 @@
 //! Decoding of pgoutput, the output plugin that comes with Postgres.
 //!
-//! [`decode()`] turns one message of the stream, protocol version 2 without streaming, into a
-//! [`Change`] that borrows from it. Nothing is allocated but the columns of a relation, and no
-//! input makes it panic: what breaks the format is an error with the LSN and the byte.
+//! [`decode()`] turns one message of the stream, protocol version 2, into a [`Change`] that borrows
+//! from it. Nothing is allocated but the columns of a relation, and no input makes it panic: what
+//! breaks the format is an error with the LSN and the byte.
+//!
+//! A transaction that is streamed while it is in progress comes in segments, each between a
+//! [`Change::StreamStart`] and a [`Change::StreamStop`]. Inside of one a message has another form,
+//! with the number of its subtransaction in front: [`decode_segment()`] says whose it is, which is
+//! all that matters while nobody knows whether it commits, and [`decode_streamed()`] reads it.
 //!
 //! Byte layouts: <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>.
 
@@ -14,7 +19,7 @@ use std::time::Duration;
 
 use std::fmt;
 
-pub(crate) use decode::decode;
+pub(crate) use decode::{decode, decode_segment, decode_streamed};
 pub(crate) use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
 pub(crate) use tuple::{Column, Tuple};
 
@@ -88,6 +93,42 @@ pub(crate) enum Change<'a> {
     Delete { relation: RelationId, old: OldRow<'a> },
     /// Tables that were emptied.
     Truncate { relations: Vec<RelationId>, cascade: bool, restart_identity: bool },
+    /// A segment of a transaction in progress begins.
+    StreamStart {
+        xid: Xid,
+        /// Whether it is the transaction's first.
+        first: bool,
+    },
+    /// The segment is over, its transaction is not.
+    StreamStop,
+    /// A streamed transaction is complete. It takes its place in the order of commits here.
+    StreamCommit {
+        xid: Xid,
+        /// What `final_lsn` would be in a [`Change::Begin`].
+        commit_lsn: Lsn,
+        /// As in a [`Change::Commit`].
+        end_lsn: Lsn,
+        timestamp: Timestamp,
+    },
+    /// A part of a streamed transaction is rolled back, or all of it.
+    StreamAbort {
+        xid: Xid,
+        /// The same as `xid` where all of it is.
+        subtransaction: Xid,
+    },
+}
+
+/// A message inside a segment of a streamed transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Segment {
+    /// The segment is over.
+    Stop,
+    /// A row, an emptied table or a logical message.
+    Change(Xid),
+    /// What the rows of a table look like from here on in this transaction.
+    Relation(Xid),
+    /// What nobody asks for later.
+    Nothing,
 }
 
 /// What was told of a row before its change.

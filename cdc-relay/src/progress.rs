@@ -44,11 +44,23 @@ pub(crate) enum Verdict {
     Fresh(Position),
 }
 
+/// What ordinals count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Counting {
+    /// Every row, every emptied table and every logical message.
+    #[default]
+    All,
+    /// Logical messages not: of a streamed transaction the server does not tell which of them were
+    /// rolled back with a savepoint, so their number would depend on whether it was streamed.
+    Rows,
+}
+
 /// The relay's place in the source, between what is received and what is durable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Progress {
     incarnation: Incarnation,
     limits: Limits,
+    counting: Counting,
     /// What earlier sessions published: it comes again and is discarded.
     known: Published,
     /// What the newest checkpoint says, be it durable or under way.
@@ -107,6 +119,7 @@ impl Progress {
         Progress {
             incarnation,
             limits,
+            counting: Counting::default(),
             known: published,
             sealed: published,
             committing: false,
@@ -120,6 +133,11 @@ impl Progress {
         }
     }
 
+    /// The same, with ordinals that count so.
+    pub(crate) fn counting(self, counting: Counting) -> Self {
+        Progress { counting, ..self }
+    }
+
     /// A source transaction begins; `commit_lsn` is where its commit record begins.
     pub(crate) fn begin(&mut self, commit_lsn: Lsn) -> Result<(), Error> {
         if self.open.is_some() {
@@ -131,6 +149,9 @@ impl Progress {
             _ if commit_lsn < self.known.flush_lsn => (Known::All, None),
             _ if commit_lsn < self.received => {
                 return Err(out_of_order(commit_lsn, "a transaction came out of commit order"));
+            }
+            Some(partial) if partial.counting != self.counting => {
+                return Err(other_counting(partial));
             }
             Some(partial) if partial.commit_lsn == commit_lsn => {
                 (Known::UpTo(partial), Some(partial))
@@ -175,7 +196,8 @@ impl Progress {
     ) {
         let open = self.open.as_mut().expect("a fresh change has an open transaction");
         let Position { commit_lsn, ordinal, .. } = position;
-        open.last = Some(Partial { commit_lsn, ordinal, change_lsn });
+        let counting = self.counting;
+        open.last = Some(Partial { commit_lsn, ordinal, change_lsn, counting });
         open.bytes += bytes;
         let batch = self.batch.get_or_insert(Batch { opened_at: now, records: 0, bytes: 0 });
         batch.records += 1;
@@ -336,8 +358,25 @@ fn out_of_order(lsn: Lsn, what: &'static str) -> Error {
         .hint("the server broke the replication protocol: report its version with this line")
 }
 
+/// The place inside the transaction was counted in another way.
+fn other_counting(partial: Partial) -> Error {
+    let before = match partial.counting {
+        Counting::All => "on",
+        Counting::Rows => "off",
+    };
+    let commit_lsn = partial.commit_lsn;
+    Error::new(
+        Kind::Config,
+        format!(
+            "the transaction that commits at {commit_lsn} is published in part, with relay.messages \
+             {before}: its places are counted otherwise now"
+        ),
+    )
+    .hint("run with relay.messages as it was until that transaction is published, then change it")
+}
+
 fn changed_history(partial: Partial, found: Lsn) -> Error {
-    let Partial { commit_lsn, ordinal, change_lsn } = partial;
+    let Partial { commit_lsn, ordinal, change_lsn, .. } = partial;
     Error::new(
         Kind::Gap,
         format!(

@@ -9,15 +9,19 @@ use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
 use crate::milestone::{Milestone, Observer};
-use crate::pgoutput::{self, Change, RelationId, Tuple};
+use crate::pgoutput::{self, Change, RelationId, Timestamp, Tuple};
 use crate::position::{Place, Position};
 use crate::progress::{Progress, Verdict};
 use crate::record::{self, Record, Unpublishable};
 use crate::replication::{Event, StatusHandle};
 use crate::sink::{Obstacle, Sink};
 use crate::status::{Delivered, Status};
+use crate::streamed::Streamed;
 use crate::tables::Tables;
 use crate::trouble::{Refused, Trouble};
+use in_progress::{Committed, End, misplaced};
+
+mod in_progress;
 
 /// Obstacles that a record may meet before it is given up: a topic that is not known yet, a queue
 /// without room, and each of them once more.
@@ -53,6 +57,12 @@ pub(crate) struct Publisher<'a, S> {
     pub(crate) behind: bool,
     /// Rows are counted, not published: said once a session.
     pub(crate) warned_of_rows: bool,
+    /// Messages are ignored: said once a session.
+    pub(crate) warned_of_messages: bool,
+    /// Transactions in progress, where the server sends them.
+    pub(crate) streamed: Option<Streamed>,
+    /// The streamed transaction that has committed and is being published.
+    pub(crate) read_back: Option<Committed>,
 }
 
 /// A transaction that was sent so long after its commit is one of a backlog. Longer than the
@@ -110,39 +120,68 @@ impl<S: Sink> Publisher<'_, S> {
                 Ok(())
             }
             Event::Data { wal_start, sent_at, body, .. } => {
+                if self.in_segment() {
+                    return self.keep(body, wal_start).await;
+                }
                 match pgoutput::decode(body, wal_start)? {
                     Change::Begin { final_lsn, timestamp, .. } => {
-                        self.committed_at = u64::try_from(timestamp.unix_micros()).unwrap_or(0);
-                        self.tables.begin(timestamp);
-                        self.progress.begin(final_lsn)
+                        self.source_begins(final_lsn, timestamp)
                     }
                     Change::Commit { commit_lsn, end_lsn, timestamp } => {
                         self.behind = timestamp.until(sent_at) >= BEHIND;
                         self.source_committed(commit_lsn, end_lsn)
                     }
-                    Change::Message { transactional: true, prefix, content, .. } => {
-                        self.message(prefix, content, wal_start, now).await
+                    change @ (Change::StreamStart { .. }
+                    | Change::StreamStop
+                    | Change::StreamAbort { .. }) => self.in_progress(change, wal_start).await,
+                    Change::StreamCommit { xid, commit_lsn, end_lsn, timestamp } => {
+                        let behind = timestamp.until(sent_at) >= BEHIND;
+                        let end = End { commit_lsn, end_lsn, behind };
+                        self.streamed_committed(xid, timestamp, end)
                     }
-                    Change::Message { prefix, .. } => {
-                        self.outside_a_transaction(prefix, wal_start);
-                        Ok(())
-                    }
-                    Change::Insert { relation, new } if self.tables.hold(relation) => {
-                        self.message_row(relation, new, wal_start, now).await
-                    }
-                    // What becomes of a row once it has been inserted is no message.
-                    Change::Insert { relation, .. }
-                    | Change::Update { relation, .. }
-                    | Change::Delete { relation, .. } => self.row(&[relation], wal_start),
-                    Change::Truncate { relations, .. } => self.row(&relations, wal_start),
-                    Change::Relation(relation) => {
-                        self.tables.relation(&relation);
-                        Ok(())
-                    }
-                    Change::Type { .. } | Change::Origin { .. } => Ok(()),
+                    change => self.change(change, wal_start, now).await,
                 }
             }
         }
+    }
+
+    /// Takes in a part of the open transaction, or what stands between transactions.
+    async fn change(
+        &mut self,
+        change: Change<'_>,
+        change_lsn: Lsn,
+        now: Instant,
+    ) -> Result<(), Error> {
+        match change {
+            Change::Message { transactional: true, prefix, content, .. } => {
+                self.message(prefix, content, change_lsn, now).await
+            }
+            Change::Message { prefix, .. } => {
+                self.outside_a_transaction(prefix, change_lsn);
+                Ok(())
+            }
+            Change::Insert { relation, new } if self.tables.hold(relation) => {
+                self.message_row(relation, new, change_lsn, now).await
+            }
+            // What becomes of a row once it has been inserted is no message.
+            Change::Insert { relation, .. }
+            | Change::Update { relation, .. }
+            | Change::Delete { relation, .. } => self.row(&[relation], change_lsn),
+            Change::Truncate { relations, .. } => self.row(&relations, change_lsn),
+            Change::Relation(relation) => {
+                let arrival = self.tables.arrives();
+                self.tables.relation(&relation, arrival);
+                Ok(())
+            }
+            Change::Type { .. } | Change::Origin { .. } => Ok(()),
+            change => Err(misplaced(&change, change_lsn)),
+        }
+    }
+
+    fn source_begins(&mut self, commit_lsn: Lsn, committed_at: Timestamp) -> Result<(), Error> {
+        self.committed_at = u64::try_from(committed_at.unix_micros()).unwrap_or(0);
+        self.tables.begin(committed_at);
+        self.progress.begin(commit_lsn)
     }
 
     fn source_committed(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<(), Error> {
@@ -242,16 +281,37 @@ impl<S: Sink> Publisher<'_, S> {
         change_lsn: Lsn,
         now: Instant,
     ) -> Result<(), Error> {
+        let is_probe = prefix == self.probe_prefix && self.report.is_probe(content);
+        if !self.config.publishes_messages() {
+            if is_probe {
+                self.probe = Probe::Open;
+            } else if prefix == self.config.message_prefix() {
+                self.unwanted_message();
+            }
+            return Ok(());
+        }
         // Every change counts, also one with another prefix, so that ordinals do not depend on
-        // settings.
+        // that setting.
         let Verdict::Fresh(position) = self.progress.change(change_lsn)? else { return Ok(()) };
         if prefix != self.config.message_prefix() {
-            if prefix == self.probe_prefix && self.report.is_probe(content) {
+            if is_probe {
                 self.probe = Probe::Open;
             }
             return Ok(());
         }
         self.publish(content, position, change_lsn, now).await
+    }
+
+    /// A message where rows alone are published.
+    fn unwanted_message(&mut self) {
+        self.report.ignored();
+        if !self.warned_of_messages {
+            self.warned_of_messages = true;
+            tracing::warn!(
+                prefix = self.config.message_prefix(),
+                "ignored a message: relay.messages is off, and rows alone are published"
+            );
+        }
     }
 
     /// A row of a table of messages is the frame that its writer did not put into the log.
@@ -426,6 +486,7 @@ impl<S: Sink> Publisher<'_, S> {
 
     fn outside_a_transaction(&self, prefix: &str, lsn: Lsn) {
         if prefix == self.config.message_prefix() {
+            self.report.ignored();
             tracing::warn!(
                 %lsn,
                 "ignored a message that was written outside of any transaction: write it with \

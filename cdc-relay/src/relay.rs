@@ -12,10 +12,11 @@ use crate::error::{Error, Kind, Reaction};
 use crate::lookout::Lookout;
 use crate::milestone::{Milestone, Observer};
 use crate::publisher::{Publisher, unix_ms};
-use crate::replication::Stream;
+use crate::replication::{Large, Stream};
 use crate::session::{Session, lead};
 use crate::sink::{Connect, Kafka, Sink};
-use crate::status::Status;
+use crate::status::{Line, Status};
+use crate::streamed::Streamed;
 use crate::trouble::{Refused, Trouble};
 
 /// Pause after a first failure; it doubles up to [`PAUSE_MAX`].
@@ -97,6 +98,7 @@ impl<C: Connect> Relay<C> {
     /// reached at the start is an error at once; later it is waited for, up to five minutes.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.config.validate()?;
+        self.config.check_spool()?;
         let _server = match self.http.take() {
             Some(http) => Some(http.serve(self.status()).await?),
             None => None,
@@ -154,19 +156,29 @@ impl<C: Connect> Relay<C> {
         let mut pause = PAUSE_MIN;
         let mut failing_since: Option<Instant> = None;
         let mut trouble = Trouble::default();
+        let mut large = self.large();
         loop {
-            let ended = self.session(&mut stop, &trouble, &mut settled, &mut failing_since).await;
-            let error = match ended {
-                Ok(()) => return Ok(()),
-                Err(End { error, refused: None }) => error,
-                Err(End { error, refused: Some(refused) }) => {
-                    tracing::warn!(error = %error, "a batch was refused: looking for the message");
-                    self.status.failed(&error);
-                    trouble.learn(refused);
-                    continue;
-                }
-            };
+            let ended = self
+                .session(&mut stop, &trouble, &mut large, &mut settled, &mut failing_since)
+                .await;
+            let Err(End { error, refused, gave_up }) = ended else { return Ok(()) };
             self.status.failed(&error);
+            if let Some(refused) = refused {
+                tracing::warn!(error = %error, "a batch was refused: looking for the message");
+                trouble.learn(refused);
+                continue;
+            }
+            if gave_up {
+                large = Large::AtCommit;
+                self.status.gave_up_streaming();
+                tracing::warn!(
+                    error = %error,
+                    source = ?std::error::Error::source(&error),
+                    mend = error.mend(),
+                    "transactions in progress can not be kept: going on without streaming"
+                );
+                continue;
+            }
             let since = *failing_since.get_or_insert_with(|| {
                 pause = PAUSE_MIN;
                 Instant::now()
@@ -193,25 +205,35 @@ impl<C: Connect> Relay<C> {
         }
     }
 
+    /// When a session is to receive large transactions.
+    fn large(&self) -> Large {
+        self.config.streamed().map_or(Large::AtCommit, |_| Large::InProgress)
+    }
+
     async fn session(
         &self,
         stop: &mut watch::Receiver<bool>,
         trouble: &Trouble,
+        large: &mut Large,
         settled: &mut bool,
         failing_since: &mut Option<Instant>,
     ) -> Result<(), End> {
         let Relay { config, connect, observer, status, .. } = self;
-        let lead = lead(config, connect, observer, trouble, status, settled);
+        let lead = lead(config, connect, observer, trouble, status, *large, settled);
         let mut session = tokio::select! {
             biased;
             () = until_stopped(stop) => return Ok(()),
             session = Box::pin(lead) => session?,
         };
         *failing_since = None;
+        // What one session could not keep, the next may.
+        *large = self.large();
         let publisher = &session.publisher;
         let (relay_id, source) = (&publisher.relay_id, &publisher.source);
         let flushed = publisher.progress.flush_lsn();
-        let number = status.leads(relay_id, source.incarnation, flushed, session.stream.arrived());
+        let line =
+            Line { arrived: session.stream.arrived(), in_progress: publisher.streamed.is_some() };
+        let number = status.leads(relay_id, source.incarnation, flushed, line);
         let ended = tokio::select! {
             biased;
             cause = status.end_of(number) => {
@@ -222,20 +244,27 @@ impl<C: Connect> Relay<C> {
         };
         match ended {
             Ok(()) => Ok(session.stream.close().await?),
-            Err(error) => Err(End { refused: session.publisher.refused(&error), error }),
+            Err(error) => {
+                let Session { publisher, .. } = &session;
+                let gave_up = publisher.streamed.as_ref().is_some_and(Streamed::gave_up);
+                Err(End { refused: publisher.refused(&error), gave_up, error })
+            }
         }
     }
 }
 
-/// Why a session ended, and the refused batch behind it, if there is one.
+/// Why a session ended, and what the next one has to know of it.
 struct End {
     error: Error,
+    /// The refused batch behind it, if there is one.
     refused: Option<Refused>,
+    /// Whether it could not keep the transactions in progress.
+    gave_up: bool,
 }
 
 impl From<Error> for End {
     fn from(error: Error) -> Self {
-        End { error, refused: None }
+        End { error, refused: None, gave_up: false }
     }
 }
 
@@ -267,7 +296,8 @@ async fn publish<S: Sink>(
             publisher.sink.abort().await?;
             break;
         }
-        let due = publisher.progress.due(Instant::now(), !publisher.behind);
+        let reads_back = reads && publisher.reads_back();
+        let due = publisher.progress.due(Instant::now(), !publisher.behind && !reads_back);
         let committing = publisher.progress.is_committing();
         let wake = [publisher.progress.deadline(!publisher.behind), drain_until]
             .into_iter()
@@ -279,7 +309,7 @@ async fn publish<S: Sink>(
                 drain_until = Some(Instant::now() + DRAIN_MAX);
                 publisher.progress.drain();
             }
-            event = stream.next(), if reads => {
+            event = stream.next(), if reads && !reads_back => {
                 let now = Instant::now();
                 publisher.report.heard(now);
                 publisher.take(event?, now).await?;
@@ -288,6 +318,8 @@ async fn publish<S: Sink>(
             due = ready(due) => publisher.seal(due).await?,
             confirmed = publisher.confirmed(), if committing => confirmed?,
             () = until(wake) => {}
+            // Other tasks of this thread have their turn, the status updates among them.
+            () = tokio::task::yield_now(), if reads_back => {}
             // The sender lives as long as the publisher.
             _ = paused.changed() => {}
         }
@@ -303,7 +335,11 @@ async fn take_in<S: Sink>(
 ) -> Result<(), Error> {
     let now = Instant::now();
     let mut taken = 0;
-    while publisher.progress.due(now, false).is_none() {
+    if publisher.reads_back() {
+        publisher.report.heard(now);
+        publisher.read_back_some(now).await?;
+    }
+    while publisher.progress.due(now, false).is_none() && !publisher.reads_back() {
         let Some(event) = stream.try_next()? else { break };
         publisher.take(event, now).await?;
         taken += 1;

@@ -28,7 +28,7 @@ mod tls;
 mod tls_error;
 mod verifier;
 
-pub(crate) use client::{Client, Row, quote_identifier, quote_literal};
+pub(crate) use client::{Client, Large, Row, quote_identifier, quote_literal};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use status::StatusHandle;
 pub(crate) use stream::{Event, Stream};

@@ -10,10 +10,11 @@ use crate::lookout::probe_prefix;
 use crate::milestone::Observer;
 use crate::progress::Progress;
 use crate::publisher::{Batches, Probe, Publisher, Spans, unix_ms};
-use crate::replication::{Client, Stream};
+use crate::replication::{Client, Large, Stream};
 use crate::resume::{self, Slot, Start};
 use crate::sink::{Connect, Sink};
 use crate::status::Status;
+use crate::streamed::Streamed;
 use crate::tables::Tables;
 use crate::trouble::Trouble;
 use crate::{setup, source};
@@ -36,6 +37,7 @@ pub(crate) async fn lead<'a, C: Connect>(
     observer: &Observer,
     trouble: &'a Trouble,
     report: &Status,
+    large: Large,
     settled: &mut bool,
 ) -> Result<Session<'a, C::Sink>, Error> {
     let mut client = Client::connect(&config.endpoint()?).await?;
@@ -50,7 +52,7 @@ pub(crate) async fn lead<'a, C: Connect>(
     }
     // The sink first: a relay that can not publish must not hold the slot.
     let mut sink = connect.connect(&relay_id).await?;
-    let stream = hold(config, client, report, settled).await?;
+    let stream = hold(config, client, report, large, settled).await?;
 
     // Both servers have answered and are rightly set up as far as they can say: what does not
     // answer from here on may be a broker that has just died.
@@ -74,12 +76,18 @@ pub(crate) async fn lead<'a, C: Connect>(
         slot = config.slot_name(),
         from = %start.progress.flush_lsn,
         incarnation = start.source.incarnation.0,
+        streaming = large == Large::InProgress,
         "leading"
     );
     let status = stream.status();
     status.flushed(start.progress.flush_lsn);
     let progress =
-        Progress::new(start.source.incarnation, start.progress, config.limits(), Instant::now());
+        Progress::new(start.source.incarnation, start.progress, config.limits(), Instant::now())
+            .counting(config.counting());
+    let streamed = config
+        .streamed()
+        .filter(|_| large == Large::InProgress)
+        .map(|bounds| Streamed::new(bounds.clone(), stream.arrived()));
     let publisher = Publisher {
         config,
         observer: observer.clone(),
@@ -101,6 +109,9 @@ pub(crate) async fn lead<'a, C: Connect>(
         frame: Vec::new(),
         behind: false,
         warned_of_rows: false,
+        warned_of_messages: false,
+        streamed,
+        read_back: None,
     };
     Ok(Session { stream, publisher })
 }
@@ -108,23 +119,20 @@ pub(crate) async fn lead<'a, C: Connect>(
 /// Starts replication, standing by while another relay holds the slot.
 async fn hold(
     config: &Config,
-    client: Client,
+    mut client: Client,
     report: &Status,
+    large: Large,
     settled: &mut bool,
 ) -> Result<Stream, Error> {
-    let mut client = Some(client);
     loop {
-        let client = match client.take() {
-            Some(client) => client,
-            None => Client::connect(&config.endpoint()?).await?,
-        };
-        let started = client.start_replication(config.slot_name(), config.publication_name()).await;
+        let started =
+            client.start_replication(config.slot_name(), config.publication_name(), large).await;
         match started {
             Err(busy) if busy.kind() == Kind::SlotBusy => {
                 *settled = true;
                 report.stands_by();
                 tracing::info!(slot = config.slot_name(), "standing by: another relay leads");
-                leadership::stand_by(config).await?;
+                client = leadership::stand_by(config).await?;
             }
             // It was given up while it was being made, or dropped: the next session sees to it.
             Err(gone) if gone.sqlstate() == Some(UNDEFINED_OBJECT) => {

@@ -67,6 +67,11 @@ struct Counts {
     messages: AtomicU64,
     bytes: AtomicU64,
     dead_letters: AtomicU64,
+    ignored: AtomicU64,
+    spool_full: AtomicU64,
+    /// Of transactions in progress, in memory and in files.
+    in_memory: AtomicU64,
+    spooled: AtomicU64,
     batches: AtomicU64,
     checkpoints: AtomicU64,
     sessions: AtomicU64,
@@ -92,6 +97,7 @@ struct Told {
     settled: bool,
     relay_id: Option<String>,
     incarnation: Option<Incarnation>,
+    streaming: bool,
     arrived: Option<Arc<AtomicU64>>,
     source: Option<SourceSight>,
     slot: Option<SlotHealth>,
@@ -124,6 +130,15 @@ pub(crate) struct Delivered {
     pub(crate) oldest_left: u64,
     /// From its seal on.
     pub(crate) took: Duration,
+}
+
+/// The stream of a session.
+#[derive(Debug)]
+pub(crate) struct Line {
+    /// Counts its bytes.
+    pub(crate) arrived: Arc<AtomicU64>,
+    /// Whether it brings transactions in progress.
+    pub(crate) in_progress: bool,
 }
 
 impl Status {
@@ -188,13 +203,13 @@ impl Status {
         self.told().state = State::Stopping;
     }
 
-    /// A session leads; `arrived` counts the bytes of its stream. Answers with its number.
+    /// A session leads. Answers with its number.
     pub(crate) fn leads(
         &self,
         relay_id: &str,
         incarnation: Incarnation,
         flushed: Lsn,
-        arrived: Arc<AtomicU64>,
+        stream: Line,
     ) -> u64 {
         let counts = &self.0.counts;
         for at in [&counts.received, &counts.sealed, &counts.flushed] {
@@ -211,7 +226,8 @@ impl Status {
         told.settled = true;
         told.relay_id = Some(relay_id.to_owned());
         told.incarnation = Some(incarnation);
-        told.arrived = Some(arrived);
+        told.streaming = stream.in_progress;
+        told.arrived = Some(stream.arrived);
         told.probe = None;
         told.red = None;
         counts.sessions.fetch_add(1, Ordering::Relaxed) + 1
@@ -220,6 +236,7 @@ impl Status {
     /// A session, or an attempt at one, is over.
     pub(crate) fn failed(&self, error: &Error) {
         self.meters().session_failed(error.kind());
+        self.streamed(0, 0);
         let mut told = self.told();
         if told.state != State::Stopping {
             told.state = State::Starting;
@@ -303,6 +320,24 @@ impl Status {
         meters.message_bytes.increment(batch.bytes as u64);
         meters.dead_letters.increment(batch.dead_letters as u64);
         meters.batch_messages.record(batch.messages as f64);
+    }
+
+    /// A message was ignored: it stood outside any transaction, or rows alone are published.
+    pub(crate) fn ignored(&self) {
+        self.0.counts.ignored.fetch_add(1, Ordering::Relaxed);
+        self.meters().ignored.increment(1);
+    }
+
+    /// What transactions in progress take.
+    pub(crate) fn streamed(&self, in_memory: u64, spooled: u64) {
+        self.0.counts.in_memory.store(in_memory, Ordering::Relaxed);
+        self.0.counts.spooled.store(spooled, Ordering::Relaxed);
+    }
+
+    /// A session ended because it could keep no more of transactions in progress.
+    pub(crate) fn gave_up_streaming(&self) {
+        self.0.counts.spool_full.fetch_add(1, Ordering::Relaxed);
+        self.meters().spool_full.increment(1);
     }
 
     pub(crate) fn has_settled(&self) -> bool {
@@ -434,6 +469,9 @@ impl Status {
         meters.paused.set(flag(*self.0.paused.borrow()));
         meters.ready.set(flag(now.not_ready.is_none()));
         meters.lag.set(seconds(now.lag));
+        meters.streaming.set(flag(now.streaming));
+        meters.stream_memory.set(now.streamed_in_memory_bytes as f64);
+        meters.spool_bytes.set(now.spooled_bytes as f64);
         if let Some(bytes) = now.lag_bytes {
             meters.lag_bytes.set(bytes as f64);
         }

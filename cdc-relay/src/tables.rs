@@ -22,11 +22,23 @@ const USER_OID_MIN: u32 = 16_384;
 #[derive(Debug)]
 pub(crate) struct Tables {
     mappings: Vec<Mapping>,
-    layouts: HashMap<RelationId, Layout>,
+    layouts: HashMap<RelationId, Known>,
+    /// Those of the stream, while a streamed transaction with its own is read back.
+    aside: Option<HashMap<RelationId, Known>>,
+    /// Descriptions that have come.
+    arrivals: u64,
     /// When the transaction that is read was committed: the time of rows that say none.
     committed_at: Timestamp,
     /// Reused for each row.
     topic: String,
+}
+
+/// The newest description of a relation.
+#[derive(Debug)]
+struct Known {
+    arrival: u64,
+    /// `None` where its rows are no messages.
+    layout: Option<Layout>,
 }
 
 #[derive(Debug)]
@@ -54,6 +66,8 @@ impl Tables {
         Tables {
             mappings,
             layouts: HashMap::new(),
+            aside: None,
+            arrivals: 0,
             committed_at: Timestamp(0),
             topic: String::new(),
         }
@@ -64,33 +78,66 @@ impl Tables {
         self.committed_at = committed_at;
     }
 
-    /// Takes in what the rows of a table look like from here on.
-    pub(crate) fn relation(&mut self, relation: &Relation<'_>) {
-        self.layouts.remove(&relation.id);
+    /// A streamed transaction is read back: it brings its own descriptions, which may be older or
+    /// newer than what came beside it.
+    pub(crate) fn begin_streamed(&mut self) {
+        self.aside = Some(std::mem::take(&mut self.layouts));
+    }
+
+    /// The streamed transaction is complete. The server does not describe again what it has
+    /// described in a transaction that committed, so of each relation the newest description
+    /// holds, in the order in which they came.
+    pub(crate) fn end_streamed(&mut self) {
+        let Some(aside) = self.aside.take() else { return };
+        let streamed = std::mem::replace(&mut self.layouts, aside);
+        for (relation, known) in streamed {
+            let here = self.layouts.get(&relation);
+            if here.is_none_or(|here| here.arrival < known.arrival) {
+                self.layouts.insert(relation, known);
+            }
+        }
+    }
+
+    /// Counts a description that comes now.
+    pub(crate) fn arrives(&mut self) -> u64 {
+        self.arrivals += 1;
+        self.arrivals
+    }
+
+    /// Takes in what the rows of a table look like from here on; `arrival` is the answer of
+    /// [`Tables::arrives`] to it.
+    pub(crate) fn relation(&mut self, relation: &Relation<'_>, arrival: u64) {
+        let layout = self.layout(relation);
+        self.layouts.insert(relation.id, Known { arrival, layout });
+    }
+
+    fn layout(&self, relation: &Relation<'_>) -> Option<Layout> {
         let of_table = |mapping: &&Mapping| {
             mapping.schema() == relation.namespace && mapping.table() == relation.name
         };
-        let Some(mapping) = self.mappings.iter().find(of_table) else { return };
+        let mapping = self.mappings.iter().find(of_table)?;
         let place = |column: &RelationColumn<'_>| {
             mapping.columns().iter().position(|mapped| mapped.name() == column.name)
         };
-        let layout = Layout {
+        Some(Layout {
             mapping: mapping.clone(),
             places: relation.columns.iter().map(place).collect(),
             fault: misfit(mapping, relation),
-        };
-        self.layouts.insert(relation.id, layout);
+        })
+    }
+
+    fn known(&self, relation: RelationId) -> Option<&Layout> {
+        self.layouts.get(&relation)?.layout.as_ref()
     }
 
     /// Whether rows of this relation are messages.
     pub(crate) fn hold(&self, relation: RelationId) -> bool {
-        self.layouts.contains_key(&relation)
+        self.known(relation).is_some()
     }
 
     /// The table of this relation, for errors.
     pub(crate) fn name(&self, relation: RelationId) -> String {
-        let layout = self.layouts.get(&relation);
-        layout.map_or_else(String::new, |layout| layout.mapping.table_sql())
+        self.known(relation).map_or_else(String::new, |layout| layout.mapping.table_sql())
     }
 
     /// Appends the frame of a new row; nothing but what its JSON columns need is allocated.
@@ -100,7 +147,8 @@ impl Tables {
         row: Tuple<'_>,
         into: &mut Vec<u8>,
     ) -> Result<(), RowFault> {
-        let layout = self.layouts.get(&relation).ok_or_else(|| fault("its table is unknown"))?;
+        let layout = self.layouts.get(&relation).and_then(|known| known.layout.as_ref());
+        let layout = layout.ok_or_else(|| fault("its table is unknown"))?;
         if let Some(why) = &layout.fault {
             return Err(fault(why.clone()));
         }
@@ -140,7 +188,7 @@ impl Tables {
 
     /// Appends what a row that is no message holds, as JSON: for its dead letter.
     pub(crate) fn show(&self, relation: RelationId, row: Tuple<'_>, into: &mut Vec<u8>) {
-        if let Some(layout) = self.layouts.get(&relation) {
+        if let Some(layout) = self.known(relation) {
             shown::show(&layout.mapping, &layout.places, row, into);
         }
     }

@@ -1,6 +1,7 @@
 //! The merged write: the message travels inside the business statement.
 
 use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
 use sqlx::{
     Arguments, AssertSqlSafe, Encode, Execute, FromRow, PgConnection, Postgres, Row, SqlStr, Type,
     ValueRef,
@@ -53,9 +54,11 @@ impl Outbox {
     ///   [`allow_none`](Merged::allow_none) makes it no error.
     /// - Without a message there is nothing to send: only [`Merge::message`] leads on.
     /// - The statement is prepared once per connection and text, as sqlx does it.
-    /// - What sends a statement inside `WITH` can not do, this can not: a MERGE before Postgres
-    ///   17, another statement that changes data in a `WITH` of its own, or a table with rules
-    ///   that add statements.
+    /// - A statement that can not have RETURNING is refused by Postgres: a MERGE before Postgres 17,
+    ///   or one on a view or table whose rules replace it by something without.
+    /// - With [`Store::Journal`] and [`Store::Table`] the statement is sent inside `WITH`, and what
+    ///   can not stand there is refused too: another statement that changes data in a `WITH` of
+    ///   its own, or a table with rules that add statements.
     ///
     /// # A message that needs a generated id
     ///
@@ -174,7 +177,7 @@ impl Merged<'_, '_> {
     where
         T: for<'r> FromRow<'r, PgRow>,
     {
-        let rows = self.run(connection, Answer::Rows).await?;
+        let rows = self.rows(connection).await?;
         rows.first().map(T::from_row).transpose().map_err(failed)
     }
 
@@ -188,7 +191,7 @@ impl Merged<'_, '_> {
         T: for<'r> FromRow<'r, PgRow>,
     {
         let allow_none = self.allow_none;
-        let rows = self.run(connection, Answer::Rows).await?;
+        let rows = self.rows(connection).await?;
         if rows.is_empty() && !allow_none {
             return Err(Error::no_row());
         }
@@ -204,26 +207,41 @@ impl Merged<'_, '_> {
     /// See [`Merged`].
     pub async fn execute(self, connection: &mut PgConnection) -> Result<u64, Error> {
         let allow_none = self.allow_none;
-        let rows = self.run(connection, Answer::Count).await?;
-        match count(rows.first())? {
+        match self.touch(connection).await? {
             0 if !allow_none => Err(Error::no_row()),
             touched => Ok(touched),
         }
     }
 
-    /// The rows of an answer to which the message belongs: none if there is no message.
-    async fn run(self, connection: &mut PgConnection, answer: Answer) -> Result<Vec<PgRow>, Error> {
+    async fn touch(self, connection: &mut PgConnection) -> Result<u64, Error> {
         #[cfg(feature = "testing")]
         let (outbox, message) = (self.merge.outbox, self.message);
-        let (text, arguments, persistent) = self.sentence(answer)?;
-        let mut rows = sqlx::query_with(AssertSqlSafe(text), arguments)
-            .persistent(persistent)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(failed)?;
-        if answer == Answer::Count && count(rows.first())? == 0 {
-            rows.clear();
+        let counts = self.merge.outbox.counts();
+        let query = self.query(Answer::Count)?;
+        let touched = if counts {
+            let row = query.fetch_one(&mut *connection).await.map_err(failed)?;
+            let touched = count(&row)?;
+            if touched > 0 {
+                must_be_written(&row)?;
+            }
+            touched
+        } else {
+            // The rows say no more than their number does, and there may be many.
+            query.execute(&mut *connection).await.map_err(failed)?.rows_affected()
+        };
+        #[cfg(feature = "testing")]
+        if touched > 0 {
+            crate::testing::note(outbox, connection, std::slice::from_ref(message)).await?;
         }
+        Ok(touched)
+    }
+
+    /// The rows of an answer, each of which says that the message was written.
+    async fn rows(self, connection: &mut PgConnection) -> Result<Vec<PgRow>, Error> {
+        #[cfg(feature = "testing")]
+        let (outbox, message) = (self.merge.outbox, self.message);
+        let query = self.query(Answer::Rows)?;
+        let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
         rows.iter().try_for_each(must_be_written)?;
         #[cfg(feature = "testing")]
         if !rows.is_empty() {
@@ -233,7 +251,7 @@ impl Merged<'_, '_> {
     }
 
     /// The whole statement, and everything bound to it.
-    fn sentence(self, answer: Answer) -> Result<(String, PgArguments, bool), Error> {
+    fn query(self, answer: Answer) -> Result<Query<'static, Postgres, PgArguments>, Error> {
         let Merge { outbox, text, arguments, persistent } = self.merge;
         let mut arguments = arguments?;
         let statement = Statement::read(text.as_str())?;
@@ -243,13 +261,13 @@ impl Merged<'_, '_> {
         }
         let text = outbox.merged(&statement, answer, arguments.len() + 1);
         outbox.bind(self.message, &mut arguments)?;
-        Ok((text, arguments, persistent))
+        Ok(sqlx::query_with(AssertSqlSafe(text), arguments).persistent(persistent))
     }
 }
 
 /// What the row of [`Answer::Count`] says.
-fn count(row: Option<&PgRow>) -> Result<u64, Error> {
-    let count: i64 = row.map_or(Ok(0), |row| row.try_get(0)).map_err(failed)?;
+fn count(row: &PgRow) -> Result<u64, Error> {
+    let count: i64 = row.try_get(0).map_err(failed)?;
     Ok(u64::try_from(count).expect("a count is not negative"))
 }
 

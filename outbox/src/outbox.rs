@@ -81,7 +81,8 @@ pub struct Outbox {
 pub(crate) enum Answer {
     /// The rows of the business statement, and last whether the message was written.
     Rows,
-    /// How many rows there were, and whether the message was written.
+    /// How many rows there were, and whether the message was written: in one row for a table, in
+    /// each row for the log.
     Count,
 }
 
@@ -181,20 +182,23 @@ impl Outbox {
 
     /// The business statement with the message in it, whose parameters begin at `first`.
     ///
-    /// The call that writes a frame stands in the outermost SELECT: one in a CTE runs only as
-    /// far as something asks for its rows, so a message could be lost without a word. It is a
-    /// subquery without a reference to the rows, hence evaluated once however many they are, and
-    /// not at all if there are none. Its result is in every row, and is checked. A row of a
-    /// table is inserted by a CTE that changes data, and such a one always runs.
+    /// A frame is written by the statement's own RETURNING, by a subquery that refers to none of
+    /// its rows: Postgres evaluates such a one once, when the first row is returned, and not at
+    /// all if there is none. Every row holds that it was written, and is checked. A CTE with a
+    /// SELECT around it would do the same for more (docs/decisions/0012).
+    ///
+    /// A row of a table is inserted by a CTE that changes data, because such a one always runs;
+    /// one that only calls a function runs as far as something asks for its rows.
     pub(crate) fn merged(&self, statement: &Statement<'_>, answer: Answer, first: usize) -> String {
-        let returning = if statement.has_returning() { "" } else { " RETURNING true" };
-        let (insert, message) = match self.mapping() {
-            None => (String::new(), format!("(SELECT {})", self.emit(&format!("${first}")))),
-            Some(mapping) => (
-                format!(", message AS ({})", rows::merged(mapping, first)),
-                "(SELECT written FROM message)".to_owned(),
-            ),
+        let text = statement.text();
+        let Some(mapping) = self.mapping() else {
+            let returning = if statement.has_returning() { "," } else { " RETURNING" };
+            let emit = self.emit(&format!("${first}"));
+            return format!("{text}{returning} (SELECT {emit}) AS tailrace_message");
         };
+        let returning = if statement.has_returning() { "" } else { " RETURNING true" };
+        let insert = rows::merged(mapping, first);
+        let message = "(SELECT written FROM message)";
         let selected = match answer {
             Answer::Rows => format!("business.*, {message}"),
             Answer::Count => {
@@ -203,10 +207,14 @@ impl Outbox {
             }
         };
         format!(
-            "WITH business AS ({}{returning}){insert} \
-             SELECT {selected} AS tailrace_message FROM business",
-            statement.text()
+            "WITH business AS ({text}{returning}), message AS ({insert}) \
+             SELECT {selected} AS tailrace_message FROM business"
         )
+    }
+
+    /// Whether the answer to [`Answer::Count`] is one row with a count, and not every row.
+    pub(crate) fn counts(&self) -> bool {
+        self.mapping().is_some()
     }
 
     /// The call that writes a frame.

@@ -294,7 +294,7 @@ impl Prepared {
         message: &Message,
     ) -> Result<u64, Error> {
         let rows = self.run(client, values, message).await?;
-        let touched = if self.returns {
+        let touched = if self.returns || self.mapping.is_none() {
             i64::try_from(rows.len()).expect("so many rows fit no memory")
         } else {
             rows.first().expect("a count has one row").try_get(0).map_err(merged)?

@@ -17,6 +17,26 @@ async fn a_relay_that_is_killed_at_any_point_loses_and_doubles_nothing() {
     check("relay-crash").await;
 }
 
+#[tokio::test]
+async fn a_relay_that_is_killed_in_a_transaction_of_any_shape_loses_and_doubles_nothing() {
+    check("relay-shapes").await;
+}
+
+#[tokio::test]
+async fn zombies_of_three_relays_that_wake_at_any_time_publish_nothing() {
+    check("relay-zombies").await;
+}
+
+#[tokio::test]
+async fn an_idle_slot_keeps_no_log_of_a_busy_neighbour() {
+    check("foreign-wal").await;
+}
+
+#[tokio::test]
+async fn the_memory_of_a_relay_stays_what_it_was() {
+    check("soak").await;
+}
+
 async fn check(name: &str) {
     let proof = PROOFS.iter().find(|proof| proof.name == name).expect("the proof is there");
     let stack = Stack::shared().await;

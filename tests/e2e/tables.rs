@@ -26,6 +26,7 @@ const VARIANT: Variant = Variant {
     split_bytes: None,
     at_least_once: false,
     table: Some(MAPPING),
+    rows_alone: None,
 };
 
 /// Rounds of three rows each.

@@ -7,9 +7,13 @@
 //! ([`process`], the `node` program), so that a crash is a SIGKILL. Pages are
 //! looked at in a real [`browser`].
 
+pub mod foreign_wal;
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
+pub mod relay_shapes;
+pub mod relay_zombies;
+pub mod soak;
 
 pub mod browser;
 mod client;
@@ -18,6 +22,7 @@ pub mod endpoint;
 pub mod node;
 pub mod process;
 pub mod reader;
+pub mod shape;
 pub mod site;
 pub mod verdict;
 mod writer;
@@ -25,7 +30,7 @@ pub mod writers;
 
 pub use client::Way;
 pub use proof::{PROOFS, Proof, Report, Scale};
-pub use site::{Site, Variant};
+pub use site::{Site, Streaming, Variant};
 
 /// The quick start of the README compiles.
 #[cfg(doctest)]

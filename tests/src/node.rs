@@ -5,13 +5,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Parser};
 use rustix::process::{Signal, getpid, kill_process};
-use tailrace_cdc_relay::{Config, Delivery, Mapping, Relay, cli};
+use tailrace_cdc_relay::{Config, Delivery, Mapping, Milestone, Relay, cli};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -57,6 +58,15 @@ struct RelayArgs {
     /// A table whose rows are messages too
     #[arg(long)]
     table: Option<Mapping>,
+    /// Rows alone are published
+    #[arg(long)]
+    rows_alone: bool,
+    /// Memory for transactions in progress
+    #[arg(long)]
+    streaming_memory: Option<usize>,
+    /// The most that is spooled of them
+    #[arg(long)]
+    spool_max: Option<u64>,
     /// MILESTONE:N, MILESTONE:N:stop or MILESTONE:N:MICROSECONDS
     #[arg(long)]
     die_at: Option<CrashPoint>,
@@ -116,17 +126,26 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     if let Some(mapping) = arguments.table {
         config = config.table(mapping);
     }
-    let mut relay = Relay::new(config);
-    if let Some(point) = arguments.die_at {
-        let seen = AtomicU32::new(0);
-        relay = relay.on_milestone(move |milestone| {
-            if milestone == point.milestone
-                && seen.fetch_add(1, Ordering::Relaxed) + 1 == point.occurrence
-            {
-                die(point);
-            }
-        });
+    config = config.messages(!arguments.rows_alone);
+    if let Some(bytes) = arguments.streaming_memory {
+        config = config.streaming_memory(bytes);
     }
+    if let Some(bytes) = arguments.spool_max {
+        config = config.spool_max(bytes);
+    }
+    let seen = AtomicU32::new(0);
+    let stops = stop_when_told();
+    let relay = Relay::new(config).on_milestone(move |milestone| {
+        if let Some(point) = arguments.die_at
+            && milestone == point.milestone
+            && seen.fetch_add(1, Ordering::Relaxed) + 1 == point.occurrence
+        {
+            die(point);
+        }
+        if milestone == Milestone::Produced && stops.swap(false, Ordering::Relaxed) {
+            die(CrashPoint::at(milestone, 1).stop());
+        }
+    });
     let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
     let shutdown = async move {
         terminate.recv().await;
@@ -138,6 +157,20 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Set by SIGUSR1: with the next message that it hands to Kafka the process stops itself, so that it
+/// is stopped with a transaction open.
+fn stop_when_told() -> Arc<AtomicBool> {
+    let told = Arc::new(AtomicBool::new(false));
+    let mut order = signal(SignalKind::user_defined1()).expect("SIGUSR1 can be listened for");
+    let tell = Arc::clone(&told);
+    tokio::spawn(async move {
+        while order.recv().await.is_some() {
+            tell.store(true, Ordering::Relaxed);
+        }
+    });
+    told
 }
 
 async fn write_and_die(arguments: WriterArgs) -> ExitCode {

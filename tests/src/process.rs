@@ -135,6 +135,19 @@ impl Process {
         }
     }
 
+    /// The memory that it has now: what `ps` calls its resident set.
+    ///
+    /// # Panics
+    ///
+    /// When it has ended and was waited for, or nobody tells.
+    pub fn resident_bytes(&self) -> u64 {
+        let pid = self.child.id().expect("the process was not waited for").to_string();
+        let asked = std::process::Command::new("ps").args(["-o", "rss=", "-p", &pid]).output();
+        let answer = asked.expect("ps is installed").stdout;
+        let kilobytes = String::from_utf8_lossy(&answer).trim().parse::<u64>();
+        kilobytes.expect("ps answers with a number") * 1024
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

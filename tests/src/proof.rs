@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use tailrace_stack::Stack;
 
 use crate::process::Node;
-use crate::{outbox_arrival, relay_crash};
+use crate::{foreign_wal, outbox_arrival, relay_crash, relay_shapes, relay_zombies, soak};
 
 /// How much of the same work a proof does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,5 +78,29 @@ pub const PROOFS: &[Proof] = &[
         claim: "a relay that is killed at any point loses nothing, doubles nothing and keeps the \
                 order",
         body: |bench| Box::pin(relay_crash::prove(bench)),
+    },
+    Proof {
+        name: "relay-shapes",
+        claim: "that holds for transactions of every shape, in the log, the journal and a table, \
+                between any two of their messages",
+        body: |bench| Box::pin(relay_shapes::prove(bench)),
+    },
+    Proof {
+        name: "relay-zombies",
+        claim: "a relay that is stopped inside a transaction and wakes up after another took over \
+                publishes nothing",
+        body: |bench| Box::pin(relay_zombies::prove(bench)),
+    },
+    Proof {
+        name: "foreign-wal",
+        claim: "30 s after another database has written 10 GB, the slot of an idle one keeps no more \
+                than 64 MB of log",
+        body: |bench| Box::pin(foreign_wal::prove(bench)),
+    },
+    Proof {
+        name: "soak",
+        claim: "the relay's memory does not grow, whatever it publishes and however often it begins \
+                anew",
+        body: |bench| Box::pin(soak::prove(bench)),
     },
 ];

@@ -46,6 +46,17 @@ pub struct Variant {
     pub at_least_once: bool,
     /// A table whose rows are messages too.
     pub table: Option<&'static str>,
+    /// Rows alone are published, and large transactions are received while they are in progress.
+    pub rows_alone: Option<Streaming>,
+}
+
+/// What a relay may keep of transactions in progress.
+#[derive(Clone, Copy, Debug)]
+pub struct Streaming {
+    /// Bytes in memory.
+    pub memory: usize,
+    /// Bytes in files.
+    pub spool_max: u64,
 }
 
 impl Site {
@@ -99,6 +110,11 @@ impl Site {
         }
         if let Some(table) = variant.table {
             give("--table", table.to_owned());
+        }
+        if let Some(Streaming { memory, spool_max }) = variant.rows_alone {
+            arguments.push("--rows-alone".to_owned());
+            arguments.extend(["--streaming-memory".to_owned(), memory.to_string()]);
+            arguments.extend(["--spool-max".to_owned(), spool_max.to_string()]);
         }
         if variant.at_least_once {
             arguments.push("--at-least-once".to_owned());

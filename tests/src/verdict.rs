@@ -13,7 +13,7 @@ use crate::site::Site;
 use crate::writers::{Expected, Written};
 
 /// A relay that is told to stop has stopped by then.
-const STOP_MAX: Duration = Duration::from_secs(15);
+pub(crate) const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// Faults shown of each kind.
 const SHOWN_MAX: usize = 5;
@@ -100,6 +100,20 @@ impl Verdict {
             }
         }
         verdict
+    }
+
+    /// What was found here and elsewhere.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.committed += other.committed;
+        self.published += other.published;
+        self.lost += other.lost;
+        self.doubled += other.doubled;
+        self.invented += other.invented;
+        self.disordered += other.disordered;
+        self.malformed += other.malformed;
+        self.faults.extend(other.faults);
+        self
     }
 
     /// Adds what was found to a report.

@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
 
 use sqlx::{Executor, Row};
 use tailrace_outbox::journal::{self, Retention};
 use tailrace_outbox::schema;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::interval;
 use uuid::Uuid;
 
 use crate::client::{APPLICATION, Client, Way};
@@ -19,6 +22,9 @@ use crate::writer::{Habit, Writer};
 
 /// Of so many connections one is through tokio-postgres, where every way to write is taken.
 const TOKIO_POSTGRES_EVERY: usize = 4;
+
+/// Between two transactions of a writer that is to go on for long.
+const PACE: Duration = Duration::from_millis(20);
 
 /// A server's process that is told to end has ended by then.
 const END_MAX_MS: i64 = 20_000;
@@ -224,6 +230,36 @@ impl Site {
         Written::of_all(tasks).await
     }
 
+    /// Writes over several connections, at an even pace, while `work` is under way.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn write_during(
+        &self,
+        writers: usize,
+        dice: &mut Dice,
+        work: impl Future<Output = ()>,
+    ) -> Written {
+        let mut tasks = JoinSet::new();
+        let (ends, ended) = watch::channel(false);
+        for at in 0..writers {
+            let mut writer = self.writer(at, Habit::Plain, dice).await;
+            let ended = ended.clone();
+            tasks.spawn(async move {
+                let mut pace = interval(PACE);
+                while !*ended.borrow() {
+                    pace.tick().await;
+                    writer.transaction().await.expect("the writer's server serves");
+                }
+                writer.written
+            });
+        }
+        work.await;
+        ends.send_replace(true);
+        Written::of_all(tasks).await
+    }
+
     async fn writer(&self, at: usize, habit: Habit, dice: &mut Dice) -> Writer {
         let url = self.url.as_str();
         let client = match habit {
@@ -276,6 +312,17 @@ impl Site {
         .execute(&self.pool)
         .await
         .expect("the server answers");
+    }
+
+    /// How many messages have been committed.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not answer.
+    pub async fn expected_count(&self) -> u64 {
+        let count = sqlx::query_scalar("select count(*) from expected").fetch_one(&self.pool);
+        let count: i64 = count.await.expect("the server answers");
+        u64::try_from(count).expect("a count")
     }
 
     /// What has been committed.

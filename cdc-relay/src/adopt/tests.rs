@@ -3,6 +3,7 @@ use crate::checkpoint::{Checkpoint, Intent, Partial, Published, Stored};
 use crate::error::Kind;
 use crate::lsn::Lsn;
 use crate::position::{Incarnation, Ordinal};
+use crate::progress::Counting;
 use crate::resume::tests::{server, slot, source};
 use crate::resume::{Server, Slot};
 
@@ -14,6 +15,7 @@ fn published(flush_lsn: u64, partial: Option<u64>) -> Stored {
         commit_lsn: Lsn(commit_lsn),
         ordinal: Ordinal(3),
         change_lsn: Lsn(commit_lsn - 1),
+        counting: Counting::All,
     });
     let progress = Published { flush_lsn: Lsn(flush_lsn), partial };
     let checkpoint = Checkpoint { source: source.clone(), progress };

@@ -147,6 +147,20 @@ pub(crate) const SETTINGS: &[Setting] = &[
         ..PLAIN
     },
     Setting {
+        key: "relay.messages",
+        flag: Flag::Off(
+            "no-messages",
+            "Publish rows of tables alone, and receive their large transactions while they are in \
+             progress",
+        ),
+        shape: "BOOLEAN",
+        about: "Publish logical messages; without them large transactions can be received while \
+                they are in progress",
+        default: "true",
+        set: |config, _, text| Ok(config.messages(boolean(text)?)),
+        ..PLAIN
+    },
+    Setting {
         key: "relay.schema",
         flag: Flag::Value("schema"),
         about: "The schema of the journal table",
@@ -237,6 +251,41 @@ pub(crate) const SETTINGS: &[Setting] = &[
             "refuse" => Ok(config.large_transactions(LargeTransactions::Refuse)),
             _ => Err(format!("{text:?} is neither split nor refuse")),
         },
+        ..PLAIN
+    },
+    Setting {
+        key: "streaming.enabled",
+        flag: Flag::Off("no-streaming", "Receive large transactions once they have committed"),
+        shape: "BOOLEAN",
+        about: "Receive large transactions while they are in progress, where no logical messages \
+                are published",
+        default: "true",
+        set: |config, _, text| Ok(config.streaming(boolean(text)?)),
+        ..PLAIN
+    },
+    Setting {
+        key: "streaming.memory",
+        shape: "SIZE",
+        about: "Memory for transactions in progress; what is more is spooled",
+        default: "8MiB",
+        set: |config, _, text| Ok(config.streaming_memory(measure::size(text)?)),
+        ..PLAIN
+    },
+    Setting {
+        key: "streaming.spool_directory",
+        flag: Flag::Value("spool-directory"),
+        shape: "DIRECTORY",
+        about: "Where transactions in progress are spooled, best on a disk",
+        default: "/var/tmp",
+        set: |config, _, text| Ok(config.spool_directory(text)),
+        ..PLAIN
+    },
+    Setting {
+        key: "streaming.spool_max",
+        shape: "SIZE",
+        about: "The most that is spooled; beyond it Postgres keeps large transactions itself",
+        default: "1GiB",
+        set: |config, _, text| Ok(config.spool_max(measure::size(text)? as u64)),
         ..PLAIN
     },
     Setting {

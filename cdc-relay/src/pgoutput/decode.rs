@@ -1,6 +1,6 @@
 //! From the bytes of one message to a change.
 
-use super::{Change, OldRow, Relation, RelationId, Timestamp, Tuple, Xid};
+use super::{Change, OldRow, Relation, RelationId, Segment, Timestamp, Tuple, Xid};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::replication::reader::{Fault, Reader};
@@ -16,9 +16,46 @@ pub(crate) fn decode(body: &[u8], lsn: Lsn) -> Result<Change<'_>, Error> {
         .map_err(|fault| fault.error(format_args!("pgoutput message at {lsn}")))
 }
 
+/// What comes between the start and the stop of a segment of a streamed transaction, as far as it
+/// has to be known before the transaction commits.
+pub(crate) fn decode_segment(body: &[u8], lsn: Lsn) -> Result<Segment, Error> {
+    let mut reader = Reader::new(body);
+    read_segment(&mut reader)
+        .map_err(|fault| fault.error(format_args!("pgoutput message at {lsn}")))
+}
+
+/// Reads a change that came in a segment: in front of it stands the transaction that made it, the
+/// top one or one of its subtransactions. Of logical messages it is always the top one.
+pub(crate) fn decode_streamed(body: &[u8], lsn: Lsn) -> Result<(Xid, Change<'_>), Error> {
+    let mut reader = Reader::new(body);
+    read_streamed(&mut reader)
+        .and_then(|change| reader.end().map(|()| change))
+        .map_err(|fault| fault.error(format_args!("streamed pgoutput message at {lsn}")))
+}
+
+fn read_segment(reader: &mut Reader<'_>) -> Result<Segment, Fault> {
+    let strange = reader.fault("no part of a streamed transaction");
+    match reader.u8()? {
+        b'E' => reader.end().map(|()| Segment::Stop),
+        b'O' | b'Y' => Ok(Segment::Nothing),
+        b'R' => Ok(Segment::Relation(Xid(reader.u32()?))),
+        b'I' | b'U' | b'D' | b'T' | b'M' => Ok(Segment::Change(Xid(reader.u32()?))),
+        _ => Err(strange),
+    }
+}
+
+fn read_streamed<'a>(reader: &mut Reader<'a>) -> Result<(Xid, Change<'a>), Fault> {
+    let strange = reader.fault("no change of a streamed transaction");
+    let kind = reader.u8()?;
+    if !b"RIUDTMY".contains(&kind) {
+        return Err(strange);
+    }
+    let xid = Xid(reader.u32()?);
+    Ok((xid, read_change(reader, kind, strange)?))
+}
+
 fn read<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
     let unknown = reader.fault("an unknown kind of message");
-    let streamed = reader.fault("part of a streamed transaction, which was not asked for");
     let prepared = reader.fault("a prepared transaction, which was not asked for");
     Ok(match reader.u8()? {
         b'B' => Change::Begin {
@@ -37,6 +74,39 @@ fn read<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
                 timestamp: Timestamp(reader.i64()?),
             }
         }
+        b'S' => {
+            let xid = Xid(reader.u32()?);
+            let fault = reader.fault("unknown flags of a stream's start");
+            let first = match reader.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(fault),
+            };
+            Change::StreamStart { xid, first }
+        }
+        b'E' => Change::StreamStop,
+        b'c' => {
+            let xid = Xid(reader.u32()?);
+            let fault = reader.fault("unknown commit flags");
+            if reader.u8()? != 0 {
+                return Err(fault);
+            }
+            Change::StreamCommit {
+                xid,
+                commit_lsn: reader.lsn()?,
+                end_lsn: reader.lsn()?,
+                timestamp: Timestamp(reader.i64()?),
+            }
+        }
+        b'A' => Change::StreamAbort { xid: Xid(reader.u32()?), subtransaction: Xid(reader.u32()?) },
+        b'b' | b'P' | b'K' | b'r' | b'p' => return Err(prepared),
+        kind => return read_change(reader, kind, unknown),
+    })
+}
+
+/// What a transaction consists of; `kind` has been read.
+fn read_change<'a>(reader: &mut Reader<'a>, kind: u8, unknown: Fault) -> Result<Change<'a>, Fault> {
+    Ok(match kind {
         b'M' => message(reader)?,
         b'R' => Change::Relation(Relation::read(reader)?),
         b'Y' => {
@@ -59,8 +129,6 @@ fn read<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
             Change::Delete { relation, old: old_row(reader, kind)?.ok_or(fault)? }
         }
         b'T' => truncate(reader)?,
-        b'S' | b'E' | b'c' | b'A' => return Err(streamed),
-        b'b' | b'P' | b'K' | b'r' | b'p' => return Err(prepared),
         _ => return Err(unknown),
     })
 }

@@ -6,8 +6,8 @@ use proptest::prelude::{any, prop_assert, proptest};
 use proptest::sample::Index;
 
 use super::{
-    Change, Column, OldRow, Relation, RelationColumn, RelationId, ReplicaIdentity, Timestamp,
-    Tuple, Xid, decode,
+    Change, Column, OldRow, Relation, RelationColumn, RelationId, ReplicaIdentity, Segment,
+    Timestamp, Tuple, Xid, decode, decode_segment, decode_streamed,
 };
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
@@ -75,7 +75,24 @@ fn samples() -> Vec<Vec<u8>> {
         bytes![b"D", 42_u32.to_be_bytes(), b"K", tuple()],
         bytes![b"D", 42_u32.to_be_bytes(), b"O", tuple()],
         truncate(),
+        bytes![b"S", 9_u32.to_be_bytes(), b"\x01"],
+        bytes![b"E"],
+        bytes![
+            b"c",
+            9_u32.to_be_bytes(),
+            b"\0",
+            7_u64.to_be_bytes(),
+            8_u64.to_be_bytes(),
+            3_i64.to_be_bytes()
+        ],
+        bytes![b"A", 9_u32.to_be_bytes(), 10_u32.to_be_bytes()],
     ]
+}
+
+/// One of every message that is a change, as it comes in a segment.
+fn streamed_samples() -> Vec<Vec<u8>> {
+    let changes = samples().into_iter().filter(|sample| b"RIUDTMY".contains(&sample[0]));
+    changes.map(|sample| bytes![sample[..1], 10_u32.to_be_bytes(), sample[1..]]).collect()
 }
 
 fn columns(tuple: Tuple<'_>) -> Vec<Column<'_>> {
@@ -188,6 +205,48 @@ fn rows_are_read() {
 }
 
 #[test]
+fn streams_are_read() {
+    let (xid, subtransaction) = (Xid(9), Xid(10));
+    let (commit_lsn, end_lsn, timestamp) = (Lsn(7), Lsn(8), Timestamp(3));
+    let sample = |kind| samples().into_iter().find(|sample| sample[0] == kind).unwrap();
+
+    for (kind, expected) in [
+        (b'S', Change::StreamStart { xid, first: true }),
+        (b'E', Change::StreamStop),
+        (b'c', Change::StreamCommit { xid, commit_lsn, end_lsn, timestamp }),
+        (b'A', Change::StreamAbort { xid, subtransaction }),
+    ] {
+        assert_eq!(decode(&sample(kind), LSN).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_change_in_a_segment_is_the_change_and_whose_it_is() {
+    for streamed in streamed_samples() {
+        let plain = bytes![streamed[..1], streamed[5..]];
+        let expected = match streamed[0] {
+            b'R' => Segment::Relation(Xid(10)),
+            b'Y' => Segment::Nothing,
+            _ => Segment::Change(Xid(10)),
+        };
+
+        assert_eq!(decode_segment(&streamed, LSN).unwrap(), expected);
+        let (xid, change) = decode_streamed(&streamed, LSN).unwrap();
+        assert_eq!((xid, change), (Xid(10), decode(&plain, LSN).unwrap()));
+        for length in 0..streamed.len() {
+            let error = decode_streamed(&streamed[..length], LSN).unwrap_err();
+            assert_eq!(error.kind(), Kind::Malformed);
+        }
+    }
+    assert_eq!(decode_segment(b"E", LSN).unwrap(), Segment::Stop);
+    assert_eq!(decode_segment(b"O", LSN).unwrap(), Segment::Nothing);
+    for strange in [&b""[..], b"E\0", b"I\0\0\0", b"B", b"S\0\0\0\x01\x01", b"c", b"A", b"x"] {
+        let error = decode_segment(strange, LSN).unwrap_err();
+        assert_eq!(error.kind(), Kind::Malformed, "{strange:?}");
+    }
+}
+
+#[test]
 fn every_message_cut_short_or_with_a_byte_too_many_is_refused() {
     for sample in samples() {
         decode(&sample, LSN).unwrap();
@@ -213,7 +272,8 @@ fn a_broken_message_names_its_byte() {
 
     check(b"", "the message ends too early at byte 0");
     check(b"x", "an unknown kind of message at byte 0");
-    check(b"S", "part of a streamed transaction, which was not asked for at byte 0");
+    check(b"S\0\0\0\x01\x02", "unknown flags of a stream's start at byte 5");
+    check(b"c\0\0\0\x01\x01", "unknown commit flags at byte 5");
     check(b"P", "a prepared transaction, which was not asked for at byte 0");
     check(b"B\0", "the message ends too early at byte 1");
     check(b"C\x01", "unknown commit flags at byte 1");
@@ -243,6 +303,7 @@ proptest! {
         if let Ok(change) = decode(&body, LSN) {
             walk(&change);
         }
+        let _ = decode_segment(&body, LSN);
     }
 
     #[test]
@@ -253,6 +314,32 @@ proptest! {
         let body = [&[*kind.get(b"BCMRYOIUDTSEcAbPKrp")][..], &body].concat();
         if let Ok(change) = decode(&body, LSN) {
             walk(&change);
+        }
+        let _ = decode_segment(&body, LSN);
+        if let Ok((_, change)) = decode_streamed(&body, LSN) {
+            walk(&change);
+        }
+    }
+
+    #[test]
+    fn damaged_messages_of_a_segment_never_panic(
+        sample in any::<Index>(),
+        damage in vec((any::<Index>(), any::<u8>()), 1..4),
+        cut in any::<Index>(),
+    ) {
+        let mut body = streamed_samples().swap_remove(sample.index(streamed_samples().len()));
+        for (place, byte) in damage {
+            let place = place.index(body.len());
+            body[place] = byte;
+        }
+        for body in [&body[..], &body[..cut.index(body.len())]] {
+            if let Err(error) = decode_segment(body, LSN) {
+                prop_assert!(error.kind() == Kind::Malformed);
+            }
+            match decode_streamed(body, LSN) {
+                Ok((_, change)) => prop_assert!(walk(&change) <= body.len()),
+                Err(error) => prop_assert!(error.kind() == Kind::Malformed),
+            }
         }
     }
 

@@ -255,27 +255,36 @@ impl Client {
 
     /// Starts to stream a slot from the position that it has confirmed.
     ///
-    /// The stream carries logical messages, and rows in binary form; it carries no transaction
-    /// before its commit (the option `streaming` of pgoutput stays off), so that messages of
-    /// rolled-back savepoints are left out by Postgres itself.
+    /// The stream carries logical messages, and rows in binary form.
     pub(crate) async fn start_replication(
         self,
         slot: &str,
         publication: &str,
+        large: Large,
     ) -> Result<Stream, Error> {
         let endpoint = self.connection.endpoint.clone();
-        timeout(QUERY_TIMEOUT, self.begin_stream(slot, publication))
+        timeout(QUERY_TIMEOUT, self.begin_stream(slot, publication, large))
             .await
             .unwrap_or_else(|_| Err(late(&endpoint, "START_REPLICATION", QUERY_TIMEOUT)))
     }
 
-    async fn begin_stream(mut self, slot: &str, publication: &str) -> Result<Stream, Error> {
+    async fn begin_stream(
+        mut self,
+        slot: &str,
+        publication: &str,
+        large: Large,
+    ) -> Result<Stream, Error> {
         // pgoutput takes a list of identifiers as one string, and in replication commands a
         // backslash in a string is nothing special.
         let publications = quote_identifier(publication).replace('\'', "''");
+        let streaming = match large {
+            Large::AtCommit => "off",
+            Large::InProgress => "on",
+        };
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '2', \
-             publication_names '{publications}', messages 'true', binary 'true', streaming 'off')",
+             publication_names '{publications}', messages 'true', binary 'true', \
+             streaming '{streaming}')",
             quote_identifier(slot),
         );
         self.send(&command).await?;
@@ -305,6 +314,16 @@ impl Client {
         self.ready = false;
         self.connection.send(&message).await
     }
+}
+
+/// When the server sends a transaction that does not fit its `logical_decoding_work_mem`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Large {
+    /// Once it has committed; until then the server keeps it on its disk. What was rolled back is
+    /// left out by the server itself, messages of rolled-back savepoints too.
+    AtCommit,
+    /// While it is in progress, in segments (the option `streaming` of pgoutput).
+    InProgress,
 }
 
 fn row(body: &[u8]) -> Result<Row, Fault> {

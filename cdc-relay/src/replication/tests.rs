@@ -12,5 +12,6 @@ mod server;
 mod slot;
 mod status;
 mod stream;
+mod streaming;
 mod tls;
 mod wire;

@@ -76,6 +76,17 @@ pub struct Snapshot {
     pub message_bytes: u64,
     /// Messages that became dead letters.
     pub dead_letters: u64,
+    /// Messages that were ignored: they stood outside any transaction, or rows alone are
+    /// published.
+    pub ignored: u64,
+    /// Whether large transactions are received while they are in progress.
+    pub streaming: bool,
+    /// What of them is in memory.
+    pub streamed_in_memory_bytes: u64,
+    /// What of them is in files.
+    pub spooled_bytes: u64,
+    /// Sessions that could keep no more of them, so that the next one went on without streaming.
+    pub spool_full: u64,
     /// Batches of at least one message.
     pub batches: u64,
     /// How often it came to lead.
@@ -143,6 +154,11 @@ pub(super) fn snapshot(shared: &Shared) -> Snapshot {
         messages: read(&counts.messages),
         message_bytes: read(&counts.bytes),
         dead_letters: read(&counts.dead_letters),
+        ignored: read(&counts.ignored),
+        streaming: told.state == State::Leading && told.streaming,
+        streamed_in_memory_bytes: read(&counts.in_memory),
+        spooled_bytes: read(&counts.spooled),
+        spool_full: read(&counts.spool_full),
         batches: read(&counts.batches),
         sessions: read(&counts.sessions),
         watchdog_restarts: read(&counts.restarts),

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Delivered, ERRORS_MAX, Role, Status};
+use super::{Delivered, ERRORS_MAX, Line, Role, Status};
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
 use crate::position::Incarnation;
@@ -13,7 +13,7 @@ use crate::watchdog::{Cause, Verdict};
 fn leading() -> (Status, Arc<AtomicU64>) {
     let status = Status::new("slot");
     let arrived = Arc::new(AtomicU64::new(0));
-    status.leads("relay", Incarnation(7), Lsn(100), Arc::clone(&arrived));
+    status.leads("relay", Incarnation(7), Lsn(100), line(&arrived));
     (status, arrived)
 }
 
@@ -21,6 +21,11 @@ fn look(end: u64) -> Look {
     let health =
         SlotHealth { exists: true, wal_status: "reserved".to_owned(), ..SlotHealth::default() };
     Look { end: Lsn(end), at_work: false, health }
+}
+
+/// A stream that brings transactions whole.
+fn line(arrived: &Arc<AtomicU64>) -> Line {
+    Line { arrived: Arc::clone(arrived), in_progress: false }
 }
 
 #[test]
@@ -89,7 +94,7 @@ fn the_watchdog_ends_the_session_that_it_saw_and_no_later_one() {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let mut first = std::pin::pin!(status.end_of(1));
     assert!(first.as_mut().poll(&mut context).is_ready());
-    assert_eq!(status.leads("relay", Incarnation(7), Lsn(100), arrived), 2);
+    assert_eq!(status.leads("relay", Incarnation(7), Lsn(100), line(&arrived)), 2);
     let mut second = std::pin::pin!(status.end_of(2));
     assert!(second.as_mut().poll(&mut context).is_pending());
     assert_eq!(status.snapshot().watchdog_restarts, 1);

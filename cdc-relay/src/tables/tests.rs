@@ -115,7 +115,7 @@ fn framed_by(mapping: &Mapping, columns: &[Given]) -> Result<Vec<u8>, (String, S
     let mut tables = Tables::new(vec![mapping.clone()]);
     let body = relation(mapping.schema(), mapping.table(), columns);
     let Change::Relation(described) = decode(&body, Lsn(1)).unwrap() else { panic!("relation") };
-    tables.relation(&described);
+    tables.relation(&described, 1);
     tables.begin(Timestamp(7));
     let body = insert(columns);
     let Change::Insert { relation, new } = decode(&body, Lsn(2)).unwrap() else { panic!("row") };
@@ -175,7 +175,7 @@ fn a_table_of_another_name_holds_no_messages() {
         let body = relation(schema, table, &[]);
         let Change::Relation(described) = decode(&body, Lsn(1)).unwrap() else { panic!("that") };
 
-        tables.relation(&described);
+        tables.relation(&described, 1);
 
         assert!(!tables.hold(described.id));
     }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::pgoutput::{Change, decode};
-use crate::replication::{Client, Endpoint, Event, Stream, quote_identifier, quote_literal};
+use crate::replication::{Client, Endpoint, Event, Large, Stream, quote_identifier, quote_literal};
 
 /// No answer of a healthy server takes so long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
@@ -64,9 +64,13 @@ impl Source {
     }
 
     pub(super) async fn try_stream(&self) -> Result<Stream, Error> {
+        self.try_stream_with(Large::AtCommit).await
+    }
+
+    pub(super) async fn try_stream_with(&self, large: Large) -> Result<Stream, Error> {
         Client::connect(&self.endpoint)
             .await?
-            .start_replication(&self.slot, &self.publication)
+            .start_replication(&self.slot, &self.publication, large)
             .await
     }
 

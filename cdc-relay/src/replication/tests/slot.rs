@@ -1,6 +1,6 @@
 use super::server::Source;
 use crate::error::{Error, Kind};
-use crate::replication::{Client, quote_literal};
+use crate::replication::{Client, Large, quote_literal};
 
 async fn refusal(source: &Source) -> Error {
     source.try_stream().await.err().expect("the slot is refused")
@@ -90,6 +90,7 @@ async fn the_replication_command_makes_a_slot_too() {
 
     assert_eq!(rows[0].get(0), Some(source.slot.as_str()));
     let client = Client::connect(&source.endpoint).await.unwrap();
-    let stream = client.start_replication(&source.slot, &source.publication).await.unwrap();
+    let stream =
+        client.start_replication(&source.slot, &source.publication, Large::AtCommit).await.unwrap();
     stream.close().await.unwrap();
 }

@@ -8,7 +8,7 @@ use crate::error::Kind;
 use crate::lsn::Lsn;
 use crate::pgoutput::{Change, decode};
 use crate::replication::connection::Connection;
-use crate::replication::{Client, Endpoint, Event, StatusHandle, Stream, quote_literal};
+use crate::replication::{Client, Endpoint, Event, Large, StatusHandle, Stream, quote_literal};
 
 /// Reads to the end of the next transaction.
 async fn next_end(stream: &mut Stream) -> Lsn {
@@ -56,7 +56,8 @@ async fn the_server_sees_what_was_received_before_it_is_flushed() {
     let mut source = Source::new("what_was_received").await;
     let client = Client::connect(&source.endpoint).await.unwrap();
     let pid = client.backend_pid();
-    let mut stream = client.start_replication(&source.slot, &source.publication).await.unwrap();
+    let mut stream =
+        client.start_replication(&source.slot, &source.publication, Large::AtCommit).await.unwrap();
     source.run("SELECT pg_logical_emit_message(true, 'p', 'a')").await;
     let end = next_end(&mut stream).await;
 
@@ -95,7 +96,8 @@ async fn a_relay_that_does_not_read_is_not_taken_for_dead() {
     let mut client = Client::connect(&source.endpoint).await.unwrap();
     client.query("SET wal_sender_timeout = '1s'").await.unwrap();
     let pid = client.backend_pid();
-    let mut stream = client.start_replication(&source.slot, &source.publication).await.unwrap();
+    let mut stream =
+        client.start_replication(&source.slot, &source.publication, Large::AtCommit).await.unwrap();
     // Far more than the sockets hold, so that the server has to wait for us.
     source
         .run(

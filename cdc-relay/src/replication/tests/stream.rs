@@ -8,7 +8,7 @@ use super::server::{DEADLINE, Source, next, until_commits, until_error};
 use crate::error::Kind;
 use crate::lsn::Lsn;
 use crate::pgoutput::{Change, decode};
-use crate::replication::{Client, Endpoint, Event, Stream, quote_identifier};
+use crate::replication::{Client, Endpoint, Event, Large, Stream, quote_identifier};
 
 fn emit(content: &str) -> String {
     format!("SELECT pg_logical_emit_message(true, 'p', '{content}');")
@@ -219,7 +219,8 @@ async fn a_terminated_backend_ends_the_stream_with_the_servers_reason() {
     let mut source = Source::new("a_terminated_backend").await;
     let client = Client::connect(&source.endpoint).await.unwrap();
     let pid = client.backend_pid();
-    let mut stream = client.start_replication(&source.slot, &source.publication).await.unwrap();
+    let mut stream =
+        client.start_replication(&source.slot, &source.publication, Large::AtCommit).await.unwrap();
     next(&mut stream).await;
 
     source.run(&format!("SELECT pg_terminate_backend({pid})")).await;
@@ -269,7 +270,7 @@ async fn odd_names_of_database_and_publication_are_no_obstacle() {
     let mut sql = Client::connect(&endpoint).await.unwrap();
     sql.query("INSERT INTO t VALUES (1)").await.unwrap();
     let client = Client::connect(&endpoint).await.unwrap();
-    let mut stream = client.start_replication(&source.slot, ODD).await.unwrap();
+    let mut stream = client.start_replication(&source.slot, ODD, Large::AtCommit).await.unwrap();
     let lines = until_commits(&mut stream, 1).await;
 
     assert!(lines.iter().any(|line| line.starts_with("Insert")), "{lines:?}");

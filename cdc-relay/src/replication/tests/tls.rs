@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::log_in::refusal;
 use super::server::{DEADLINE, until_commits};
 use crate::error::Kind;
-use crate::replication::{Client, Endpoint};
+use crate::replication::{Client, Endpoint, Large};
 
 const ENCRYPTED: &str = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
 
@@ -126,7 +126,7 @@ async fn each_way_to_log_in_works_over_tls_and_the_stream_too() {
         .unwrap();
 
         let client = Client::connect(&endpoint).await.unwrap();
-        let mut stream = client.start_replication(slot, "p").await.unwrap();
+        let mut stream = client.start_replication(slot, "p", Large::AtCommit).await.unwrap();
         let lines = until_commits(&mut stream, 1).await;
 
         assert_eq!(lines.len(), 20_003);

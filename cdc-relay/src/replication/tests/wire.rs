@@ -10,7 +10,7 @@ use super::server::{DEADLINE, next, until_error};
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
-use crate::replication::{Client, Endpoint, Event, Stream};
+use crate::replication::{Client, Endpoint, Event, Large, Stream};
 
 pub(super) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
@@ -91,7 +91,7 @@ async fn stream(answer: Vec<u8>) -> Stream {
     let (endpoint, _task) = server(vec![log_in, version, both]).await;
     let client = Client::connect(&endpoint).await.unwrap();
     assert_eq!((client.backend_pid(), client.server_version()), (7, 180_006));
-    client.start_replication("slot", "publication").await.unwrap()
+    client.start_replication("slot", "publication", Large::AtCommit).await.unwrap()
 }
 
 #[tokio::test]

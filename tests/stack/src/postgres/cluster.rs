@@ -312,8 +312,8 @@ impl Drop for Cluster {
 }
 
 /// The settings are in the file rather than on the command line, so that a test can change them
-/// with `alter system`. Where a setting is not the default, a relay under test wants many slots,
-/// and nothing may be left in the machine's shared memory.
+/// with `alter system`. Where a setting is not the default, tests want many slots and
+/// prepared transactions, and nothing may be left in the machine's shared memory.
 fn configure(home: &Home) -> Result<(), Error> {
     let settings = format!(
         "
@@ -323,6 +323,7 @@ wal_level = logical
 max_connections = 200
 max_wal_senders = 50
 max_replication_slots = 50
+max_prepared_transactions = 20
 dynamic_shared_memory_type = mmap
 ",
         sockets(home)

@@ -13,7 +13,7 @@ use crate::unique::random;
 
 /// They stand in place of the image's own, which turn fsync off. As for a local server, a relay
 /// under test wants many slots.
-const COMMAND: [&str; 8] = [
+const COMMAND: [&str; 10] = [
     "-c",
     "wal_level=logical",
     "-c",
@@ -22,6 +22,8 @@ const COMMAND: [&str; 8] = [
     "max_wal_senders=50",
     "-c",
     "max_replication_slots=50",
+    "-c",
+    "max_prepared_transactions=20",
 ];
 
 /// The postmaster is the first process; the signal asks for a shutdown that waits for nobody.
