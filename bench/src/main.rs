@@ -3,6 +3,10 @@
 //! A figure is a ratio inside one run: what is measured and what it is measured against take turns
 //! in short slices, so that a machine that is busy with something else is busy for both.
 
+mod consumer;
+mod consumer_by_hand;
+mod consumer_topic;
+mod debezium;
 mod figure;
 mod outbox_cost;
 mod relay_backlog;
@@ -42,6 +46,8 @@ enum Scenario {
     RelayLatency(relay_latency::Options),
     /// How soon a relay is of use, after its start and after the end of another
     RelayStart(relay_start::Options),
+    /// How fast a consumer turns records into effects
+    Consumer(consumer::Options),
     /// The sidecar, which the scenarios of the relay start as a process of its own
     #[command(name = relay_process::SIDECAR, hide = true, disable_help_flag = true)]
     CdcRelay {
@@ -58,6 +64,7 @@ async fn main() -> ExitCode {
         Scenario::RelayDrain(options) => Box::pin(relay_drain::measure(options)).await,
         Scenario::RelayLatency(options) => Box::pin(relay_latency::measure(options)).await,
         Scenario::RelayStart(options) => Box::pin(relay_start::measure(options)).await,
+        Scenario::Consumer(options) => Box::pin(consumer::measure(options)).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);
             return tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await;

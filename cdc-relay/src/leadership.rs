@@ -23,6 +23,9 @@ const END_AGAIN: Duration = Duration::from_millis(250);
 /// itself would wait for `wal_sender_timeout`, a minute by default.
 const SILENT_MAX: Duration = Duration::from_millis(1_500);
 
+/// A leader has reported by then, if its reports can be seen.
+const BLIND_MAX: Duration = Duration::from_secs(2);
+
 /// What a standby sees of the slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
@@ -98,6 +101,7 @@ pub(crate) async fn stand_by(config: &Config) -> Result<Client, Error> {
          WHERE s.slot_name = {slot}"
     );
     let mut watch = Watch::default();
+    let (mut blind_since, mut told) = (None, false);
     loop {
         let rows = client.query(&question).await?;
         let row = rows.first();
@@ -109,6 +113,16 @@ pub(crate) async fn stand_by(config: &Config) -> Result<Client, Error> {
             }
         };
         let replied = row.and_then(|row| row.get(1)).map(str::to_owned);
+        let is_blind = holder.is_some() && replied.is_none();
+        let since: Instant = blind_since.unwrap_or_else(Instant::now);
+        blind_since = is_blind.then_some(since);
+        if is_blind && !told && since.elapsed() >= BLIND_MAX {
+            told = true;
+            tracing::warn!(
+                "the role may not see the leader's reports: one that hangs is waited for until \
+                 wal_sender_timeout; GRANT pg_read_all_stats to the role to be faster"
+            );
+        }
         match watch.look(Sight { holder, replied }, Instant::now()) {
             Next::Take => return Ok(client),
             Next::Wait => tokio::time::sleep(watch.pause(Instant::now())).await,

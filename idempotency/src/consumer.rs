@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{self, Config, Options};
 use crate::error::{Error, Kind};
-use crate::handler::{Handler, JsonRoute, Route, Routes};
+use crate::handler::{BatchHandler, Handler, JsonBatchRoute, JsonRoute, Route, Routes};
 use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::metrics::{Counters, Report};
@@ -93,15 +93,67 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     /// Registers the handler of a message type (`ce_type`). The payload's type is that of the handler's
     /// second argument and is read as JSON; a tombstone reads as JSON's `null`.
     pub fn on<E>(
-        mut self,
+        self,
         message_type: impl Into<String>,
         handler: impl for<'a> Handler<'a, S, E> + 'static,
     ) -> Self
     where
         E: DeserializeOwned + Send + 'static,
     {
-        let message_type = message_type.into();
-        let route = Box::new(JsonRoute::new(handler));
+        self.route(message_type.into(), Box::new(JsonRoute::new(handler)))
+    }
+
+    /// Registers a handler that applies many messages of a type at once, for speed: a set-based statement
+    /// instead of one per message.
+    ///
+    /// ```no_run
+    /// # use serde::Deserialize;
+    /// # use tailrace_idempotency::{BatchCx, BoxError, Config, Consumer, Item, Outcome};
+    /// #[derive(Deserialize)]
+    /// struct PriceChanged {
+    ///     article: i64,
+    ///     cents: i64,
+    /// }
+    ///
+    /// async fn reprice(
+    ///     cx: BatchCx<'_>,
+    ///     prices: Vec<Item<'_, PriceChanged>>,
+    /// ) -> Result<Outcome, BoxError> {
+    ///     // Of several prices of an article the last one counts.
+    ///     let (articles, cents): (Vec<i64>, Vec<i64>) =
+    ///         prices.iter().map(|price| (price.message.article, price.message.cents)).unzip();
+    ///     sqlx::query(
+    ///         "update article set cents = latest.cents from (
+    ///              select distinct on (id) id, cents
+    ///              from unnest($1::bigint[], $2::bigint[]) with ordinality as given (id, cents, place)
+    ///              order by id, place desc) as latest
+    ///          where article.id = latest.id",
+    ///     )
+    ///     .bind(articles)
+    ///     .bind(cents)
+    ///     .execute(cx.conn)
+    ///     .await?;
+    ///     Ok(Outcome::Done)
+    /// }
+    ///
+    /// # fn consumer(pool: sqlx::PgPool) -> Consumer {
+    /// Consumer::new(Config::new("prices", "localhost:9092", pool))
+    ///     .topic("prices")
+    ///     .on_batch("price.changed.v1", reprice)
+    /// # }
+    /// ```
+    pub fn on_batch<E>(
+        self,
+        message_type: impl Into<String>,
+        handler: impl for<'a> BatchHandler<'a, S, E> + 'static,
+    ) -> Self
+    where
+        E: DeserializeOwned + Send + 'static,
+    {
+        self.route(message_type.into(), Box::new(JsonBatchRoute::new(handler)))
+    }
+
+    fn route(mut self, message_type: String, route: Box<dyn Route<S>>) -> Self {
         if self.routes.insert(message_type.clone(), route).is_some() {
             self.registered_twice.push(message_type);
         }

@@ -207,13 +207,17 @@ impl Lane {
         let claims = in_time("the message ids cannot be claimed", claims)
             .await
             .map_err(|error| placed(error, &work.records))?;
+        let claimed = work.records.iter().zip(claims).filter(|(_, claim)| *claim == Claim::First);
+        let first: Vec<&Record> = claimed.map(|(record, _)| record).collect();
         let mut tally = work.tally;
-        for (record, claim) in work.records.iter().zip(claims) {
-            match claim {
-                Claim::Duplicate => tally.duplicates += 1,
-                Claim::First => match dispatch.handle(conn, record).await? {
-                    Outcome::Done => tally.applied += 1,
-                },
+        tally.duplicates += (work.records.len() - first.len()) as u64;
+        let same = |a: &&Record, b: &&Record| {
+            let (a, b) = (a.meta.message_type(), b.meta.message_type());
+            a == b && dispatch.takes_batches(a)
+        };
+        for records in first.chunk_by(same) {
+            match dispatch.handle(conn, records).await? {
+                Outcome::Done => tally.applied += records.len() as u64,
             }
         }
         let open = progress::still_open(conn, &fenced);

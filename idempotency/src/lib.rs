@@ -105,7 +105,7 @@ pub use config::{Config, Start};
 pub use consumer::{Consumer, Unhandled};
 pub use error::{BoxError, Error, Kind};
 #[cfg(feature = "kafka")]
-pub use handler::{Cx, Handler, Outcome};
+pub use handler::{BatchCx, BatchHandler, Cx, Handler, Item, Outcome};
 pub use message_id::MessageId;
 #[cfg(feature = "kafka")]
 pub use metrics::{Counters, Report};

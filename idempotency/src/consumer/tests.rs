@@ -1,5 +1,6 @@
 //! The consumer against a real Kafka and a real Postgres.
 
+mod batches;
 mod faults;
 mod ownership;
 

@@ -1,0 +1,244 @@
+//! How fast a consumer turns records into effects, beside what bounds it.
+//!
+//! The same messages are read from a topic and applied by a consumer of ours, and by hand-written
+//! code in two halves: one that only polls, and one that only writes, from memory, the same rows in
+//! transactions of the same shape and size. The consumer does both, and is measured against the
+//! slower half of the same round.
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::ProgressBar;
+use serde::Deserialize;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool};
+use tailrace_idempotency::{
+    BatchCx, Config, Consumer, Counters, Cx, Item, Outcome, retention, schema,
+};
+use tailrace_stack::{Needs, Stack, unique};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::consumer_by_hand;
+use crate::consumer_topic::{self, PARTITIONS};
+use crate::figure::{Figure, quantile};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// How long one turn may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Records of a transaction, by us and by hand.
+pub(crate) const BATCH_RECORDS: usize = 500;
+
+const SCHEMA: &str =
+    "create table booking (message_id uuid not null, account text not null, cents bigint not null)";
+
+/// What and how much is measured.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Messages of the topic
+    #[arg(long, default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(1_000..=100_000_000))]
+    messages: u64,
+    /// How often each variant is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+    runs: u16,
+    /// Variants to measure, batch/ids or each/ids; all when not given
+    #[arg(long)]
+    variant: Vec<String>,
+}
+
+/// How the handler is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// A statement for all messages of a transaction.
+    Batch,
+    /// A handler call and a statement for each.
+    Each,
+}
+
+impl Variant {
+    const ALL: [Variant; 2] = [Variant::Batch, Variant::Each];
+
+    fn name(self) -> &'static str {
+        match self {
+            Variant::Batch => "batch/ids",
+            Variant::Each => "each/ids",
+        }
+    }
+}
+
+/// The payload of a message.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Booked {
+    pub(crate) account: String,
+    pub(crate) cents: i64,
+}
+
+/// Messages per second of one round.
+struct Round {
+    ours: f64,
+    poll: f64,
+    by_hand: f64,
+}
+
+/// Measures all variants.
+pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
+    let variants = options.variants()?;
+    let stack = Stack::start(Needs::BOTH).await?;
+    let topic = stack.kafka().fresh_topic("consumer", PARTITIONS).await?;
+    let brokers = stack.kafka().brokers().to_owned();
+    consumer_topic::fill(&brokers, &topic, options.messages).await?;
+    let steps = variants.len() * usize::from(options.runs);
+    let bar = ProgressBar::new(u64::try_from(steps)?).with_message("rounds");
+    let mut figures = Vec::new();
+    for variant in variants {
+        let mut rounds = Vec::new();
+        for _ in 0..options.runs {
+            let database = stack.postgres().fresh_database("consumer").await?;
+            let pool = pool(database.url()).await?;
+            let poll = consumer_topic::poll(&brokers, &topic, options.messages).await?;
+            let by_hand = by_hand(&pool, variant, options.messages).await?;
+            let ours = ours(&pool, &brokers, &topic, variant, options.messages).await?;
+            rounds.push(Round { ours, poll, by_hand });
+            pool.close().await;
+            bar.inc(1);
+        }
+        figures.push(figure(variant, &rounds));
+    }
+    bar.finish_and_clear();
+    Ok(figures)
+}
+
+impl Options {
+    fn variants(&self) -> Result<Vec<Variant>, Failure> {
+        let names: Vec<&str> = Variant::ALL.iter().map(|variant| variant.name()).collect();
+        if let Some(unknown) = self.variant.iter().find(|name| !names.contains(&name.as_str())) {
+            return Err(format!("no variant {unknown:?}; there are {}", names.join(", ")).into());
+        }
+        let wanted = |variant: &Variant| {
+            self.variant.is_empty() || self.variant.iter().any(|name| name == variant.name())
+        };
+        Ok(Variant::ALL.into_iter().filter(wanted).collect())
+    }
+}
+
+async fn pool(url: &str) -> Result<PgPool, Failure> {
+    let options: PgConnectOptions = url.parse()?;
+    let connections = u32::try_from(PARTITIONS)? + 2;
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .connect_with(options.disable_statement_logging())
+        .await?;
+    let mut connection = pool.acquire().await?;
+    schema::install(&mut connection).await?;
+    retention::make_partitions_ahead(&mut connection).await?;
+    sqlx::raw_sql(SCHEMA).execute(&mut *connection).await?;
+    drop(connection);
+    Ok(pool)
+}
+
+/// The rows are written and forgotten again, so that both halves find the same tables.
+async fn by_hand(pool: &PgPool, variant: Variant, messages: u64) -> Result<f64, Failure> {
+    let rate = consumer_by_hand::write(pool, variant, messages).await?;
+    sqlx::raw_sql(
+        "truncate booking; truncate tailrace.processed_message; \
+         truncate tailrace.consumer_progress; checkpoint",
+    )
+    .execute(pool)
+    .await?;
+    Ok(rate)
+}
+
+/// A consumer of ours, from its first effect's batch to the last.
+async fn ours(
+    pool: &PgPool,
+    brokers: &str,
+    topic: &str,
+    variant: Variant,
+    messages: u64,
+) -> Result<f64, Failure> {
+    let config =
+        Config::new(unique("consumer"), brokers, pool.clone()).batch_records_max(BATCH_RECORDS);
+    let consumer = Consumer::new(config).topic(topic);
+    let consumer = match variant {
+        Variant::Batch => consumer.on_batch("booked.v1", book_all),
+        Variant::Each => consumer.on("booked.v1", book),
+    };
+    let counters = consumer.counters();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut running = tokio::spawn(consumer.run(async move {
+        stopped.await.ok();
+    }));
+    let rate = tokio::select! {
+        rate = rate(&counters, messages) => rate?,
+        ended = &mut running => return Err(format!("the consumer ended: {:?}", ended?).into()),
+    };
+    stop.send(()).ok();
+    running.await??;
+    let effects: i64 = sqlx::query_scalar("select count(*) from booking").fetch_one(pool).await?;
+    if u64::try_from(effects)? != messages {
+        return Err(format!("{effects} effects of {messages} messages").into());
+    }
+    Ok(rate)
+}
+
+/// Messages per second between the first look that finds some applied and the last message.
+async fn rate(counters: &Counters, messages: u64) -> Result<f64, Failure> {
+    let deadline = Instant::now() + LIMIT;
+    let mut tick = tokio::time::interval(Duration::from_millis(2));
+    let mut first = None;
+    loop {
+        tick.tick().await;
+        let applied = counters.report().applied;
+        let (since, before) = match first {
+            None if applied == 0 => (Instant::now(), 0),
+            None => *first.insert((Instant::now(), applied)),
+            Some(first) => first,
+        };
+        if applied >= messages {
+            return Ok((applied - before) as f64 / since.elapsed().as_secs_f64());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{applied} of {messages} messages in {LIMIT:?}").into());
+        }
+    }
+}
+
+async fn book_all(
+    cx: BatchCx<'_>,
+    messages: Vec<Item<'_, Booked>>,
+) -> Result<Outcome, sqlx::Error> {
+    let ids: Vec<Uuid> =
+        messages.iter().map(|message| *message.meta.message_id().as_uuid()).collect();
+    let messages: Vec<&Booked> = messages.iter().map(|message| &message.message).collect();
+    consumer_by_hand::book_all(cx.conn, &ids, &messages).await?;
+    Ok(Outcome::Done)
+}
+
+async fn book(cx: Cx<'_>, message: Booked) -> Result<Outcome, sqlx::Error> {
+    consumer_by_hand::book(cx.conn, cx.meta.message_id().as_uuid(), &message).await?;
+    Ok(Outcome::Done)
+}
+
+fn figure(variant: Variant, rounds: &[Round]) -> Figure {
+    let median =
+        |of: &dyn Fn(&Round) -> f64| quantile(&rounds.iter().map(of).collect::<Vec<_>>(), 0.5);
+    let (poll, by_hand) = (median(&|round| round.poll), median(&|round| round.by_hand));
+    let ratios: Vec<f64> =
+        rounds.iter().map(|round| round.ours / round.poll.min(round.by_hand)).collect();
+    Figure {
+        scenario: "consumer",
+        variant: variant.name().to_owned(),
+        metric: "messages_per_second",
+        unit: "messages/s",
+        value: median(&|round| round.ours),
+        reference: if poll < by_hand { "poll alone" } else { "database by hand" },
+        reference_value: poll.min(by_hand),
+        ratio: quantile(&ratios, 0.5),
+        runs: rounds.len(),
+        min: quantile(&ratios, 0.1),
+        max: quantile(&ratios, 0.9),
+    }
+}

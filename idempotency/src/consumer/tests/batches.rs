@@ -1,0 +1,78 @@
+//! Handlers that take many messages at once.
+
+use super::*;
+use crate::handler::{BatchCx, Item};
+
+/// One statement for all, with how many it was given at once.
+async fn together(cx: BatchCx<'_>, items: Vec<Item<'_, Numbered>>) -> Result<Outcome, BoxError> {
+    let ids: Vec<_> = items.iter().map(|item| *item.meta.message_id().as_uuid()).collect();
+    let keys: Vec<_> =
+        items.iter().map(|item| item.meta.key().and_then(|key| str::from_utf8(key).ok())).collect();
+    let numbers: Vec<_> = items.iter().map(|item| item.message.number).collect();
+    sqlx::query(
+        "INSERT INTO effect (message_id, key, number, partition)
+         SELECT id, key, number, $4 FROM unnest($1::uuid[], $2::text[], $3::bigint[])
+             WITH ORDINALITY AS given (id, key, number, place) ORDER BY place",
+    )
+    .bind(ids)
+    .bind(keys)
+    .bind(numbers)
+    .bind(i32::try_from(items.len())?)
+    .execute(cx.conn)
+    .await?;
+    Ok(Outcome::Done)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_a_type_are_applied_together_once_in_order() {
+    let bed = bed("batch_once").await;
+    let topic = bed.topic("batch_once", 1).await;
+    // The second of each ten is of the other type, and every record is delivered twice.
+    let records: Vec<Outgoing> = records(1000, 17)
+        .into_iter()
+        .enumerate()
+        .map(|(at, record)| if at % 10 == 1 { record.with("ce_type", "single.v1") } else { record })
+        .collect();
+    let twice: Vec<Outgoing> =
+        records.chunks(7).flat_map(|chunk| chunk.iter().chain(chunk)).cloned().collect();
+    produce(bed.brokers(), &topic, &twice);
+
+    let running = start(
+        Consumer::new(Config::new(&topic, bed.brokers(), bed.pool.clone()))
+            .topic(&topic)
+            .on_batch("numbered.v1", together)
+            .on("single.v1", effect),
+    );
+    running.delivered(2000).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.duplicates), (1000, 1000));
+    assert_eq!(bed.count("SELECT count(*) FROM effect").await, 1000);
+    assert_eq!(bed.count(DOUBLE_EFFECTS).await, 0);
+    assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
+    // What stands between two of the other type is given at once, and nothing more.
+    let most = "SELECT max(partition)::bigint FROM effect";
+    assert_eq!(bed.count(most).await, 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_that_does_not_decode_is_named_among_many_and_nothing_is_applied() {
+    let bed = bed("batch_payload").await;
+    let topic = bed.topic("batch_payload", 1).await;
+    let mut records = records(20, 3);
+    records[13].payload = "{".to_owned();
+    produce(bed.brokers(), &topic, &records);
+
+    let running = start(
+        Consumer::new(Config::new(&topic, bed.brokers(), bed.pool.clone()).batch_records_max(20))
+            .topic(&topic)
+            .on_batch("numbered.v1", together),
+    );
+    let error = running.end().await;
+
+    assert_eq!((error.kind(), error.message_id()), (Kind::Payload, Some(records[13].id())));
+    assert_eq!(error.position().unwrap().offset.get(), 13);
+    let progress =
+        bed.count("SELECT coalesce(max(next_offset), 0) FROM tailrace.consumer_progress");
+    assert_eq!(bed.count("SELECT count(*) FROM effect").await, progress.await);
+}
