@@ -5,7 +5,7 @@
 //!
 //! One thing is not the same: this client does not tell whether it takes a transaction for open, so
 //! a write in one that was ended by a `COMMIT` sent as text is not told from a write without a
-//! transaction, and is published at once. [`Kind::Ended`](crate::Kind::Ended) comes over sqlx alone.
+//! transaction, and is published at once. [`Kind::Ended`] comes over sqlx alone.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio-postgres")]
