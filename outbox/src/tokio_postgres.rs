@@ -279,7 +279,7 @@ async fn run_typed<C: GenericClient + Sync>(
     if answer == Answer::Rows {
         must_return(statement.has_returning())?;
     }
-    let text = outbox.merged(&statement, answer, statement.parameters() + 1);
+    let text = outbox.merged(&statement, answer, statement.parameters() + 1, Place::Anywhere);
     let parameters = Parameters::of(outbox.mapping(), message)?;
     let all: Vec<_> = values.iter().cloned().chain(parameters.typed()).collect();
     client.query_typed(&text, &all).await.map_err(merged)
