@@ -164,6 +164,6 @@ async fn a_slot_in_danger_is_told_and_one_that_is_lost_ends_the_relay_once() {
 async fn log_grows(site: &Site, megabytes: u32) {
     for _ in 0..megabytes {
         let message = "select pg_logical_emit_message(false, 'noise', repeat('x', 1048576))";
-        site.pool.execute(message).await.expect("a message is written");
+        site.pool.execute(message).await.expect("the server serves");
     }
 }
