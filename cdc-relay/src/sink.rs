@@ -18,6 +18,7 @@ pub use crate::record::Record;
 mod at_least_once;
 pub(crate) mod checkpoint_topic;
 mod cluster;
+mod complaint;
 pub mod conformance;
 mod create_topic;
 mod exactly_once;
@@ -27,12 +28,15 @@ pub mod memory;
 mod partitions;
 mod producer;
 mod refusal;
+mod right;
 mod topic_rules;
 mod topics;
 pub(crate) mod turns;
 
 pub(crate) use cluster::Cluster;
 pub use kafka::{Kafka, KafkaSink};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use partitions::Partitions;
 
 /// Small values that a relay saves in the destination under fixed names; the newest of each counts.
 pub type Saved = BTreeMap<String, Vec<u8>>;
