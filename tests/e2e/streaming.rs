@@ -128,9 +128,11 @@ async fn a_split_transaction_goes_on_in_whichever_way_it_is_received() {
     let foreign =
         "SELECT pg_logical_emit_message(true, 'tailrace', 'x') FROM generate_series(1, 40)";
     insert(&site, &mut a, "a", 0..1_000).await;
-    run(&mut a, &format!("{foreign}; SAVEPOINT s")).await;
+    // Of these the server tells the relay, with no word that they were rolled back: what follows is
+    // more than it keeps in memory.
+    run(&mut a, &format!("{foreign}; SAVEPOINT s; {foreign}")).await;
     insert(&site, &mut a, "gone", 0..1_000).await;
-    run(&mut a, &format!("{foreign}; ROLLBACK TO s")).await;
+    run(&mut a, "ROLLBACK TO s").await;
     insert(&site, &mut a, "a", 1_000..6_000).await;
     a.commit().await.expect("it commits");
 
