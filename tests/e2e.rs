@@ -42,6 +42,8 @@ mod roles;
 mod run;
 #[path = "e2e/secure.rs"]
 mod secure;
+#[path = "e2e/status_page.rs"]
+mod status_page;
 #[path = "e2e/streaming.rs"]
 mod streaming;
 #[path = "e2e/tables.rs"]

@@ -6,6 +6,7 @@
 mod consumer;
 mod consumer_by_hand;
 mod consumer_topic;
+mod debezium;
 mod figure;
 mod outbox_cost;
 mod relay_backlog;

@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tailrace_cdc_relay::Lsn;
 use tailrace_stack::{Needs, Stack};
 
+use crate::debezium::{Debezium, Setup};
 use crate::figure::{self, Figure, quantile};
 use crate::relay_backlog::{self, Backlog, PAYLOAD_BYTES, Source};
 use crate::relay_limits::{self, Alone};
@@ -43,6 +44,10 @@ pub(crate) struct Options {
     /// Variants to measure, as SOURCE/PER_TX/MODE; all when not given
     #[arg(long)]
     variant: Vec<String>,
+    /// Have Debezium Server drain the same backlogs in the same runs; fetched when it is not in
+    /// the cache
+    #[arg(long)]
+    with_debezium: bool,
 }
 
 /// One backlog, and the modes in which it is drained.
@@ -55,6 +60,10 @@ struct Cell {
 /// Measures all backlogs, one after another.
 pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
     let cells = options.cells()?;
+    let debezium = match options.with_debezium {
+        true => Some(Debezium::find().await?),
+        false => None,
+    };
     let stack = Stack::start(Needs::BOTH).await?;
     figure::tell(&format!("{} messages of {PAYLOAD_BYTES} bytes", options.messages));
     let mut figures = Vec::new();
@@ -63,7 +72,7 @@ pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
         if number == 0 {
             site.tell_durability().await?;
         }
-        let rounds = Box::pin(cell.measure(&mut site, &options)).await?;
+        let rounds = Box::pin(cell.measure(&mut site, &options, debezium.as_ref())).await?;
         figures.extend(cell.figures(&rounds));
         site.clear().await?;
     }
@@ -105,14 +114,16 @@ struct Round {
     producer: Alone,
     /// In the order of the cell's modes.
     relays: Vec<Drained>,
+    /// In the order of [`Setup::ALL`]; none when it was not asked for.
+    debezium: Vec<Drained>,
 }
 
 /// What one relay reached.
 #[derive(Clone, Copy)]
-struct Drained {
-    messages_per_second: f64,
-    cpu_us_per_message: f64,
-    resident_bytes_max: f64,
+pub(crate) struct Drained {
+    pub(crate) messages_per_second: f64,
+    pub(crate) cpu_us_per_message: f64,
+    pub(crate) resident_bytes_max: f64,
 }
 
 /// One step of a run.
@@ -122,6 +133,7 @@ enum Turn {
     Recvlogical,
     Producer,
     Relay(usize),
+    Debezium(Setup),
 }
 
 /// A backlog that was written, and slots at its beginning.
@@ -132,21 +144,29 @@ struct Written {
     bare_slot: String,
     /// For each run those of the cell's modes.
     relays: Vec<Vec<RelayArguments>>,
+    /// For each run those of Debezium's setups.
+    debezium: Vec<Vec<String>>,
 }
 
 impl Cell {
-    async fn measure(&self, site: &mut Site, options: &Options) -> Result<Vec<Round>, Failure> {
+    async fn measure(
+        &self,
+        site: &mut Site,
+        options: &Options,
+        debezium: Option<&Debezium>,
+    ) -> Result<Vec<Round>, Failure> {
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}")?;
         let name = format!("{}/{}", self.source.name(), self.per_tx);
         let bar = ProgressBar::new(options.messages).with_style(style).with_prefix(name);
         bar.set_message("messages written");
         let written = self.write(site, options, &bar).await?;
-        let steps = (3 + self.modes.len()) * usize::from(options.runs);
+        let setups = debezium.map_or(0, |_| Setup::ALL.len());
+        let steps = (3 + self.modes.len() + setups) * usize::from(options.runs);
         bar.set_length(u64::try_from(steps)?);
         bar.set_position(0);
         let mut rounds = Vec::new();
-        for (run, relays) in written.relays.iter().enumerate() {
-            rounds.push(self.round(site, &written, relays, run, &bar).await?);
+        for run in 0..written.relays.len() {
+            rounds.push(Box::pin(self.round(site, &written, run, debezium, &bar)).await?);
         }
         bar.finish_and_clear();
         Ok(rounds)
@@ -169,6 +189,14 @@ impl Cell {
         }
         // After the relays have made the publication, which its reader looks for.
         let bare_slot = site.bare_slot().await?;
+        let mut debezium = Vec::new();
+        for _ in 0..options.runs {
+            let mut run = Vec::new();
+            for _ in Setup::ALL.iter().filter(|_| options.with_debezium) {
+                run.push(site.bare_slot().await?);
+            }
+            debezium.push(run);
+        }
         let topic = site.topic.clone();
         let backlog = Backlog {
             source: self.source,
@@ -184,23 +212,26 @@ impl Cell {
         let end = site.log_end().await?;
         // One that falls into somebody's turn would be held against him.
         sqlx::raw_sql("checkpoint").execute(&mut site.connection).await?;
-        Ok(Written { messages: options.messages, end, bare_slot, relays })
+        Ok(Written { messages: options.messages, end, bare_slot, relays, debezium })
     }
 
     async fn round(
         &self,
         site: &mut Site,
         written: &Written,
-        relays: &[RelayArguments],
         run: usize,
+        debezium: Option<&Debezium>,
         bar: &ProgressBar,
     ) -> Result<Round, Failure> {
+        let relays = written.relays.get(run).map_or(&[][..], Vec::as_slice);
         let mut turns = vec![Turn::Reader, Turn::Recvlogical, Turn::Producer];
         turns.extend((0..relays.len()).map(Turn::Relay));
+        turns.extend(debezium.iter().flat_map(|_| Setup::ALL).map(Turn::Debezium));
         let count = turns.len();
         turns.rotate_left(run % count);
         let (mut reader, mut recvlogical, mut producer) = (None, None, None);
         let mut drained = vec![None; relays.len()];
+        let mut beside = vec![None; Setup::ALL.len()];
         let Written { messages, end, bare_slot, .. } = written;
         for turn in turns {
             match turn {
@@ -225,13 +256,25 @@ impl Cell {
                         *slot = Some(drain(site, relay, *messages).await?);
                     }
                 }
+                Turn::Debezium(setup) => {
+                    bar.set_message(setup.name());
+                    let slots = written.debezium.get(run).into_iter().flatten();
+                    let places = Setup::ALL.iter().zip(slots).zip(&mut beside);
+                    for ((_, slot), place) in places.filter(|((one, _), _)| **one == setup) {
+                        let log = (self.source, slot.as_str());
+                        let Some(debezium) = debezium else { continue };
+                        *place = Some(debezium.drain(site, setup, log, *messages).await?);
+                    }
+                }
             }
             bar.inc(1);
         }
         let (Some(reader), Some(producer)) = (reader, producer) else {
             return Err("a turn was left out".into());
         };
-        Ok(Round { reader, recvlogical, producer, relays: drained.into_iter().flatten().collect() })
+        let relays = drained.into_iter().flatten().collect();
+        let debezium = beside.into_iter().flatten().collect();
+        Ok(Round { reader, recvlogical, producer, relays, debezium })
     }
 
     fn figures(&self, rounds: &[Round]) -> Vec<Figure> {
@@ -282,6 +325,32 @@ impl Cell {
                 "goal",
                 &vec![RESIDENT_BYTES_GOAL; rounds.len()],
             ));
+        }
+        figures.extend(self.beside_debezium(rounds));
+        figures
+    }
+
+    /// Each of Debezium's figures, by the relay's of the same run in the first mode.
+    fn beside_debezium(&self, rounds: &[Round]) -> Vec<Figure> {
+        let mut figures = Vec::new();
+        for (at, setup) in Setup::ALL.iter().enumerate() {
+            let pairs: Vec<(Drained, Drained)> = rounds
+                .iter()
+                .filter_map(|round| Some((*round.debezium.get(at)?, *round.relays.first()?)))
+                .collect();
+            if pairs.is_empty() {
+                continue;
+            }
+            let variant = format!("{}/{}/{}", self.source.name(), self.per_tx, setup.name());
+            let reference = self.modes.first().map_or("", |mode| mode.name());
+            let mut add = |what, of: &dyn Fn(&Drained) -> f64| {
+                let theirs: Vec<f64> = pairs.iter().map(|(theirs, _)| of(theirs)).collect();
+                let ours: Vec<f64> = pairs.iter().map(|(_, ours)| of(ours)).collect();
+                figures.push(figure(variant.clone(), what, &theirs, reference, &ours));
+            };
+            add(("messages_per_second", "messages/s"), &|one| one.messages_per_second);
+            add(("cpu_us_per_message", "us"), &|one| one.cpu_us_per_message);
+            add(("resident_bytes_max", "bytes"), &|one| one.resident_bytes_max);
         }
         figures
     }

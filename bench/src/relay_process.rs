@@ -68,7 +68,13 @@ impl RelayProcess {
             .args(["--http", "off"])
             .args(["--delivery", arguments.mode.name()])
             // It says at this level when it leads.
-            .env("RUST_LOG", "info")
+            .env("RUST_LOG", "info");
+        RelayProcess::spawn(command)
+    }
+
+    /// Starts a program that is a relay, or is measured as one.
+    pub(crate) fn spawn(mut command: Command) -> Result<Self, Failure> {
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -28,6 +28,9 @@ pub mod cli;
 mod config;
 mod dead_letter;
 mod error;
+#[doc(hidden)]
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod init;
 mod leadership;
 #[doc(hidden)]

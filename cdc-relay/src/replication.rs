@@ -14,6 +14,8 @@ mod connection;
 mod encryption;
 mod end_point;
 mod endpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod low_water;
 mod pace;
 mod password;

@@ -35,6 +35,8 @@ pub(crate) mod turns;
 
 pub(crate) use cluster::Cluster;
 pub use kafka::{Kafka, KafkaSink};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use partitions::Partitions;
 
 /// Small values that a relay saves in the destination under fixed names; the newest of each counts.
 pub type Saved = BTreeMap<String, Vec<u8>>;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, interval, timeout};
 
@@ -45,6 +45,11 @@ impl Endpoint {
         let (_, address) =
             line.and_then(|line| line.split_once("address=")).expect("it says where");
         Endpoint { address: address.trim().to_owned() }
+    }
+
+    /// That of a server at this address, an IP address and a port.
+    pub fn at(address: impl Into<String>) -> Endpoint {
+        Endpoint { address: address.into() }
     }
 
     /// IP address and port.
@@ -138,25 +143,39 @@ impl Endpoint {
     }
 
     async fn ask(&self, method: &str, path: &str, header: &str) -> Answer {
+        let sent = timeout(ANSWER_MAX, self.send(method, path, header, ""));
+        sent.await.expect("the endpoint answers in time")
+    }
+
+    /// Sends a request with these lines of headers and this body; the caller bounds the time.
+    pub(crate) async fn send(&self, method: &str, path: &str, header: &str, body: &str) -> Answer {
         let asked = async {
             let mut socket = TcpStream::connect(&self.address).await?;
             let request = format!(
-                "{method} {path} HTTP/1.1\r\nhost: relay\r\nconnection: close\r\n\
-                 content-length: 0\r\n{header}\r\n"
+                "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+                 content-length: {}\r\n{header}\r\n{body}",
+                self.address,
+                body.len()
             );
             socket.write_all(request.as_bytes()).await?;
-            let mut text = String::new();
-            socket.read_to_string(&mut text).await?;
-            Ok::<_, std::io::Error>(text)
+            read(&mut BufReader::new(socket)).await
         };
-        let text = timeout(ANSWER_MAX, asked).await.expect("the endpoint answers in time");
-        let text = text.expect("the endpoint answers");
-        let (head, body) = text.split_once("\r\n\r\n").expect("an answer has a head");
+        let (head, body) = asked.await.expect("the endpoint answers");
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        Answer {
-            code: code.expect("an answer has a code"),
-            head: head.to_lowercase(),
-            body: body.to_owned(),
-        }
+        Answer { code: code.expect("an answer has a code"), head, body }
     }
+}
+
+/// Head, in lower case, and body of an answer. Not every server hangs up at its end.
+async fn read(socket: &mut BufReader<TcpStream>) -> std::io::Result<(String, String)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") && socket.read_line(&mut head).await? > 0 {}
+    let head = head.to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let mut body = Vec::new();
+    match length.and_then(|length| length.trim().parse().ok()) {
+        Some(length) => socket.take(length).read_to_end(&mut body).await?,
+        None => socket.read_to_end(&mut body).await?,
+    };
+    Ok((head, String::from_utf8_lossy(&body).into_owned()))
 }

@@ -4,9 +4,11 @@
 //! --release -p tests --bin prove -- NAME` in full. What is true is decided by Postgres
 //! ([`writers`]), what happened is told by a Kafka client that shares no code with the product
 //! ([`reader`]), and [`verdict`] compares the two. The relay runs as a process of its own
-//! ([`process`], the `node` program), so that a crash is a SIGKILL.
+//! ([`process`], the `node` program), so that a crash is a SIGKILL. Pages are
+//! looked at in a real [`browser`].
 
 pub mod foreign_wal;
+pub mod giant_transaction;
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
@@ -14,9 +16,11 @@ pub mod relay_shapes;
 pub mod relay_zombies;
 pub mod soak;
 
+pub mod browser;
 mod client;
 pub mod crash_point;
 pub mod endpoint;
+pub mod events;
 pub mod node;
 pub mod process;
 pub mod reader;

@@ -79,6 +79,12 @@ impl Client {
         outcome.unwrap_or_else(|_| Err(late(endpoint, phase, limit)))
     }
 
+    /// One that has logged in on this connection.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn over(connection: Connection) -> Client {
+        Client { connection, backend_pid: 0, server_version: 0, ready: true }
+    }
+
     /// Tries each degree of protection that `sslmode` allows.
     async fn log_in(endpoint: &Endpoint, phase: &mut &'static str) -> Result<Client, Error> {
         let attempts: &[Attempt] = match endpoint.is_socket() {

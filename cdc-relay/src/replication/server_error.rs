@@ -115,7 +115,7 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
         ("55000", During::Start { slot } | During::Stream { slot }) => hinted(
             Kind::Gap,
             format!(
-                "slot {slot:?} is lost or not of this database: see wal_status and database in pg_replication_slots"
+                "slot {slot:?} is lost or not of this database (see wal_status and database in pg_replication_slots); of a lost one cdc-relay adopt --accept-gap tells what is missing, and makes another"
             ),
         ),
         // A WAL file that the slot needs is missing.

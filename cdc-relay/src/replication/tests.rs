@@ -2,6 +2,7 @@
 
 mod arbitrary;
 mod certificates;
+mod differential;
 mod hosts;
 mod log_in;
 mod own_server;

@@ -25,7 +25,7 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const HOPE: Duration = Duration::from_secs(1);
 
 /// Settings that the guarantees rest on; a user may not set them.
-const RESERVED: [&str; 18] = [
+const RESERVED: [&str; 19] = [
     "acks",
     "allow.auto.create.topics",
     "bootstrap.servers",
@@ -40,6 +40,7 @@ const RESERVED: [&str; 18] = [
     "metadata.broker.list",
     "partitioner",
     "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
     "request.required.acks",
     "transaction.timeout.ms",
     "transactional.id",

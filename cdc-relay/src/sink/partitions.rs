@@ -30,7 +30,7 @@ struct Entry {
 
 /// The partition counts of a session's topics.
 #[derive(Debug, Default)]
-pub(super) struct Partitions {
+pub(crate) struct Partitions {
     /// As an earlier session wrote them down.
     stored: BTreeMap<String, i32>,
     /// As the brokers said in this session.
@@ -42,7 +42,7 @@ pub(super) struct Partitions {
 
 impl Partitions {
     /// Takes over what an earlier session wrote down.
-    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), Error> {
+    pub(crate) fn restore(&mut self, saved: &Saved) -> Result<(), Error> {
         for (key, value) in saved {
             if let Some(topic) = key.strip_prefix(KEY) {
                 let entry: Entry = decode(value)?;

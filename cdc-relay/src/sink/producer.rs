@@ -27,6 +27,11 @@ pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Memory that waits for acknowledgement; a full queue slows down the reading of the source.
 const QUEUE_KBYTES: u32 = 32 * 1024;
 
+/// Records that wait for acknowledgement. The client counts keys and values against the bytes above,
+/// and not its own entry and the headers of each, which take some 800 bytes: its default of 100,000
+/// records took 80 MB in the middle of a transaction of small rows.
+const QUEUE_RECORDS: u32 = 40_000;
+
 /// Longest record that is handed over.
 const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
@@ -245,6 +250,7 @@ fn config(cluster: &Cluster) -> ClientConfig {
         .set("partitioner", "murmur2_random")
         .set("delivery.report.only.error", "true")
         .set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string())
+        .set("queue.buffering.max.messages", QUEUE_RECORDS.to_string())
         // The topic's own limit decides; librdkafka's default is below the brokers'.
         .set("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
     config

@@ -1,0 +1,5 @@
+//! Runs the target `log_in` of `tailrace_cdc_relay::fuzzing`, which says what its bytes are.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tailrace_cdc_relay::fuzzing::log_in(bytes));
