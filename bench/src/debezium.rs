@@ -116,7 +116,7 @@ impl Debezium {
     ) -> Result<Drained, Failure> {
         // The first and the last message go to this topic too, where no router tells them apart.
         let expected = messages + if source == Source::Message { 2 } else { 0 };
-        let limit = Duration::from_secs(120) + Duration::from_millis(messages / 5);
+        let limit = Duration::from_secs(300) + Duration::from_millis(messages / 5);
         let before = ends(site).await?;
         let folder = std::env::temp_dir().join(unique("tailrace_debezium"));
         fs::create_dir_all(folder.join("config"))?;
@@ -173,6 +173,8 @@ fn settings(site: &Site, source: Source, slot: &str) -> Result<String, Failure> 
     let mut settings = format!(
         "quarkus.http.port=0\n\
          quarkus.log.console.stderr=true\n\
+         quarkus.log.console.json.enabled=false\n\
+         quarkus.log.level=WARN\n\
          debezium.source.connector.class=io.debezium.connector.postgresql.PostgresConnector\n\
          debezium.source.offset.storage.file.filename=data/offsets.dat\n\
          debezium.source.database.hostname={host}\n\

@@ -5,8 +5,6 @@
 //! on the committed corpus and on damaged copies of it, and by the fuzzers in `cdc-relay/fuzz`, for
 //! which this module is compiled in by the feature `fuzzing`. It is no part of the public API.
 
-use std::collections::HashMap;
-
 use tailrace_outbox::mapping::Mapping;
 use tailrace_outbox::schema::Schema;
 
@@ -17,7 +15,9 @@ use crate::config::measure;
 use crate::dead_letter;
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
-use crate::pgoutput::{Change, Column, OldRow, RelationId, Tuple, decode};
+use crate::pgoutput::{
+    Change, Column, OldRow, RelationId, Segment, Tuple, decode, decode_segment, decode_streamed,
+};
 use crate::position::{Ordinal, Place};
 use crate::record::{self, Record};
 use crate::replication::Endpoint;
@@ -50,7 +50,8 @@ const PASSWORD_MARK: &str = "*";
 const PASSWORD: &str = "Se3retSe3ret";
 
 /// Messages of the output plugin, each with its length in two bytes before it; the rows and frames
-/// in them go the way that they go in a relay.
+/// in them go the way that they go in a relay. Each is read in both of its forms, that of a
+/// committed transaction and that of one in progress.
 pub fn pgoutput(bytes: &[u8]) {
     let mut stream = Stream::new();
     let mut rest = bytes;
@@ -61,6 +62,14 @@ pub fn pgoutput(bytes: &[u8]) {
         match decode(body, Lsn(7)) {
             Ok(change) => stream.take(&change),
             Err(error) => assert_eq!(error.kind(), Kind::Malformed, "{error}"),
+        }
+        match (decode_segment(body, Lsn(7)), decode_streamed(body, Lsn(7))) {
+            (Ok(Segment::Change(of) | Segment::Relation(of)), Ok((xid, change))) => {
+                assert_eq!(of, xid, "both say whose it is");
+                stream.take(&change);
+            }
+            (Ok(Segment::Nothing) | Err(_), Err(_)) | (Ok(_), _) => {}
+            (Err(error), Ok(_)) => panic!("a change of a segment is none of it: {error}"),
         }
     }
 }
@@ -130,7 +139,6 @@ pub fn url(bytes: &[u8]) {
 /// What a session keeps of a stream, as far as rows and messages depend on it.
 struct Stream {
     tables: Tables,
-    columns: HashMap<RelationId, usize>,
     frame: Vec<u8>,
 }
 
@@ -139,7 +147,6 @@ impl Stream {
         let debezium = Mapping::debezium("public.outbox").build().expect("the preset is valid");
         Stream {
             tables: Tables::new(vec![Mapping::journal(&Schema::default()), debezium]),
-            columns: HashMap::new(),
             frame: Vec::new(),
         }
     }
@@ -149,8 +156,8 @@ impl Stream {
             Change::Begin { timestamp, .. } => self.tables.begin(*timestamp),
             Change::Message { content, .. } => publish(content),
             Change::Relation(relation) => {
-                self.tables.relation(relation);
-                self.columns.insert(relation.id, relation.columns.len());
+                let arrival = self.tables.arrives();
+                self.tables.relation(relation, arrival);
             }
             Change::Insert { relation, new } => {
                 walk(*new);

@@ -292,6 +292,7 @@ impl Outbox {
     }
 
     /// Whether the answer to [`Answer::Count`] is one row with a count, and not every row.
+    #[cfg(feature = "sqlx")]
     pub(crate) fn counts(&self) -> bool {
         self.mapping().is_some()
     }

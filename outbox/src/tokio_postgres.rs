@@ -5,7 +5,7 @@
 //!
 //! One thing is not the same: this client does not tell whether it takes a transaction for open, so
 //! a write in one that was ended by a `COMMIT` sent as text is not told from a write without a
-//! transaction, and is published at once. [`Kind::Ended`](crate::Kind::Ended) comes over sqlx alone.
+//! transaction, and is published at once. [`Kind::Ended`] comes over sqlx alone.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio-postgres")]
@@ -279,7 +279,7 @@ async fn run_typed<C: GenericClient + Sync>(
     if answer == Answer::Rows {
         must_return(statement.has_returning())?;
     }
-    let text = outbox.merged(&statement, answer, statement.parameters() + 1);
+    let text = outbox.merged(&statement, answer, statement.parameters() + 1, Place::Anywhere);
     let parameters = Parameters::of(outbox.mapping(), message)?;
     let all: Vec<_> = values.iter().cloned().chain(parameters.typed()).collect();
     client.query_typed(&text, &all).await.map_err(merged)

@@ -62,7 +62,7 @@ impl Reading {
 }
 
 /// Less than a bulk has, so that most of it is spooled.
-const STREAMING: Streaming = Streaming { memory: 40_000, spool_max: 256 * 1024 * 1024 };
+const STREAMING: Streaming = Streaming { memory: 40_000, spool_max: 256 * 1024 * 1024, off: false };
 
 /// A life of a relay, and what is written in it.
 #[derive(Clone, Copy, Debug)]

@@ -127,6 +127,10 @@ impl Ours {
             Change::Delete { relation, old: OldRow::Key(old) | OldRow::Full(old) } => {
                 Seen::Delete { table: of(relation), old: row(old) }
             }
+            Change::StreamStart { .. }
+            | Change::StreamStop
+            | Change::StreamCommit { .. }
+            | Change::StreamAbort { .. } => panic!("streaming was not asked for"),
             Change::Truncate { relations, cascade, restart_identity } => {
                 let tables = relations.into_iter().map(of).collect();
                 Seen::Truncate { tables, cascade, restart_identity }
