@@ -131,9 +131,14 @@ async fn the_rights_of_the_manual_are_enough_and_each_of_them_is_needed() {
     what_makes_dead_letters(kafka, &way, &mut site, &rights).await;
 }
 
+fn two_topics(site: &Site) -> [String; 2] {
+    let [topic, other, ..] = site.topics.as_slice() else { panic!("the site has two topics") };
+    [topic.clone(), other.clone()]
+}
+
 /// Each command, with all of the rights and nothing else.
 async fn everything_works(way: &Way, site: &mut Site) {
-    let [topic, other] = [0, 1].map(|at| site.topics[at].clone());
+    let [topic, other] = two_topics(site);
     let made = made_topic(site);
     assert!(does(way, site, &["init"]).await.contains("kept from now on"));
     let mut relay = leads(way, site).await;
@@ -199,7 +204,7 @@ async fn what_check_tells(kafka: &Kafka, way: &Way, site: &Site, rights: &Rights
 
 /// Without these nothing can be published at all.
 async fn what_ends_a_run(kafka: &Kafka, way: &Way, site: &Site, rights: &Rights) {
-    let topic = &site.topics[0];
+    let [topic, _] = &two_topics(site);
     say(site, topic, "four").await;
     let [read, write, ..] = &rights.checkpoint;
     for (acl, lacks) in [
@@ -218,7 +223,7 @@ async fn what_ends_a_run(kafka: &Kafka, way: &Way, site: &Site, rights: &Rights)
 
 /// Without these a message becomes a dead letter, and the others go on.
 async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, rights: &Rights) {
-    let [topic, other] = [0, 1].map(|at| site.topics[at].clone());
+    let [topic, other] = two_topics(site);
     let letters = dead_letter_topic(site);
     // Before the first record of a session to the topic, where the relay sees that it may not.
     kafka.allow(&rights.without(&rights.topic[0])).await.expect("they are given");
@@ -228,7 +233,8 @@ async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, righ
     let seen = read(site, &[&letters], 3).await;
     assert_eq!(subjects(&seen), ["", "four", "five"]);
     let lacks = format!("User:tailrace lacks Write on topic \"{topic}\"");
-    assert!(seen[2].header("dead_letter_reason").contains(&lacks), "{:?}", seen[2]);
+    let letter = seen.get(2).expect("there is a dead letter");
+    assert!(letter.header("dead_letter_reason").contains(&lacks), "{letter:?}");
 
     // In the middle of a session, where the brokers refuse what the relay sends.
     stop(&mut relay).await;
@@ -245,7 +251,8 @@ async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, righ
     }
     let seen = read(site, &[&letters], 5).await;
     assert_eq!(subjects(&seen), ["", "four", "five", "seven", "eight"]);
-    assert!(seen[4].header("dead_letter_reason").contains(&lacks), "{:?}", seen[4]);
+    let letter = seen.get(4).expect("there is a dead letter");
+    assert!(letter.header("dead_letter_reason").contains(&lacks), "{letter:?}");
     let others = read(site, &[&other], 5).await;
     assert_eq!(subjects(&others), ["one", "one", "five", "seven", "eight"]);
 
@@ -259,7 +266,8 @@ async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, righ
     let mut relay = leads(way, site).await;
     say(site, &never, "nine").await;
     let seen = read(site, &[&letters], 6).await;
-    assert!(seen[5].header("dead_letter_reason").contains("lacks Create"), "{:?}", seen[5]);
+    let letter = seen.get(5).expect("there is a dead letter");
+    assert!(letter.header("dead_letter_reason").contains("lacks Create"), "{letter:?}");
     stop(&mut relay).await;
     say_nonsense(site).await;
     kafka.allow(&rights.without(&rights.dead_letters[0])).await.expect("they are given");
