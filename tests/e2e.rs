@@ -28,12 +28,20 @@ mod journal;
 mod outages;
 #[path = "e2e/partition_count.rs"]
 mod partition_count;
+#[path = "e2e/pooler.rs"]
+mod pooler;
 #[path = "e2e/proofs.rs"]
 mod proofs;
 #[path = "e2e/replay.rs"]
 mod replay;
+#[path = "e2e/rights.rs"]
+mod rights;
+#[path = "e2e/roles.rs"]
+mod roles;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/secure.rs"]
+mod secure;
 #[path = "e2e/status_page.rs"]
 mod status_page;
 #[path = "e2e/streaming.rs"]
@@ -42,5 +50,7 @@ mod streaming;
 mod tables;
 #[path = "e2e/takeover.rs"]
 mod takeover;
+#[path = "e2e/versions.rs"]
+mod versions;
 #[path = "e2e/watchdog.rs"]
 mod watchdog;

@@ -19,6 +19,7 @@ mod kafka;
 mod publication;
 mod server;
 mod slot;
+mod spool;
 mod standby;
 
 /// From where on something is worth a warning.
@@ -72,6 +73,7 @@ pub(crate) struct Report {
 /// Asks both servers.
 pub(crate) async fn check(config: &Config, bounds: Bounds) -> Report {
     let mut report = Report::default();
+    spool::check(&mut report, config);
     let mut relay_id = None;
     let mut connected = None;
     if let Some(mut client) = server::reach(&mut report, config).await {

@@ -75,7 +75,8 @@ struct Inner {
 /// A record that a destination refused, as it was named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RefusedRecord {
-    pub(crate) place: Place,
+    /// The message, where it is told.
+    pub(crate) place: Option<Place>,
     pub(crate) topic: String,
     /// Whether every record to the topic would be refused.
     pub(crate) whole_topic: bool,

@@ -11,8 +11,10 @@ pub struct Incarnation(pub u32);
 
 /// Place of a change inside its source transaction, counted from 0.
 ///
-/// Counts every raw insert, update, delete, truncate and logical message that the server sends
-/// for the transaction, whether or not it is published, so that it does not depend on settings.
+/// Counts every raw insert, update, delete, truncate and logical message of the transaction that
+/// was not rolled back, whether or not it is published: so it depends neither on what is published
+/// nor on how the server sends it. One setting it does depend on: a relay that publishes rows alone
+/// ([`Config::messages`](crate::Config::messages)) does not count messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ordinal(pub u32);
 

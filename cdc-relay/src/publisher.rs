@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::batch_span::BatchSpan;
-use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Published, Source};
+use crate::checkpoint::{self, CHECKPOINT_KEY, Checkpoint, Published, Source};
 use crate::config::Config;
 use crate::dead_letter;
 use crate::error::{Error, Kind};
@@ -226,14 +226,16 @@ impl<S: Sink> Publisher<'_, S> {
     /// The refused batch behind an error, where the next session can find a way around it.
     pub(crate) fn refused(&self, error: &Error) -> Option<Refused> {
         let record = error.refused()?;
-        if !self.config.sets_aside() || record.topic == self.dead_letter_topic {
+        let ours = [self.dead_letter_topic.clone(), checkpoint::topic(&self.relay_id)];
+        if !self.config.sets_aside() || ours.contains(&record.topic) {
             return None;
         }
         let Batches { filling, sealed, .. } = self.batches;
-        let batch = if sealed.newest >= Some(record.place) { sealed } else { filling };
+        let named = record.place.or(filling.newest).or(sealed.newest)?;
+        let batch = if sealed.newest >= Some(named) { sealed } else { filling };
         Some(Refused {
-            named: record.place,
-            last: batch.newest.unwrap_or(record.place),
+            named,
+            last: batch.newest.unwrap_or(named),
             count: batch.count,
             why: record.why.clone(),
             topic: record.whole_topic.then(|| record.topic.clone()),

@@ -97,11 +97,17 @@ pub(crate) async fn publication_command(
 ) -> Result<String, Error> {
     let name = quote_identifier(config.publication_name());
     let journal = journal_table(config);
+    // By the catalog's names, which a role without any right on the schema may read too.
     let exists = client
-        .query(&format!("SELECT pg_catalog.to_regclass({})", quote_literal(&journal)))
-        .await?
-        .first()
-        .is_some_and(|row| row.get(0).is_some());
+        .query(&format!(
+            "SELECT 1 FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = {} AND c.relname = {} AND c.relkind IN ('r', 'p')",
+            quote_literal(config.outbox_schema()),
+            quote_literal(JOURNAL)
+        ))
+        .await?;
+    let exists = !exists.is_empty();
     let mut tables = publication::tables(config, client).await?;
     tables.extend(exists.then_some(journal));
     let tables = match tables.as_slice() {

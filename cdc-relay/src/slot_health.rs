@@ -55,6 +55,11 @@ impl SlotHealth {
         self.wal_status == "lost" || self.invalidation.is_some()
     }
 
+    /// Whether it keeps log that the next checkpoint of the server may take from it, or has lost it.
+    pub(crate) fn is_going(&self) -> bool {
+        self.is_lost() || self.wal_status == "unreserved"
+    }
+
     /// What an operator has to know before the slot is lost; `None` when all is well.
     pub fn warning(&self) -> Option<String> {
         if !self.exists {

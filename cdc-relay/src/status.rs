@@ -372,7 +372,7 @@ impl Status {
         {
             tracing::warn!(slot = self.0.slot, warning, "the slot is in danger");
         }
-        told.source = Some(SourceSight { end, at_work });
+        told.source = Some(SourceSight { end, at_work, gives_up: health.is_going() });
         told.slot = Some(health);
     }
 

@@ -29,6 +29,11 @@ const STALL_RED: Duration = Duration::from_secs(5);
 /// The source refuses connections while the relay is paused: it may be waiting for us to go.
 const PAUSED_END: Duration = Duration::from_secs(3);
 
+/// The server is about to give up the slot that a paused relay holds. It ends its walsender for
+/// that and waits for the end, while the walsender waits for us to read: then nothing else is
+/// checkpointed either, and the log grows.
+const GIVEN_UP_END: Duration = Duration::from_secs(10);
+
 /// More than the answers that were asked for come to in a second.
 const BULK_BYTES: u64 = 4 * 1024;
 
@@ -63,6 +68,8 @@ pub(crate) struct SourceSight {
     /// transaction that has nothing for us, and then does not answer for up to half of
     /// `wal_sender_timeout`. A new session would have it begin again.
     pub(crate) at_work: bool,
+    /// Whether the slot keeps log that it has no right to any more.
+    pub(crate) gives_up: bool,
 }
 
 /// What stands still.
@@ -76,6 +83,8 @@ pub(crate) enum Cause {
     Stalled,
     /// The source is gone while the relay is paused.
     SourceGone,
+    /// The relay is paused, and the source is about to give up its slot.
+    SlotGoes,
 }
 
 /// What follows from it.
@@ -98,6 +107,8 @@ struct Clocks {
     moved: Instant,
     /// The source answered on its own connection.
     seen: Instant,
+    /// The slot was in no danger.
+    kept: Instant,
 }
 
 /// Watches one relay while it leads.
@@ -115,7 +126,7 @@ impl Watchdog {
     /// Judges what is seen now.
     pub(crate) fn look(&mut self, sight: Sight) -> Verdict {
         let now = sight.now;
-        let fresh = Clocks { last: sight, heard: now, moved: now, seen: now };
+        let fresh = Clocks { last: sight, heard: now, moved: now, seen: now, kept: now };
         let clocks = match &mut self.clocks {
             Some(clocks) if clocks.last.session == sight.session => clocks,
             clocks => clocks.insert(fresh),
@@ -128,6 +139,9 @@ impl Watchdog {
         if sight.source.is_some() {
             clocks.seen = now;
         }
+        if !sight.source.is_some_and(|source| source.gives_up) {
+            clocks.kept = now;
+        }
         if sight.moved_since(&last) || !sight.has_work() || sight.paused || at_work {
             clocks.moved = now;
         }
@@ -138,6 +152,9 @@ impl Watchdog {
         }
         if sight.paused && since(clocks.seen) >= PAUSED_END {
             return Verdict::End(Cause::SourceGone);
+        }
+        if sight.paused && since(clocks.kept) >= GIVEN_UP_END {
+            return Verdict::End(Cause::SlotGoes);
         }
         if silent >= SILENT_END && !at_work {
             return Verdict::End(Cause::Silent);
@@ -177,6 +194,7 @@ impl Cause {
             Cause::Kafka => "kafka does not confirm a batch",
             Cause::Stalled => "nothing is published though the source has moved on",
             Cause::SourceGone => "postgres does not answer while the relay is paused",
+            Cause::SlotGoes => "postgres is about to give up the slot while the relay is paused",
         }
     }
 
@@ -184,7 +202,7 @@ impl Cause {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Cause::Kafka => "kafka",
-            Cause::Silent | Cause::Stalled | Cause::SourceGone => "source",
+            Cause::Silent | Cause::Stalled | Cause::SourceGone | Cause::SlotGoes => "source",
         }
     }
 }
@@ -197,6 +215,7 @@ mod tests {
     use crate::lsn::Lsn;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const SOURCE: SourceSight = SourceSight { end: Lsn(100), at_work: false, gives_up: false };
 
     /// A relay that has caught up with a source at rest.
     fn calm() -> Sight {
@@ -210,7 +229,7 @@ mod tests {
             held_up: None,
             unconfirmed: None,
             probe_out: false,
-            source: Some(SourceSight { end: Lsn(100), at_work: false }),
+            source: Some(SOURCE),
         }
     }
 
@@ -247,7 +266,7 @@ mod tests {
     fn a_backlog_that_moves_is_healthy_however_late_its_probe() {
         let behind = |sight: &mut Sight| {
             sight.probe_out = true;
-            sight.source = Some(SourceSight { end: Lsn(1_000_000), at_work: false });
+            sight.source = Some(SourceSight { end: Lsn(1_000_000), ..SOURCE });
         };
         let by_checkpoints = watch(|second, sight| {
             behind(sight);
@@ -268,7 +287,7 @@ mod tests {
     fn a_source_that_moves_on_without_us_is_red_and_not_ended() {
         let moves_on = watch(|second, sight| {
             answers(sight);
-            sight.source = Some(SourceSight { end: Lsn(100 + second), at_work: false });
+            sight.source = Some(SourceSight { end: Lsn(100 + second), ..SOURCE });
         });
         // From the first second in which it was ahead.
         assert_eq!(moves_on, (Some(5), None));
@@ -285,7 +304,7 @@ mod tests {
     #[test]
     fn a_server_that_works_in_silence_is_left_to_work() {
         let at_work = watch(|_, sight| {
-            sight.source = Some(SourceSight { end: Lsn(1_000_000), at_work: true });
+            sight.source = Some(SourceSight { end: Lsn(1_000_000), at_work: true, ..SOURCE });
         });
         assert_eq!(at_work, (None, None));
     }
@@ -318,6 +337,24 @@ mod tests {
             sight.source = None;
         });
         assert_eq!(gone, (None, Some(3)));
+    }
+
+    #[test]
+    fn a_paused_relay_lets_go_of_a_slot_that_is_given_up() {
+        let given_up = |sight: &mut Sight| {
+            sight.source = Some(SourceSight { gives_up: true, ..SOURCE });
+        };
+        let paused = watch(|_, sight| {
+            given_up(sight);
+            sight.paused = true;
+        });
+        assert_eq!(paused, (None, Some(10)));
+        // What is read may still be saved.
+        let read = watch(|_, sight| {
+            given_up(sight);
+            answers(sight);
+        });
+        assert_eq!(read, (None, None));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(crate) struct Error {
 #[derive(Debug)]
 enum Origin {
     Cause(Box<dyn StdError + Send + Sync>),
-    /// Its text is ours already; only what is below it is told as a cause.
+    /// Its text is ours already, with what Postgres said in it; only another cause is told too.
     Outbox(outbox::Error),
 }
 
@@ -102,6 +102,8 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self.origin.as_ref()? {
             Origin::Cause(cause) => Some(cause.as_ref()),
+            // The client would repeat it, with a line of Postgres' own source.
+            Origin::Outbox(error) if error.sqlstate().is_some() => None,
             Origin::Outbox(error) => error.source(),
         }
     }

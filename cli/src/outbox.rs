@@ -1,6 +1,7 @@
 //! `tailrace outbox …`: functions and tables of the outbox, and the partitions of its journal.
 
 use clap::{Args, Subcommand, ValueEnum};
+use tailrace_outbox::mapping::Mapping;
 use tailrace_outbox::schema::{MIGRATIONS, Schema};
 use tailrace_outbox::{DEFAULT_SLOT, Outbox, Store};
 
@@ -105,36 +106,56 @@ pub(crate) struct Check {
     /// The relay's replication slot
     #[arg(long, default_value = DEFAULT_SLOT)]
     slot: String,
-    /// Where the services write their messages: the log alone, or the journal too
-    #[arg(long, value_enum, default_value = "wal")]
-    store: StoreName,
+    /// Where the services write their messages: the log alone, the journal, or a table of yours
+    /// [default: wal, or table with --table]
+    #[arg(long, value_enum)]
+    store: Option<StoreName>,
+    /// The table and its mapping, as the relay has it: 'public.outbox=debezium, source=/orders'
+    #[arg(long, value_name = "MAPPING")]
+    table: Option<Mapping>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum StoreName {
     Wal,
     Journal,
+    Table,
 }
 
 impl Check {
     async fn run(self) -> Result<String, Error> {
         let schema = self.named.schema()?;
         let install = install_command(&schema);
-        let outbox = match self.store {
-            StoreName::Wal => Outbox::new(Store::Wal),
-            StoreName::Journal => Outbox::new(Store::Journal),
-        };
+        let outbox = Outbox::new(self.store()?);
         let mut connection = self.database.connect().await?;
-        if matches!(self.store, StoreName::Journal) {
-            schema.check(&mut connection).await.map_err(|error| unfit(error).mended_by(install))?;
-        }
-        outbox
-            .schema(schema)
-            .slot(self.slot.clone())
-            .check(&mut connection)
-            .await
-            .map_err(unfit)?;
+        outbox.schema(schema).slot(self.slot.clone()).check(&mut connection).await.map_err(
+            |error| {
+                // The library names its own function, where there is a command.
+                let is_to_install =
+                    error.mend().is_some_and(|mend| mend.contains("schema::install"));
+                let error = unfit(error);
+                if is_to_install { error.mended_by(install) } else { error }
+            },
+        )?;
         Ok(format!("ok: a message written now reaches the relay of slot {:?}\n", self.slot))
+    }
+
+    fn store(&self) -> Result<Store, Error> {
+        let fault = |text: &'static str, mend: &'static str| {
+            Err(Error::new(Kind::Settings, text).mended_by(mend))
+        };
+        match (self.store, self.table.clone()) {
+            (None | Some(StoreName::Wal), None) => Ok(Store::Wal),
+            (Some(StoreName::Journal), None) => Ok(Store::Journal),
+            (None | Some(StoreName::Table), Some(mapping)) => Ok(Store::Table(mapping)),
+            (Some(StoreName::Table), None) => fault(
+                "--store table needs the mapping of the table",
+                "give it as the relay has it: --table 'public.outbox=debezium, source=/orders'",
+            ),
+            (Some(StoreName::Wal | StoreName::Journal), Some(_)) => {
+                fault("--table is for --store table alone", "leave out one of the two")
+            }
+        }
     }
 }
 

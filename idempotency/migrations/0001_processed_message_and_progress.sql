@@ -83,6 +83,11 @@ BEGIN
         END IF;
         child := 'processed_message_' || to_char(wanted, 'YYYYMMDD');
         CONTINUE WHEN to_regclass('tailrace.' || child) IS NOT NULL;
+        -- A session remembers the names that it did not find, and who has waited for the lock above has not heard of
+        -- what its holder made: only a lock on a table that is new to the transaction makes it listen. Attaching
+        -- takes this one anyway.
+        LOCK TABLE tailrace.processed_message IN SHARE UPDATE EXCLUSIVE MODE;
+        CONTINUE WHEN to_regclass('tailrace.' || child) IS NOT NULL;
         EXECUTE format(
             'CREATE TABLE tailrace.%I (LIKE tailrace.processed_message INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
             child);

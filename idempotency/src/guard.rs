@@ -108,7 +108,9 @@ enum Refused {
 }
 
 // The days are looked at in the same statement: a row without a partition would be an error, which aborts the
-// caller's transaction, and a savepoint per claim costs more than this look-up.
+// caller's transaction, and a savepoint per claim costs more than this look-up. It goes by `to_regclass` and not by
+// the catalog's rows: like the insert it knows what the session has heard of. A partition that it has not heard of
+// yet is missing to both, and making it makes the session listen.
 const CLAIM: &str = "
     WITH clock AS (
         SELECT floor(extract(epoch FROM now()) / 86400)::int AS today

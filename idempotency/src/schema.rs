@@ -81,11 +81,16 @@ pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
 
 async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
     let failed = |error| Error::database("the schema's version cannot be read", error);
-    let present: bool =
-        sqlx::query_scalar("SELECT to_regclass('tailrace.idempotency_version') IS NOT NULL")
-            .fetch_one(&mut *conn)
-            .await
-            .map_err(failed)?;
+    // Not by to_regclass: a session remembers the names that it did not find, and who has waited for the lock
+    // of `install` may not have heard of what its holder made.
+    let present: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c
+                        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                        WHERE n.nspname = 'tailrace' AND c.relname = 'idempotency_version')",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(failed)?;
     if !present {
         return Ok(None);
     }

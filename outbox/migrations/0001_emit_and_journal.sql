@@ -124,7 +124,8 @@ COMMENT ON FUNCTION tailrace.frame_pairs(jsonb, boolean) IS
 
 -- Writes a message in the current transaction: it is published if the transaction commits.
 -- A null for an optional argument means its default. The frame's size is bounded as in the Rust builder; a service
--- that raised the limits of topic and producer raises this one with SET tailrace_outbox.frame_bytes_max.
+-- that raised the limits of topic and producer raises this one with SET tailrace_outbox.frame_bytes_max, and one
+-- whose topic takes less lowers it.
 -- Statements below are assignments on purpose: PL/pgSQL evaluates those without starting a query.
 CREATE FUNCTION tailrace.emit_bytes(
     topic text,
@@ -146,6 +147,7 @@ DECLARE
     micros constant bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
     none constant bytea := int4send(-1);
     limit_bytes bigint := 983040;
+    limit_setting constant text := current_setting('tailrace_outbox.frame_bytes_max', true);
     key_bytes bytea;
     type_bytes bytea;
     source_bytes bytea;
@@ -237,17 +239,20 @@ BEGIN
                 ELSE tailrace.frame_pairs(headers, true) END
         || coalesce(int4send(octet_length(payload)) || payload, none);
 
-    IF octet_length(frame) > limit_bytes THEN
-        limit_bytes := least(
-            coalesce(nullif(current_setting('tailrace_outbox.frame_bytes_max', true), '')::bigint, limit_bytes),
-            1000000000);
-        IF octet_length(frame) > limit_bytes THEN
-            RAISE EXCEPTION 'the message has % bytes, and its limit is %', octet_length(frame), limit_bytes
-                USING ERRCODE = 'program_limit_exceeded',
-                      HINT = 'store large content elsewhere and send a reference, or raise the limit with '
-                             'tailrace_outbox.frame_bytes_max together with max.message.bytes of the topic and '
-                             'message.max.bytes of the relay''s producer';
+    -- A session that set it once and took it back has it empty.
+    IF octet_length(limit_setting) > 0 THEN
+        IF limit_setting COLLATE "C" !~ '^[0-9]{1,18}$' THEN
+            RAISE EXCEPTION 'tailrace_outbox.frame_bytes_max is %, and takes a number of bytes', to_json(limit_setting)
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'write it in digits alone, for example 2000000';
         END IF;
+        limit_bytes := least(limit_setting::bigint, 1000000000);
+    END IF;
+    IF octet_length(frame) > limit_bytes THEN
+        RAISE EXCEPTION 'the message has % bytes, and its limit is %', octet_length(frame), limit_bytes
+            USING ERRCODE = 'program_limit_exceeded',
+                  HINT = 'store large content elsewhere and send a reference, or raise the limit with '
+                         'tailrace_outbox.frame_bytes_max together with max.message.bytes of the topic and '
+                         'message.max.bytes of the relay''s producer';
     END IF;
     written := pg_logical_emit_message(true, 'tailrace', frame);
     RETURN id;

@@ -50,15 +50,14 @@
 //! Dropping a day takes no message from the relay: what its slot has not passed is still in the
 //! log, with the catalog of that time.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use sqlx::postgres::PgArguments;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
-use crate::mapping::Mapping;
-use crate::outbox::rows;
+#[cfg(doc)]
+use crate::Kind;
 use crate::schema::Schema;
-use crate::{Error, Kind, Message};
+use crate::{Error, Message, Outbox, Store};
 
 mod day;
 mod retention;
@@ -102,7 +101,7 @@ pub async fn maintain(
 #[derive(Clone, Debug)]
 pub struct Journal {
     schema: Schema,
-    mapping: Mapping,
+    outbox: Outbox,
 }
 
 impl Default for Journal {
@@ -115,7 +114,8 @@ impl Default for Journal {
 impl Journal {
     /// The journal of a schema.
     pub fn new(schema: &Schema) -> Self {
-        Journal { schema: schema.clone(), mapping: Mapping::journal(schema) }
+        let outbox = Outbox::new(Store::Journal).schema(schema.clone());
+        Journal { schema: schema.clone(), outbox }
     }
 
     /// As [`insert`](fn@insert), into this journal.
@@ -128,15 +128,7 @@ impl Journal {
         connection: &mut PgConnection,
         message: &Message,
     ) -> Result<(), Error> {
-        let failed = failed("the message could not be written to the journal");
-        let mut arguments = PgArguments::default();
-        if let Err(error) = rows::bind(&mut arguments, rows::row(&self.mapping, message)?) {
-            return Err(failed(sqlx::Error::Encode(error)));
-        }
-        let one = AssertSqlSafe(Arc::clone(&self.mapping.statements().one));
-        let done = sqlx::query_with(one, arguments).execute(connection).await.map_err(failed)?;
-        // A trigger can swallow a row without a word.
-        if done.rows_affected() == 0 { Err(Error::unwritten()) } else { Ok(()) }
+        self.outbox.write(connection, message).await
     }
 
     /// The statement that makes a publication of the journal, for a relay to read.
@@ -159,15 +151,17 @@ impl Journal {
 /// Sorts an error of the database, and says so when the table is not the one we know.
 fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
     move |error| {
-        let state = error.as_database_error().and_then(|fault| fault.code());
-        // The table, the schema, or a column of it is missing.
-        if state.is_some_and(|state| ["42P01", "3F000", "42703"].contains(&&*state)) {
-            let text = "the journal's table is missing or of another form";
-            return Error::new(Kind::Setup, text).mended_by(MEND).caused_by(error);
+        let error = Error::database(doing, error).in_our_statement();
+        if error.is_setup() && error.sqlstate() != Some(RIGHT) {
+            error.mended_by(MEND)
+        } else {
+            error
         }
-        Error::database(doing, error)
     }
 }
+
+/// The SQLSTATE for a right that is missing.
+const RIGHT: &str = "42501";
 
 #[cfg(test)]
 mod tests;

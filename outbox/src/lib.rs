@@ -104,6 +104,9 @@ mod outbox;
 mod statement;
 
 #[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]
+mod blame;
+
+#[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]
 mod check;
 #[cfg(feature = "sqlx")]
 mod merged;

@@ -7,11 +7,11 @@ use sqlx::{
     ValueRef,
 };
 
-#[cfg(doc)]
-use crate::Kind;
-use crate::outbox::Answer;
-use crate::statement::{Statement, must_return, must_take};
-use crate::{Error, Message, Outbox, Store};
+use crate::blame::Business;
+use crate::outbox::{Answer, Place};
+use crate::statement::{Statement, must_have_room, must_return, must_take};
+use crate::write::place;
+use crate::{Error, Kind, Message, Outbox, Store};
 
 static DEFAULT: Outbox = Outbox::new(Store::Wal);
 
@@ -88,7 +88,7 @@ impl Outbox {
             arguments: arguments
                 .map(Option::unwrap_or_default)
                 .map_err(|error| unbound(sqlx::Error::Encode(error))),
-            persistent,
+            persistent: persistent && self.prepares(),
             text: statement.sql(),
         }
     }
@@ -136,9 +136,12 @@ impl<'o> Merge<'o> {
 /// Before anything is sent: [`Kind::Invalid`] for a text that is not one statement that changes
 /// data, or if more or fewer values are bound than it has parameters; [`Kind::Unmapped`] for what
 /// the table of [`Store::Table`] can not hold. After it: [`Kind::NoRow`],
-/// upon which the transaction is still good; otherwise what the database says, of the business
-/// statement too, sorted by [`Error::kind`], with [`Error::sqlstate`]. The transaction has then
-/// failed: roll it back.
+/// upon which the transaction is still good; [`Kind::Ended`] if sqlx takes a transaction for open and
+/// it is not; otherwise what the database says, of the business statement too, sorted by
+/// [`Error::kind`], with [`Error::sqlstate`]. The transaction has then failed: roll it back. Only a
+/// row that is not of the type asked for is an error without a SQLSTATE, and after everything is
+/// done: a transaction can still be rolled back, but without one statement and message are
+/// committed.
 #[derive(Debug)]
 #[must_use = "nothing is sent before the statement is run"]
 pub struct Merged<'o, 'm> {
@@ -178,7 +181,7 @@ impl Merged<'_, '_> {
         T: for<'r> FromRow<'r, PgRow>,
     {
         let rows = self.rows(connection).await?;
-        rows.first().map(T::from_row).transpose().map_err(failed)
+        rows.first().map(T::from_row).transpose().map_err(unread)
     }
 
     /// Runs a statement with RETURNING and gives all of its rows.
@@ -195,7 +198,7 @@ impl Merged<'_, '_> {
         if rows.is_empty() && !allow_none {
             return Err(Error::no_row());
         }
-        rows.iter().map(|row| T::from_row(row).map_err(failed)).collect()
+        rows.iter().map(|row| T::from_row(row).map_err(unread)).collect()
     }
 
     /// Runs a statement, with RETURNING or without, and gives the number of rows it touched.
@@ -214,11 +217,12 @@ impl Merged<'_, '_> {
     }
 
     async fn touch(self, connection: &mut PgConnection) -> Result<u64, Error> {
+        let outbox = self.merge.outbox;
         #[cfg(feature = "testing")]
-        let (outbox, message) = (self.merge.outbox, self.message);
-        let counts = self.merge.outbox.counts();
-        let query = self.query(Answer::Count)?;
-        let touched = if counts {
+        let message = self.message;
+        let (query, business) = self.query(Answer::Count, place(connection))?;
+        let failed = |error| business.explain(failed(error), outbox.mapping());
+        let touched = if outbox.counts() {
             let row = query.fetch_one(&mut *connection).await.map_err(failed)?;
             let touched = count(&row)?;
             if touched > 0 {
@@ -238,9 +242,11 @@ impl Merged<'_, '_> {
 
     /// The rows of an answer, each of which says that the message was written.
     async fn rows(self, connection: &mut PgConnection) -> Result<Vec<PgRow>, Error> {
+        let outbox = self.merge.outbox;
         #[cfg(feature = "testing")]
-        let (outbox, message) = (self.merge.outbox, self.message);
-        let query = self.query(Answer::Rows)?;
+        let message = self.message;
+        let (query, business) = self.query(Answer::Rows, place(connection))?;
+        let failed = |error| business.explain(failed(error), outbox.mapping());
         let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
         rows.iter().try_for_each(must_be_written)?;
         #[cfg(feature = "testing")]
@@ -251,17 +257,24 @@ impl Merged<'_, '_> {
     }
 
     /// The whole statement, and everything bound to it.
-    fn query(self, answer: Answer) -> Result<Query<'static, Postgres, PgArguments>, Error> {
+    fn query(
+        self,
+        answer: Answer,
+        place: Place,
+    ) -> Result<(Query<'static, Postgres, PgArguments>, Business), Error> {
         let Merge { outbox, text, arguments, persistent } = self.merge;
+        outbox.must_be_usable()?;
         let mut arguments = arguments?;
         let statement = Statement::read(text.as_str())?;
         must_take(statement.parameters(), arguments.len())?;
+        must_have_room(arguments.len(), outbox.parameters())?;
         if answer == Answer::Rows {
             must_return(statement.has_returning())?;
         }
-        let text = outbox.merged(&statement, answer, arguments.len() + 1);
+        let text = outbox.merged(&statement, answer, arguments.len() + 1, place);
         outbox.bind(self.message, &mut arguments)?;
-        Ok(sqlx::query_with(AssertSqlSafe(text), arguments).persistent(persistent))
+        let business = Business::within(&text, statement.text());
+        Ok((sqlx::query_with(AssertSqlSafe(text), arguments).persistent(persistent), business))
     }
 }
 
@@ -282,6 +295,14 @@ fn must_be_written(row: &PgRow) -> Result<(), Error> {
 
 fn unbound(error: sqlx::Error) -> Error {
     Error::invalid("a value of the business statement does not encode").caused_by(error)
+}
+
+/// A row that is not what the caller takes it for: only known when everything has been done.
+fn unread(error: sqlx::Error) -> Error {
+    let text = "the statement has run with its message, but its row is not of the type asked for";
+    Error::new(Kind::Database, text)
+        .mended_by("roll back; without a transaction it is committed and the message published")
+        .caused_by(error)
 }
 
 fn failed(error: sqlx::Error) -> Error {

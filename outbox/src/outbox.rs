@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
+use crate::error::ENDED;
 use crate::mapping::Mapping;
 use crate::schema::Schema;
 use crate::statement::Statement;
@@ -72,6 +73,9 @@ pub struct Outbox {
     /// None is the default one, which no constant can hold.
     journal: Option<Mapping>,
     slot: Cow<'static, str>,
+    /// Whether sqlx may leave prepared statements in the session.
+    #[cfg(feature = "sqlx")]
+    prepares: bool,
     #[cfg(feature = "testing")]
     recording: bool,
 }
@@ -86,6 +90,40 @@ pub(crate) enum Answer {
     Count,
 }
 
+/// Whether the client takes a transaction for open on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It does: where there is none the statement has to fail.
+    InTransaction,
+    /// It does not, or does not know: whatever there is will do.
+    Anywhere,
+}
+
+impl Place {
+    /// An expression that is `value`, or that fails if the client's transaction is not open.
+    ///
+    /// No function of SQL tells autocommit from a transaction. But a statement in autocommit begins
+    /// its transaction with the very message of the protocol that makes its portal (Bind), and so at
+    /// the same microsecond, where an open transaction is as old as a BEGIN that was answered before
+    /// this statement was sent. `pg_cursor` has the time of the portal, which has no name. So there
+    /// are no false alarms; where something between client and server puts other messages before
+    /// Bind, or renames the portal, there is no alarm. It fails by a setting that does not exist,
+    /// because no function raises an error of one's choice; `of_setting` makes the value's type of
+    /// the setting's text. The test `a_write_after_the_transaction_was_ended_by_a_text_is_refused`
+    /// watches it. It costs about 3 µs of the server and no round trip.
+    pub(crate) fn unless_ended(self, value: &str, of_setting: &str) -> String {
+        if self == Place::Anywhere {
+            return value.to_owned();
+        }
+        format!(
+            "CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_cursor() AS portal \
+             WHERE portal.name OPERATOR(pg_catalog.=) '' \
+             AND portal.creation_time OPERATOR(pg_catalog.=) pg_catalog.now()) \
+             THEN pg_catalog.current_setting('{ENDED}'){of_setting} ELSE {value} END"
+        )
+    }
+}
+
 impl Outbox {
     /// Writes to this store, under the names that a relay has by default.
     pub const fn new(store: Store) -> Self {
@@ -94,12 +132,16 @@ impl Outbox {
             prefix: Cow::Borrowed(PREFIX),
             journal: None,
             slot: Cow::Borrowed(DEFAULT_SLOT),
+            #[cfg(feature = "sqlx")]
+            prepares: true,
             #[cfg(feature = "testing")]
             recording: false,
         }
     }
 
     /// The prefix of messages in the write-ahead log, as the relay has it. Default: [`PREFIX`].
+    ///
+    /// One that is empty or has a control character is an error of every call, [`Kind::Setup`].
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<Cow<'static, str>>) -> Self {
         self.prefix = prefix.into();
@@ -120,6 +162,23 @@ impl Outbox {
         self
     }
 
+    /// Leaves no prepared statement in the session, of merged business statements neither.
+    ///
+    /// For sqlx through a pooler that hands the connection to another client after each transaction
+    /// and that knows no prepared statements, as PgBouncer before 1.21. A statement is planned anew
+    /// each time then. Default: each is prepared once per connection.
+    #[cfg(feature = "sqlx")]
+    #[must_use]
+    pub const fn unprepared(mut self) -> Self {
+        self.prepares = false;
+        self
+    }
+
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn prepares(&self) -> bool {
+        self.prepares
+    }
+
     /// The same outbox, but that its messages are noted as well.
     #[cfg(feature = "testing")]
     pub(crate) fn recording(mut self) -> Self {
@@ -137,6 +196,15 @@ impl Outbox {
         &self.store
     }
 
+    /// Fails for a prefix that no relay can have, before Postgres says something else about it.
+    pub(crate) fn must_be_usable(&self) -> Result<(), Error> {
+        if !self.prefix.is_empty() && !self.prefix.chars().any(char::is_control) {
+            return Ok(());
+        }
+        let text = format!("the prefix {:?} is empty or has a control character", self.prefix);
+        Err(Error::new(Kind::Setup, text).mended_by("take the prefix that the relay has"))
+    }
+
     pub(crate) fn slot_name(&self) -> &str {
         &self.slot
     }
@@ -150,12 +218,17 @@ impl Outbox {
         }
     }
 
+    /// How many parameters a message takes.
+    pub(crate) fn parameters(&self) -> usize {
+        self.mapping().map_or(1, |mapping| mapping.columns().len())
+    }
+
     /// The statement that writes one message, whose frame is its only parameter, or the parts of
     /// its row are. It answers with a row if the message was written.
-    pub(crate) fn one(&self) -> Arc<str> {
+    pub(crate) fn one(&self, place: Place) -> Arc<str> {
         match self.mapping() {
-            None => format!("SELECT {}", self.emit("$1")).into(),
-            Some(mapping) => Arc::clone(&mapping.statements().one),
+            None => format!("SELECT {}", self.emit("$1", place)).into(),
+            Some(mapping) => mapping.statements().one(place),
         }
     }
 
@@ -167,16 +240,16 @@ impl Outbox {
     /// (<https://www.postgresql.org/docs/current/functions-aggregate.html>), where in a plain
     /// `SELECT … ORDER BY` the place of a function call, before or after the sort, is the
     /// planner's choice. The test `a_batch_is_in_the_log_in_the_order_given` watches it.
-    pub(crate) fn many(&self) -> Arc<str> {
+    pub(crate) fn many(&self, place: Place) -> Arc<str> {
         match self.mapping() {
             None => format!(
                 "SELECT pg_catalog.count({}) FROM (SELECT frame FROM \
-                 pg_catalog.unnest($1::bytea[]) WITH ORDINALITY AS given (frame, place) \
+                 pg_catalog.unnest($1::pg_catalog.bytea[]) WITH ORDINALITY AS given (frame, place) \
                  ORDER BY place) AS ordered",
-                self.emit("frame")
+                self.emit("frame", place)
             )
             .into(),
-            Some(mapping) => Arc::clone(&mapping.statements().many),
+            Some(mapping) => mapping.statements().many(place),
         }
     }
 
@@ -189,21 +262,27 @@ impl Outbox {
     ///
     /// A row of a table is inserted by a CTE that changes data, because such a one always runs;
     /// one that only calls a function runs as far as something asks for its rows.
-    pub(crate) fn merged(&self, statement: &Statement<'_>, answer: Answer, first: usize) -> String {
+    pub(crate) fn merged(
+        &self,
+        statement: &Statement<'_>,
+        answer: Answer,
+        first: usize,
+        place: Place,
+    ) -> String {
         let text = statement.text();
         let Some(mapping) = self.mapping() else {
             let returning = if statement.has_returning() { "," } else { " RETURNING" };
-            let emit = self.emit(&format!("${first}"));
+            let emit = self.emit(&format!("${first}"), place);
             return format!("{text}{returning} (SELECT {emit}) AS tailrace_message");
         };
         let returning = if statement.has_returning() { "" } else { " RETURNING true" };
-        let insert = rows::merged(mapping, first);
+        let insert = rows::merged(mapping, first, place);
         let message = "(SELECT written FROM message)";
         let selected = match answer {
             Answer::Rows => format!("business.*, {message}"),
             Answer::Count => {
                 let count = "pg_catalog.count(*)";
-                format!("{count}, CASE WHEN {count} > 0 THEN {message} END")
+                format!("{count}, CASE WHEN {count} OPERATOR(pg_catalog.>) 0 THEN {message} END")
             }
         };
         format!(
@@ -213,6 +292,7 @@ impl Outbox {
     }
 
     /// Whether the answer to [`Answer::Count`] is one row with a count, and not every row.
+    #[cfg(feature = "sqlx")]
     pub(crate) fn counts(&self) -> bool {
         self.mapping().is_some()
     }
@@ -221,9 +301,12 @@ impl Outbox {
     ///
     /// Its result is a position, as text: sqlx has no type for one, and would look it up by a
     /// query of its own on every connection, which an unnamed statement does not survive.
-    fn emit(&self, frame: &str) -> String {
+    fn emit(&self, frame: &str, place: Place) -> String {
         let prefix = literal(&self.prefix);
-        format!("pg_catalog.pg_logical_emit_message(true, {prefix}, {frame}::bytea)::text")
+        let prefix = place.unless_ended(&prefix, "");
+        format!(
+            "pg_catalog.pg_logical_emit_message(true, {prefix}, {frame}::pg_catalog.bytea)::pg_catalog.text"
+        )
     }
 }
 

@@ -29,7 +29,7 @@
 //! - `attributes` takes every system attribute, such as `ce_dataschema`; the builder takes those of
 //!   a cause.
 //! - A frame has at most [`FRAME_BYTES_MAX`](crate::FRAME_BYTES_MAX) bytes, or what
-//!   `SET tailrace_outbox.frame_bytes_max` says.
+//!   `SET tailrace_outbox.frame_bytes_max` says, more or less.
 //!
 //! # Rows of an application that nobody may touch
 //!

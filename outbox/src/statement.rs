@@ -83,6 +83,21 @@ pub(crate) fn must_take(parameters: usize, values: usize) -> Result<(), Error> {
     Err(invalid(format!("has {parameters} parameters, and {values} values are bound")))
 }
 
+/// Postgres takes so many parameters: their number has 16 bits in the protocol.
+const PARAMETERS_MAX: usize = 65_535;
+
+/// Fails unless the parameters leave room for those of the message.
+pub(crate) fn must_have_room(parameters: usize, of_message: usize) -> Result<(), Error> {
+    if parameters + of_message <= PARAMETERS_MAX {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "has {parameters} parameters, and with {of_message} of the message Postgres takes \
+         {PARAMETERS_MAX}"
+    ))
+    .mended_by("bind arrays and unnest them, or write in parts"))
+}
+
 fn invalid(what: String) -> Error {
     Error::invalid(format!("the business statement {what}"))
 }
@@ -107,6 +122,7 @@ struct Seen {
     /// Inside `WITH x AS (…), y AS (…)`: the verb is the one that follows a bracket.
     awaits_verb: bool,
     after_dot: bool,
+    after_as: bool,
     after_close: bool,
     has_returning: bool,
     parameters: usize,
@@ -135,6 +151,7 @@ impl Seen {
             Token::Word(_) | Token::Dot | Token::Other => {}
         }
         self.after_dot = token == Token::Dot;
+        self.after_as = matches!(token, Token::Word(word) if word.eq_ignore_ascii_case("as"));
         self.after_close = token == Token::Close;
         Ok(())
     }
@@ -149,8 +166,8 @@ impl Seen {
     /// A word outside of brackets.
     fn word(&mut self, word: &str) -> Result<(), Error> {
         let is = |keyword: &str| word.eq_ignore_ascii_case(keyword);
-        // A reserved word: only after a dot it names a column.
-        self.has_returning |= !self.after_dot && is("returning");
+        // A reserved word: only after a dot it names a column, and after AS it is a label.
+        self.has_returning |= !self.after_dot && !self.after_as && is("returning");
         if self.awaits_verb && self.after_close {
             if ["select", "values", "table"].into_iter().any(is) {
                 return Err(changes_nothing());
@@ -199,9 +216,9 @@ impl<'a> Scanner<'a> {
     /// Blanks and comments.
     fn skip_blanks(&mut self) -> Result<(), Error> {
         loop {
-            self.pass_while(|next| next.is_ascii_whitespace() || next == '\u{b}');
+            self.pass_while(is_blank);
             if self.rest().starts_with("--") {
-                self.pass_while(|next| next != '\n' && next != '\r');
+                self.pass_while(|next| !is_line_end(next));
             } else if self.rest().starts_with("/*") {
                 self.block_comment()?;
             } else {
@@ -272,10 +289,13 @@ impl<'a> Scanner<'a> {
         while let Some(next) = self.rest().chars().next() {
             self.pass(next.len_utf8());
             if next == quote {
-                if !(escapes && self.rest().starts_with(quote)) {
+                if escapes && self.rest().starts_with(quote) {
+                    self.pass(quote.len_utf8());
+                } else if escapes && let Some(blanks) = continuation(self.rest()) {
+                    self.pass(blanks + quote.len_utf8());
+                } else {
                     return Ok(Token::Other);
                 }
-                self.pass(quote.len_utf8());
             } else if escapes && next == '\\' {
                 self.pass(self.rest().chars().next().map_or(0, char::len_utf8));
             }
@@ -306,6 +326,29 @@ impl<'a> Scanner<'a> {
         self.pass(body + close.len());
         Ok(Token::Other)
     }
+}
+
+/// How far it is to a quote that continues a string: behind blanks and comments to the end of a
+/// line, with a new line among them. What is continued keeps its escapes.
+fn continuation(rest: &str) -> Option<usize> {
+    let mut scanner = Scanner { text: rest, at: 0 };
+    loop {
+        scanner.pass_while(is_blank);
+        if !scanner.rest().starts_with("--") {
+            break;
+        }
+        scanner.pass_while(|next| !is_line_end(next));
+    }
+    let passed = rest.get(..scanner.at).unwrap_or_default();
+    (scanner.rest().starts_with('\'') && passed.contains(is_line_end)).then_some(scanner.at)
+}
+
+fn is_blank(letter: char) -> bool {
+    letter.is_ascii_whitespace() || letter == '\u{b}'
+}
+
+fn is_line_end(letter: char) -> bool {
+    letter == '\n' || letter == '\r'
 }
 
 fn starts_dollar(text: &str) -> bool {

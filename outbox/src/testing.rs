@@ -47,10 +47,11 @@
 
 use std::collections::VecDeque;
 
-use sqlx::{Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use crate::frame::{self, Frame};
-use crate::{Error, Message, Outbox};
+use crate::outbox::Place;
+use crate::{Error, Kind, Message, Outbox};
 
 const DOING: &str = "messages can not be recorded";
 
@@ -85,7 +86,7 @@ pub(crate) async fn note(
             .bind(frames)
             .execute(connection)
             .await
-            .map_err(|error| Error::database(DOING, error).in_our_statement())?;
+            .map_err(|error| elsewhere(Error::database(DOING, error)))?;
     }
     Ok(())
 }
@@ -94,20 +95,46 @@ pub(crate) async fn note(
 ///
 /// # Errors
 ///
-/// What the database says, sorted by [`Error::kind`]; among it that nothing is recorded on this
-/// connection.
+/// [`Kind::Setup`] on a connection on which nothing is recorded, [`Kind::Ended`] where no transaction
+/// is open, because what one wrote is forgotten at its end; otherwise what the database says, sorted
+/// by [`Error::kind`].
 pub async fn expect_messages(connection: &mut PgConnection) -> Result<Written, Error> {
+    let unread = |error| Error::database("the recorded messages can not be read", error);
+    // Whatever sqlx believes: a transaction may have been begun by a text.
+    let open = format!("SELECT {}", Place::InTransaction.unless_ended("''", ""));
+    sqlx::query(AssertSqlSafe(open)).execute(&mut *connection).await.map_err(|error| {
+        let error = unread(error);
+        if error.is_ended() { outside(error) } else { error }
+    })?;
     let frames: Vec<(Vec<u8>,)> =
         sqlx::query_as("SELECT frame FROM pg_temp.tailrace_recorded ORDER BY place")
             .fetch_all(connection)
             .await
-            .map_err(|error| {
-                Error::database("the recorded messages can not be read", error).in_our_statement()
-            })?;
+            .map_err(|error| elsewhere(unread(error)))?;
     let message = |(frame,): &(Vec<u8>,)| {
         Message::of_frame(&Frame::decode(frame).expect("the outbox writes whole frames"))
     };
     Ok(Written(frames.iter().map(message).collect()))
+}
+
+/// The error of a connection without the table of notes.
+fn elsewhere(error: Error) -> Error {
+    if !error.is_about_what_is_missing() {
+        return error;
+    }
+    Error::new(Kind::Setup, "nothing is recorded on this connection")
+        .mended_by(
+            "write and expect on the connection that record was called with: from a pool, on one \
+             connection or transaction throughout",
+        )
+        .caused_by(error)
+}
+
+/// The error where there is no transaction to look at.
+fn outside(error: Error) -> Error {
+    Error::new(Kind::Ended, "no transaction is open, and what one wrote is forgotten at its end")
+        .mended_by("expect the messages before the commit, on the transaction that wrote them")
+        .caused_by(error)
 }
 
 /// The messages of a transaction that a test has not yet looked at.

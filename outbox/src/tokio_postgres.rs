@@ -3,6 +3,10 @@
 //! The same ways to write as the ones over sqlx, as functions that take the [`Outbox`] and
 //! anything that is a [`GenericClient`]: a client, a transaction, one of a pool's.
 //!
+//! One thing is not the same: this client does not tell whether it takes a transaction for open, so
+//! a write in one that was ended by a `COMMIT` sent as text is not told from a write without a
+//! transaction, and is published at once. [`Kind::Ended`] comes over sqlx alone.
+//!
 //! ```no_run
 //! # #[cfg(feature = "tokio-postgres")]
 //! # async fn example(client: &mut ::tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -28,23 +32,26 @@
 //! # }
 //! ```
 
+use ::tokio_postgres::error::ErrorPosition;
 use ::tokio_postgres::types::{FromSql, ToSql, Type};
 use ::tokio_postgres::{GenericClient, Row, Statement as Handle};
 
 #[cfg(doc)]
 use crate::Kind;
+use crate::blame::Business;
 use crate::check::{self, QUERY, Reply};
+use crate::error::Said;
 use crate::mapping::Mapping;
 use crate::outbox::rows::{self, Value as Part, Values as Parts};
-use crate::outbox::{Answer, incomplete, must_fit};
-use crate::statement::{Statement, must_return, must_take};
+use crate::outbox::{Answer, Place, incomplete, must_fit};
+use crate::statement::{Statement, must_have_room, must_return, must_take};
 use crate::{Error, Message, Outbox, frame};
 
 const DOING: &str = "the message could not be written";
 
 /// Writes a message in the transaction that is open on this client.
 ///
-/// One round trip, which [`prepare`] saves; nothing is left behind in the session. On a client
+/// One round trip, which [`prepare`] saves; no prepared statement is left behind in the session. On a client
 /// without a transaction the message is one of its own and is published at once.
 ///
 /// # Errors
@@ -58,9 +65,10 @@ pub async fn write<C: GenericClient + Sync>(
     client: &C,
     message: &Message,
 ) -> Result<(), Error> {
+    outbox.must_be_usable()?;
     let parameters = Parameters::of(outbox.mapping(), message)?;
     let rows = client
-        .query_typed(&outbox.one(), &parameters.typed())
+        .query_typed(&outbox.one(Place::Anywhere), &parameters.typed())
         .await
         .map_err(|error| failed(DOING, error).in_our_statement())?;
     // A trigger may have kept the row out.
@@ -87,18 +95,20 @@ pub async fn write_all<C: GenericClient + Sync>(
         [message] => return write(outbox, client, message).await,
         _ => {}
     }
+    outbox.must_be_usable()?;
     must_fit(messages)?;
+    let many = outbox.many(Place::Anywhere);
     let rows = match outbox.mapping() {
         None => {
             let frames: Vec<Vec<u8>> = messages.iter().map(frame::encode).collect();
-            client.query_typed(&outbox.many(), &[(&frames, Type::BYTEA_ARRAY)]).await
+            client.query_typed(&many, &[(&frames, Type::BYTEA_ARRAY)]).await
         }
         Some(mapping) => {
             let rows = messages.iter().map(|message| rows::row(mapping, message));
             let rows = rows.collect::<Result<Vec<_>, Error>>()?;
             let arrays = rows::arrays(mapping, &rows);
             let arrays: Vec<_> = arrays.iter().map(array).collect();
-            client.query_typed(&outbox.many(), &arrays).await
+            client.query_typed(&many, &arrays).await
         }
     };
     let rows = rows.map_err(|error| failed(DOING, error).in_our_statement())?;
@@ -161,15 +171,16 @@ fn array<'p>(parts: &'p Parts<'_>) -> (&'p (dyn ToSql + Sync), Type) {
 /// [`Error::kind`].
 pub async fn check<C: GenericClient + Sync>(outbox: &Outbox, client: &C) -> Result<(), Error> {
     let slot = outbox.slot_name();
+    outbox.must_be_usable()?;
+    check::must_be_slot(slot)?;
     let schema = outbox.mapping().map(Mapping::schema);
     let table = outbox.mapping().map(Mapping::table);
-    let quoted = outbox.mapping().map(Mapping::table_sql);
-    let parameters: [(&(dyn ToSql + Sync), Type); 4] =
-        [(&slot, Type::TEXT), (&schema, Type::TEXT), (&table, Type::TEXT), (&quoted, Type::TEXT)];
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&slot, Type::TEXT), (&schema, Type::TEXT), (&table, Type::TEXT)];
     let rows = client
         .query_typed(QUERY, &parameters)
         .await
-        .map_err(|error| failed(check::DOING, error).in_our_statement())?;
+        .map_err(|error| failed(check::DOING, error))?;
     let row = rows.first().expect("the query has one row");
     let answer: &str = row.try_get(0).map_err(|error| failed(check::DOING, error))?;
     Reply::read(answer).judge(slot, outbox.mapping())
@@ -189,17 +200,93 @@ pub async fn prepare<C: GenericClient + Sync>(
     client: &C,
     statement: &str,
 ) -> Result<Prepared, Error> {
+    outbox.must_be_usable()?;
     let statement = Statement::read(statement)?;
     let returns = statement.has_returning();
     let answer = if returns { Answer::Rows } else { Answer::Count };
-    let text = outbox.merged(&statement, answer, statement.parameters() + 1);
-    let handle = client
-        .prepare(&text)
-        .await
-        .map_err(|error| failed("the merged write could not be prepared", error))?;
+    must_have_room(statement.parameters(), outbox.parameters())?;
+    let text = outbox.merged(&statement, answer, statement.parameters() + 1, Place::Anywhere);
+    let business = Business::within(&text, statement.text());
     let mapping = outbox.mapping().cloned();
-    Ok(Prepared { handle, mapping, returns, parameters: statement.parameters() })
+    let handle = client.prepare(&text).await.map_err(|error| {
+        let error = failed("the merged write could not be prepared", error);
+        business.explain(error, mapping.as_ref())
+    })?;
+    Ok(Prepared { handle, mapping, business, returns, parameters: statement.parameters() })
 }
+
+/// Runs a merged write without preparing it, with the type of each value, and gives the number of
+/// rows it touched.
+///
+/// For a connection through a pooler that hands it to another client after each transaction, and
+/// that does not know prepared statements: nothing is left in the session. One round trip, in
+/// which the server plans the statement anew.
+///
+/// # Errors
+///
+/// See [`Prepared`], and [`Kind::Invalid`], before anything is sent, for a text that is not one
+/// statement that changes data. No row is [`Kind::NoRow`].
+pub async fn execute_typed<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    statement: &str,
+    values: &TypedValues<'_>,
+    message: &Message,
+) -> Result<u64, Error> {
+    let rows = run_typed(outbox, client, statement, Answer::Count, values, message).await?;
+    let touched = if outbox.counts() {
+        rows.first().expect("a count has one row").try_get(0).map_err(merged)?
+    } else {
+        i64::try_from(rows.len()).expect("so many rows fit no memory")
+    };
+    if touched == 0 {
+        return Err(Error::no_row());
+    }
+    rows.iter().try_for_each(must_be_written)?;
+    Ok(u64::try_from(touched).expect("a count is not negative"))
+}
+
+/// Runs a merged write with RETURNING without preparing it, with the type of each value, and gives
+/// its rows, none of them if it touched none.
+///
+/// Each row has one more column at its end, which is ours. As [`execute_typed`] otherwise.
+///
+/// # Errors
+///
+/// See [`execute_typed`]; no row is none, and [`Kind::Invalid`] for a statement without RETURNING.
+pub async fn query_typed<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    statement: &str,
+    values: &TypedValues<'_>,
+    message: &Message,
+) -> Result<Vec<Row>, Error> {
+    let rows = run_typed(outbox, client, statement, Answer::Rows, values, message).await?;
+    rows.iter().try_for_each(must_be_written)?;
+    Ok(rows)
+}
+
+async fn run_typed<C: GenericClient + Sync>(
+    outbox: &Outbox,
+    client: &C,
+    statement: &str,
+    answer: Answer,
+    values: &TypedValues<'_>,
+    message: &Message,
+) -> Result<Vec<Row>, Error> {
+    let statement = Statement::read(statement)?;
+    must_take(statement.parameters(), values.len())?;
+    if answer == Answer::Rows {
+        must_return(statement.has_returning())?;
+    }
+    let text = outbox.merged(&statement, answer, statement.parameters() + 1, Place::Anywhere);
+    let parameters = Parameters::of(outbox.mapping(), message)?;
+    let all: Vec<_> = values.iter().cloned().chain(parameters.typed()).collect();
+    client.query_typed(&text, &all).await.map_err(merged)
+}
+
+/// The values of a statement's parameters, each with its type.
+pub type TypedValues<'a> = [(&'a (dyn ToSql + Sync), Type)];
 
 /// A merged write: the message travels inside the business statement and costs no round trip.
 ///
@@ -218,6 +305,7 @@ pub async fn prepare<C: GenericClient + Sync>(
 pub struct Prepared {
     handle: Handle,
     mapping: Option<Mapping>,
+    business: Business,
     returns: bool,
     parameters: usize,
 }
@@ -316,7 +404,10 @@ impl Prepared {
         let parameters = Parameters::of(self.mapping.as_ref(), message)?;
         let message = parameters.typed().into_iter().map(|(value, _)| value);
         let all: Vec<_> = values.iter().copied().chain(message).collect();
-        client.query(&self.handle, &all).await.map_err(merged)
+        client
+            .query(&self.handle, &all)
+            .await
+            .map_err(|error| self.business.explain(merged(error), self.mapping.as_ref()))
     }
 }
 
@@ -350,9 +441,16 @@ fn merged(error: ::tokio_postgres::Error) -> Error {
 }
 
 fn failed(doing: &'static str, error: ::tokio_postgres::Error) -> Error {
-    let state = error.code().map(|state| state.code().to_owned());
+    let said = error.as_db_error().map(|fault| Said {
+        state: fault.code().code().to_owned(),
+        message: fault.message().to_owned(),
+        position: match fault.position() {
+            Some(ErrorPosition::Original(place)) => usize::try_from(*place).ok(),
+            _ => None,
+        },
+    });
     let io = std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
-    Error::sorted(doing, state, io || error.is_closed()).caused_by(error)
+    Error::sorted(doing, said, io || error.is_closed()).caused_by(error)
 }
 
 #[cfg(test)]

@@ -2,11 +2,11 @@
 
 use sqlx::error::BoxDynError;
 use sqlx::postgres::PgArguments;
-use sqlx::{Arguments, AssertSqlSafe, PgConnection, PgExecutor};
+use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection, PgExecutor};
 
 #[cfg(doc)]
 use crate::Kind;
-use crate::outbox::{incomplete, must_fit, rows};
+use crate::outbox::{Place, incomplete, must_fit, rows};
 use crate::{Error, Message, Outbox, Store, check, frame};
 
 static DEFAULT: Outbox = Outbox::new(Store::Wal);
@@ -39,22 +39,28 @@ impl Outbox {
     /// in. On a connection without a transaction the message is one of its own and is published
     /// at once.
     ///
-    /// One round trip, which [`Outbox::merge`] saves; nothing is left behind in the session.
+    /// One round trip, which [`Outbox::merge`] saves. As with every query of sqlx, the first one on a
+    /// connection prepares the statement, which stays there: one more round trip, once.
+    ///
+    /// The log takes a message in a READ ONLY transaction too, because to Postgres it changes no
+    /// data; a table does not (SQLSTATE `25006`).
     ///
     /// # Errors
     ///
     /// Before anything is sent, [`Kind::Unmapped`] or [`Kind::Invalid`] for what the table of
-    /// [`Store::Table`] can not hold. [`Kind::Aborted`] if the transaction had failed before;
-    /// otherwise what the database says, sorted by [`Error::kind`]. The transaction has then
+    /// [`Store::Table`] can not hold. [`Kind::Aborted`] if the transaction had failed before, and
+    /// [`Kind::Ended`] if sqlx takes it for open and it is not; otherwise what the database says, sorted by [`Error::kind`]. The transaction has then
     /// failed: roll it back.
     pub async fn write(
         &self,
         connection: &mut PgConnection,
         message: &Message,
     ) -> Result<(), Error> {
+        self.must_be_usable()?;
         let mut arguments = PgArguments::default();
         self.bind(message, &mut arguments)?;
-        let written = sqlx::query_with(AssertSqlSafe(self.one()), arguments)
+        let written = sqlx::query_with(AssertSqlSafe(self.one(place(connection))), arguments)
+            .persistent(self.prepares())
             .execute(&mut *connection)
             .await
             .map_err(failed)?;
@@ -88,6 +94,7 @@ impl Outbox {
             [message] => return self.write(connection, message).await,
             _ => {}
         }
+        self.must_be_usable()?;
         must_fit(messages)?;
         let arguments = match self.mapping() {
             None => frames(messages),
@@ -98,7 +105,9 @@ impl Outbox {
             }
         };
         let arguments = arguments.map_err(unbound)?;
-        let written: i64 = sqlx::query_scalar_with(AssertSqlSafe(self.many()), arguments)
+        let many = AssertSqlSafe(self.many(place(connection)));
+        let written: i64 = sqlx::query_scalar_with(many, arguments)
+            .persistent(self.prepares())
             .fetch_one(&mut *connection)
             .await
             .map_err(failed)?;
@@ -121,6 +130,7 @@ impl Outbox {
     /// [`Kind::Setup`] with how to mend it; otherwise what the database says, sorted by
     /// [`Error::kind`].
     pub async fn check<'c>(&self, executor: impl PgExecutor<'c>) -> Result<(), Error> {
+        self.must_be_usable()?;
         check::ask(executor, self.slot_name(), self.mapping()).await
     }
 
@@ -132,6 +142,11 @@ impl Outbox {
         };
         bound.map_err(unbound)
     }
+}
+
+/// What sqlx believes about a connection.
+pub(crate) fn place(connection: &PgConnection) -> Place {
+    if connection.is_in_transaction() { Place::InTransaction } else { Place::Anywhere }
 }
 
 /// One array of frames.

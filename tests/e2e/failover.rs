@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use tailrace_cdc_relay::Milestone;
 use tailrace_stack::{Needs, Postgres, Replication, Stack};
+use tests::crash_point::CrashPoint;
+use tests::process::Process;
 use tests::writers::{Dice, Written};
 use tests::{Site, Variant};
 
@@ -16,6 +19,7 @@ const KEPT_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 const GAP: i32 = 4;
+const OUT_OF_REACH: [&str; 2] = ["does not exist", "out of reach"];
 
 #[tokio::test]
 async fn after_a_failover_a_relay_goes_on_without_loss_or_is_told_the_gap() {
@@ -28,6 +32,11 @@ async fn after_a_failover_a_relay_goes_on_without_loss_or_is_told_the_gap() {
     let mut relay = site.relay(Variant::default());
     relay.says("leading", LEAD_MAX).await;
     let mut written = site.write(20, 4, &mut dice).await;
+    let mut unkept = Site::new(&stack, "unkept", 2, &node()).await;
+    unkept.prepare_writers().await;
+    let mut beside = without_failover(&unkept).await;
+    unkept.write(4, 2, &mut dice).await;
+    published(&unkept).await;
     let keeps_slots = primary.major_version() >= FAILOVER_SLOTS;
     if keeps_slots {
         written.add(until_kept(&site, &standby, &mut dice).await);
@@ -39,6 +48,8 @@ async fn after_a_failover_a_relay_goes_on_without_loss_or_is_told_the_gap() {
 
     primary.kill().await.unwrap();
     drop(relay);
+    beside.signal(rustix::process::Signal::KILL);
+    beside.ends(LEAD_MAX).await;
     standby.promote().await.unwrap();
     site.fail_over(&standby);
 
@@ -49,10 +60,22 @@ async fn after_a_failover_a_relay_goes_on_without_loss_or_is_told_the_gap() {
         published(&site).await;
         stop(&mut relay).await;
         all_is_well(&site, &written).await;
-        site.on_slot("select pg_drop_replication_slot($1)").await;
+    } else {
+        refuses(&mut site.cdc_relay(&site.run_arguments()), GAP, &OUT_OF_REACH).await;
     }
-    let mut refused = site.cdc_relay(&site.run_arguments());
-    refuses(&mut refused, GAP, &["does not exist", "out of reach"]).await;
+    unkept.fail_over(&standby);
+    refuses(&mut unkept.cdc_relay(&unkept.run_arguments()), GAP, &OUT_OF_REACH).await;
+}
+
+/// A relay on a slot that no standby keeps, as one that was made by hand may be: it takes over
+/// from a first start that died between intent and slot.
+async fn without_failover(site: &Site) -> Process {
+    let die_at = Some(CrashPoint::at(Milestone::Intended, 1));
+    site.relay(Variant { die_at, ..Variant::default() }).ends(LEAD_MAX).await;
+    site.on_slot("select pg_create_logical_replication_slot($1, 'pgoutput')").await;
+    let mut relay = site.relay(Variant::default());
+    relay.says("leading", LEAD_MAX).await;
+    relay
 }
 
 /// Writes until the standby has a copy of the slot that outlives a promotion: it is a temporary

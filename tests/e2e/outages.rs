@@ -1,5 +1,7 @@
 //! Servers that die under a relay that goes on.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use tailrace_cdc_relay::Milestone;
 use tailrace_stack::{Needs, Stack};
@@ -8,6 +10,9 @@ use tests::writers::Dice;
 use tests::{Site, Variant};
 
 use crate::run::{LEAD_MAX, PUBLISH_MAX, all_is_well, node, published, stop};
+
+/// A server that nobody keeps from stopping has stopped by then.
+const SERVER_STOP_MAX: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_relay_survives_the_death_of_kafka_and_of_postgres() {
@@ -29,6 +34,10 @@ async fn a_relay_survives_the_death_of_kafka_and_of_postgres() {
     relay.signal(Signal::CONT);
     written.add(site.write(60, 4, &mut dice).await);
     relay.says("trying again", LEAD_MAX).await;
+    // A fast shutdown of Postgres waits for who reads its log; nobody does while Kafka is away.
+    let stopped = tokio::time::timeout(SERVER_STOP_MAX, stack.postgres().stop()).await;
+    assert!(matches!(stopped, Ok(Ok(()))), "{stopped:?}:\n{}", relay.log());
+    stack.postgres().restart().await.unwrap();
     stack.kafka().restart().await.unwrap();
     written.add(site.write(12, 2, &mut dice).await);
     published(&site).await;

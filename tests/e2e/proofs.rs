@@ -13,6 +13,11 @@ async fn what_many_connections_commit_in_every_way_arrives_once_in_order() {
 }
 
 #[tokio::test]
+async fn a_giant_transaction_is_published_once_in_order_in_little_memory() {
+    check("giant-transaction").await;
+}
+
+#[tokio::test]
 async fn a_relay_that_is_killed_at_any_point_loses_and_doubles_nothing() {
     check("relay-crash").await;
 }

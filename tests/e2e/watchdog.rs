@@ -9,6 +9,7 @@ use tests::Site;
 use tests::endpoint::Endpoint;
 use tests::writers::{Dice, Written};
 
+use crate::complaint::refuses;
 use crate::run::{LEAD_MAX, all_is_well, node, published, site, stop};
 
 /// From the fault until `/readyz` says so.
@@ -18,6 +19,7 @@ const READY_MAX: Duration = Duration::from_secs(60);
 /// A server that nobody keeps from stopping has stopped by then.
 const SERVER_STOP_MAX: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+const GAP: i32 = 4;
 const TOKEN: &str = "a token that is long enough";
 
 #[tokio::test]
@@ -108,9 +110,10 @@ async fn slot_is_free(site: &Site, limit: Duration) {
 }
 
 #[tokio::test]
-async fn a_slot_in_danger_is_told_before_it_is_lost() {
+async fn a_slot_in_danger_is_told_and_one_that_is_lost_ends_the_relay_once() {
     let stack = Stack::start(Needs::BOTH.breakable()).await.unwrap();
     let site = Site::new(&stack, "danger", 1, &node()).await;
+    site.prepare_writers().await;
     for setting in ["alter system set max_slot_wal_keep_size = '64MB'", "select pg_reload_conf()"] {
         site.pool.execute(setting).await.unwrap();
     }
@@ -122,20 +125,45 @@ async fn a_slot_in_danger_is_told_before_it_is_lost() {
     endpoint.status_until(READY_MAX, |now| now["slot_health"]["safe_bytes"].is_u64()).await;
     assert!(!told(&endpoint.status().await));
 
-    endpoint.post("/pause", Some(&format!("Bearer {TOKEN}"))).await;
-    for _ in 0..52 {
-        site.pool
-            .execute("select pg_logical_emit_message(false, 'noise', repeat('x', 1048576))")
-            .await
-            .unwrap();
-    }
+    let bearer = format!("Bearer {TOKEN}");
+    endpoint.post("/pause", Some(&bearer)).await;
+    log_grows(&site, 52).await;
     endpoint.status_until(READY_MAX, told).await;
     let now = endpoint.status().await;
     assert_eq!(now["slot_health"]["wal_status"], "reserved", "{now:#}");
     let metrics = endpoint.get("/metrics").await.body;
     assert!(metrics.contains(&format!("slot_warning{{slot=\"{}\"}} 1\n", site.slot)), "{metrics}");
 
-    endpoint.post("/resume", Some(&format!("Bearer {TOKEN}"))).await;
+    endpoint.post("/resume", Some(&bearer)).await;
     endpoint.status_until(READY_MAX, |now| !told(now)).await;
+
+    endpoint.post("/pause", Some(&bearer)).await;
+    site.write(4, 2, &mut Dice::new("danger")).await;
+    log_grows(&site, 128).await;
+    // A server that gives a slot up waits for the end of its reader, which reads nothing. The relay
+    // lets go, ends with one error and does not try again, and neither does one that a supervisor
+    // starts in its place.
+    let named = ["refused to stream slot", "cdc-relay adopt --accept-gap"];
+    let (checkpoint, _) =
+        tokio::join!(site.pool.execute("checkpoint"), refuses(&mut relay, GAP, &named));
+    checkpoint.unwrap();
+    refuses(&mut site.cdc_relay(&arguments), GAP, &named).await;
+
+    let mut adopt = site.cdc_relay(&site.arguments(&["adopt", "--accept-gap"]));
+    let adopted = adopt.ends(READY_MAX).await;
+    assert!(adopted.success(), "{adopted}:\n{}", adopt.log());
+    assert_eq!(site.read_to_end().await, [], "what it lost is not published in part");
+    let mut relay = site.cdc_relay(&arguments);
+    relay.says("leading", LEAD_MAX).await;
+    let after = site.write(4, 2, &mut Dice::new("danger")).await;
+    site.read_until(READY_MAX, move |seen| seen.len() >= after.messages).await;
     stop(&mut relay).await;
+}
+
+/// So many MB of log that no relay publishes.
+async fn log_grows(site: &Site, megabytes: u32) {
+    for _ in 0..megabytes {
+        let message = "select pg_logical_emit_message(false, 'noise', repeat('x', 1048576))";
+        site.pool.execute(message).await.expect("the server serves");
+    }
 }

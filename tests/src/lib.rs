@@ -8,6 +8,7 @@
 //! looked at in a real [`browser`].
 
 pub mod foreign_wal;
+pub mod giant_transaction;
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;
@@ -19,6 +20,7 @@ pub mod browser;
 mod client;
 pub mod crash_point;
 pub mod endpoint;
+pub mod events;
 pub mod node;
 pub mod process;
 pub mod reader;

@@ -61,6 +61,9 @@ struct RelayArgs {
     /// Rows alone are published
     #[arg(long)]
     rows_alone: bool,
+    /// Large transactions are received once they have committed
+    #[arg(long)]
+    no_streaming: bool,
     /// Memory for transactions in progress
     #[arg(long)]
     streaming_memory: Option<usize>,
@@ -126,7 +129,7 @@ async fn relay(arguments: RelayArgs) -> ExitCode {
     if let Some(mapping) = arguments.table {
         config = config.table(mapping);
     }
-    config = config.messages(!arguments.rows_alone);
+    config = config.messages(!arguments.rows_alone).streaming(!arguments.no_streaming);
     if let Some(bytes) = arguments.streaming_memory {
         config = config.streaming_memory(bytes);
     }

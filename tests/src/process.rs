@@ -135,6 +135,14 @@ impl Process {
         }
     }
 
+    /// The most memory that it has had resident, where the system tells.
+    pub fn resident_bytes_max(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kilobytes * 1024)
+    }
+
     /// The memory that it has now: what `ps` calls its resident set.
     ///
     /// # Panics

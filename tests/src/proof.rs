@@ -6,7 +6,9 @@ use indicatif::ProgressBar;
 use tailrace_stack::Stack;
 
 use crate::process::Node;
-use crate::{foreign_wal, outbox_arrival, relay_crash, relay_shapes, relay_zombies, soak};
+use crate::{
+    foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes, relay_zombies, soak,
+};
 
 /// How much of the same work a proof does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,12 @@ pub struct Proof {
 
 /// Every proof.
 pub const PROOFS: &[Proof] = &[
+    Proof {
+        name: "giant-transaction",
+        claim: "ten million rows of one transaction are published once and in order within 96 MB, \
+                received while it is in progress or after it",
+        body: |bench| Box::pin(giant_transaction::prove(bench)),
+    },
     Proof {
         name: "outbox-arrival",
         claim: "what many connections commit at once arrives once, in commit order per key; \

@@ -85,6 +85,28 @@ impl Site {
         self.read_topics_to_end(self.topics.clone()).await
     }
 
+    /// As [`Site::read_to_end`], for more than fits into memory: each record is shown to the judge
+    /// and forgotten. Answers with what the judge has become.
+    ///
+    /// # Panics
+    ///
+    /// When the end is not reached within `limit`.
+    pub async fn read_each<J: Send + 'static>(
+        &self,
+        limit: Duration,
+        mut judge: J,
+        look: fn(&mut J, &Seen),
+    ) -> J {
+        let (config, topics) = (self.kafka(), self.topics.clone());
+        let read = move || {
+            let ends = ends(&config, &topics);
+            let consumer = consumer(&config, "read_committed");
+            drain_within(limit, &consumer, &ends, &mut |record| look(&mut judge, &record));
+            judge
+        };
+        tokio::task::spawn_blocking(read).await.expect("the reader does not panic")
+    }
+
     /// How far the relay's last committed checkpoint says that the source is published.
     ///
     /// # Panics
@@ -150,29 +172,38 @@ impl Site {
 
     async fn read_topics_to_end(&self, topics: Vec<String>) -> Vec<Seen> {
         let config = self.kafka();
-        let read = move || {
-            // A read_committed handle would answer with the last stable offset instead.
-            let uncommitted = consumer(&config, "read_uncommitted");
-            let ends: Vec<(String, i32, i64)> = topics
-                .iter()
-                .flat_map(|topic| {
-                    let partitions = partitions(&uncommitted, topic);
-                    partitions.into_iter().map(|partition| {
-                        let (_, high) = uncommitted
-                            .fetch_watermarks(topic, partition, ANSWER_MAX)
-                            .expect("the broker answers");
-                        (topic.clone(), partition, high)
-                    })
-                })
-                .collect();
-            drain(&consumer(&config, "read_committed"), &ends)
-        };
+        let read = move || drain(&consumer(&config, "read_committed"), &ends(&config, &topics));
         tokio::task::spawn_blocking(read).await.expect("the reader does not panic")
     }
 }
 
+/// The end of each partition.
+fn ends(config: &rdkafka::config::ClientConfig, topics: &[String]) -> Vec<(String, i32, i64)> {
+    // A read_committed handle would answer with the last stable offset instead.
+    let uncommitted = consumer(config, "read_uncommitted");
+    let of_topic = |topic: &String| -> Vec<(String, i32, i64)> {
+        let end = |partition| {
+            let ends = uncommitted.fetch_watermarks(topic, partition, ANSWER_MAX);
+            (topic.clone(), partition, ends.expect("the broker answers").1)
+        };
+        partitions(&uncommitted, topic).into_iter().map(end).collect()
+    };
+    topics.iter().flat_map(of_topic).collect()
+}
+
 /// Reads each partition from its beginning up to its end.
 fn drain(consumer: &BaseConsumer, ends: &[(String, i32, i64)]) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    drain_within(ANSWER_MAX, consumer, ends, &mut |record| seen.push(record));
+    seen
+}
+
+fn drain_within(
+    limit: Duration,
+    consumer: &BaseConsumer,
+    ends: &[(String, i32, i64)],
+    each: &mut impl FnMut(Seen),
+) {
     let mut assignment = TopicPartitionList::new();
     for (topic, partition, end) in ends {
         if *end > 0 {
@@ -182,8 +213,8 @@ fn drain(consumer: &BaseConsumer, ends: &[(String, i32, i64)]) -> Vec<Seen> {
         }
     }
     consumer.assign(&assignment).expect("the partitions can be assigned");
-    let deadline = Instant::now() + ANSWER_MAX;
-    let mut seen: Vec<Seen> = Vec::new();
+    let deadline = Instant::now() + limit;
+    let mut read = 0;
     loop {
         let position = consumer.position().expect("an assigned consumer has a position");
         // Transaction markers take offsets too, so the end is told by the position alone.
@@ -194,16 +225,16 @@ fn drain(consumer: &BaseConsumer, ends: &[(String, i32, i64)]) -> Vec<Seen> {
                 )
         };
         if ends.iter().all(reached) {
-            return seen;
+            return;
         }
         assert!(
             Instant::now() < deadline,
-            "an open transaction hides the end: {} records read, {position:?} of {ends:?}",
-            seen.len()
+            "an open transaction hides the end: {read} records read, {position:?} of {ends:?}"
         );
         let mut wait = POLL;
         while let Some(record) = poll(consumer, wait) {
-            seen.push(record);
+            each(record);
+            read += 1;
             wait = Duration::ZERO;
         }
     }

@@ -10,7 +10,7 @@ use tailrace_cdc_relay::Milestone;
 use crate::crash_point::CrashPoint;
 use crate::proof::{Bench, Report, Scale};
 use crate::shape::{MAPPING, SHAPES, Scribe, Shape, Store};
-use crate::site::{Site, Variant};
+use crate::site::{Site, Streaming, Variant};
 use crate::verdict::Verdict;
 use crate::writers::{Dice, Written};
 
@@ -43,6 +43,27 @@ struct Measure {
 const SMALL: Measure = Measure { bulk: 200, boundaries: 1, commits: 1 };
 const FULL: Measure = Measure { bulk: 1_000, boundaries: 12, commits: 3 };
 
+/// How large transactions come to the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// When they have committed.
+    Whole,
+    /// While they are in progress: rows alone.
+    InProgress,
+}
+
+impl Reading {
+    fn stores(self) -> &'static [Store] {
+        match self {
+            Reading::Whole => &Store::ALL,
+            Reading::InProgress => &Store::OF_ROWS,
+        }
+    }
+}
+
+/// Less than a bulk has, so that most of it is spooled.
+const STREAMING: Streaming = Streaming { memory: 40_000, spool_max: 256 * 1024 * 1024, off: false };
+
 /// A life of a relay, and what is written in it.
 #[derive(Clone, Copy, Debug)]
 struct Life {
@@ -71,8 +92,13 @@ struct Outcome {
 pub async fn prove(bench: Bench<'_>) -> Report {
     let started = Instant::now();
     let outcomes = match bench.scale {
-        Scale::Small => vec![lean(&bench).await],
-        Scale::Full => cross_product(&bench).await,
+        Scale::Small => {
+            let whole = Box::pin(lean(&bench, Reading::Whole));
+            let in_progress = Box::pin(lean(&bench, Reading::InProgress));
+            let (whole, in_progress) = tokio::join!(whole, in_progress);
+            vec![whole, in_progress]
+        }
+        Scale::Full => Box::pin(cross_product(&bench)).await,
     };
     let mut report = Report::default();
     let sum = |count: fn(&Outcome) -> usize| outcomes.iter().map(count).sum::<usize>();
@@ -86,8 +112,9 @@ pub async fn prove(bench: Bench<'_>) -> Report {
     report
 }
 
-/// Every shape once in every store, and every milestone, in one database.
-async fn lean(bench: &Bench<'_>) -> Outcome {
+/// Every shape that the reading makes a difference to, once in every store, and every milestone, in
+/// one database.
+async fn lean(bench: &Bench<'_>, reading: Reading) -> Outcome {
     let mut dice = Dice::new("relay-shapes");
     let turn = usize::try_from(dice.below(60)).expect("a small number");
     let milestones = [
@@ -97,20 +124,21 @@ async fn lean(bench: &Bench<'_>) -> Outcome {
         Milestone::Committed,
         Milestone::Flushed,
     ];
-    let lives = SHAPES.iter().enumerate().map(|(at, shape)| {
+    let shapes = SHAPES.iter().filter(|shape| reading == Reading::Whole || shape.is_large());
+    let lives = shapes.enumerate().map(|(at, shape)| {
         let milestone = *pick(&milestones, at + turn);
         let die_at = CrashPoint::at(milestone, 1);
-        let store = *pick(&Store::ALL, at + turn / milestones.len());
+        let store = *pick(reading.stores(), at + turn / milestones.len());
         Life { shape, store, die_at, copies: 1, live: at % 2 == 0 }
     });
     let lives: Vec<Life> = lives.collect();
-    bench.bar.set_length(lives.len() as u64 + 2);
-    let mut play = Play::begin(bench, &SMALL).await;
+    bench.bar.inc_length(lives.len() as u64);
+    let mut play = Play::begin(bench, &SMALL, reading).await;
     for life in lives {
         // The other stores too, so that every shape is seen in each of them.
-        for store in Store::ALL {
-            if store != life.store {
-                play.write(life.shape, store).await;
+        for store in reading.stores() {
+            if *store != life.store {
+                play.write(life.shape, *store).await;
             }
         }
         play.live(life).await;
@@ -118,23 +146,27 @@ async fn lean(bench: &Bench<'_>) -> Outcome {
     play.end().await
 }
 
-/// Every shape in every store, in a database of its own, with a death at every milestone and, of
+/// Every shape in every store and reading, in a database of its own, with a death at every milestone and, of
 /// those that come with each message, between every two messages.
 async fn cross_product(bench: &Bench<'_>) -> Vec<Outcome> {
     let dice = Dice::new("relay-shapes");
-    let pairs = SHAPES.iter().flat_map(|shape| Store::ALL.map(|store| (shape, store)));
-    let pairs: Vec<_> = pairs.collect();
-    bench.bar.set_length(pairs.len() as u64);
-    let left = Mutex::new((pairs.into_iter(), dice));
+    let mut all = Vec::new();
+    for shape in SHAPES {
+        for reading in [Reading::Whole, Reading::InProgress] {
+            all.extend(reading.stores().iter().map(|store| (shape, *store, reading)));
+        }
+    }
+    bench.bar.set_length(all.len() as u64);
+    let left = Mutex::new((all.into_iter(), dice));
     let lane = async || {
         let mut outcomes = Vec::new();
         loop {
             let next = {
-                let (pairs, dice) = &mut *left.lock().expect("no lane panics under it");
-                pairs.next().map(|pair| (pair, dice.fork()))
+                let (all, dice) = &mut *left.lock().expect("no lane panics under it");
+                all.next().map(|next| (next, dice.fork()))
             };
-            let Some(((shape, store), dice)) = next else { return outcomes };
-            outcomes.push(one_shape(bench, shape, store, dice).await);
+            let Some(((shape, store, reading), dice)) = next else { return outcomes };
+            outcomes.push(one_shape(bench, shape, store, reading, dice).await);
             bench.bar.inc(1);
         }
     };
@@ -147,9 +179,10 @@ async fn one_shape(
     bench: &Bench<'_>,
     shape: &'static Shape,
     store: Store,
+    reading: Reading,
     mut dice: Dice,
 ) -> Outcome {
-    let mut play = Play::begin(bench, &FULL).await;
+    let mut play = Play::begin(bench, &FULL, reading).await;
     let messages = play.write(shape, store).await;
     let boundaries = messages.min(FULL.boundaries);
     let mut lives = Vec::new();
@@ -181,21 +214,22 @@ struct Play<'a> {
     bench: &'a Bench<'a>,
     site: Site,
     scribe: Scribe,
+    reading: Reading,
     outcome: Outcome,
 }
 
 impl<'a> Play<'a> {
     /// With a slot that a relay has died over twice: before it was made, and before it was read.
-    async fn begin(bench: &'a Bench<'a>, measure: &Measure) -> Self {
+    async fn begin(bench: &'a Bench<'a>, measure: &Measure, reading: Reading) -> Self {
         let site = Site::new(bench.stack, "relay_shapes", 2, &bench.node).await;
         site.prepare_writers().await;
         site.prepare_journal().await;
         site.prepare_shapes().await;
         let scribe = site.scribe(measure.bulk).await;
-        let mut play = Play { bench, site, scribe, outcome: Outcome::default() };
+        let mut play = Play { bench, site, scribe, reading, outcome: Outcome::default() };
         for milestone in [Milestone::Intended, Milestone::SlotCreated] {
             let die_at = CrashPoint::at(milestone, 1);
-            let mut relay = play.site.relay(variant(Some(die_at)));
+            let mut relay = play.site.relay(variant(Some(die_at), reading));
             play.dies(&mut relay, die_at).await;
         }
         play
@@ -211,7 +245,7 @@ impl<'a> Play<'a> {
 
     async fn live(&mut self, life: Life) {
         let Life { shape, store, die_at, copies, live } = life;
-        let relay = |play: &Self| play.site.relay(variant(Some(die_at)));
+        let relay = |play: &Self| play.site.relay(variant(Some(die_at), play.reading));
         let mut relay = if live {
             let mut relay = relay(self);
             relay.says("leading", LEAD_MAX).await;
@@ -243,9 +277,9 @@ impl<'a> Play<'a> {
 
     /// Lets a last relay publish the rest, stops it, and judges what a reader finds then.
     async fn end(self) -> Outcome {
-        let Play { site, scribe, mut outcome, .. } = self;
+        let Play { site, scribe, reading, mut outcome, .. } = self;
         scribe.close().await;
-        let mut relay = site.relay(variant(None));
+        let mut relay = site.relay(variant(None, reading));
         let enough = site.expected().await.len();
         site.read_until(REST_MAX, move |seen| seen.len() >= enough).await;
         outcome.verdict = site.stop_and_judge(&mut relay, &Written::default()).await;
@@ -254,12 +288,13 @@ impl<'a> Play<'a> {
 }
 
 /// In batches of one each source transaction has a commit of its own.
-fn variant(die_at: Option<CrashPoint>) -> Variant {
+fn variant(die_at: Option<CrashPoint>, reading: Reading) -> Variant {
     Variant {
         die_at,
         batch_records: Some(1),
         split_bytes: Some(SPLIT_BYTES),
         table: Some(MAPPING),
+        rows_alone: (reading == Reading::InProgress).then_some(STREAMING),
         ..Variant::default()
     }
 }

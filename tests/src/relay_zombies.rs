@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use sqlx::Executor;
 
 use crate::process::Process;
 use crate::proof::{Bench, Report, Scale};
@@ -32,6 +33,14 @@ enum Waking {
     Early,
     /// After its successor was stopped too and the third relay has published, both at once.
     Together,
+}
+
+/// How much the server has to send to a leader that is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behind {
+    Little,
+    /// More than fits between the two, so that the server waits in the midst of sending.
+    Far,
 }
 
 const WAKINGS: [Waking; 3] = [Waking::Late, Waking::Early, Waking::Together];
@@ -63,6 +72,7 @@ pub async fn prove(bench: Bench<'_>) -> Report {
     let written = site.write_during(WRITERS, &mut dice, play).await;
     let enough = site.expected().await.len();
     site.read_until(REST_MAX, move |seen| seen.len() >= enough).await;
+    let orders: usize = relays.said(ENDING).iter().sum();
     let [mut last, others @ ..] = relays.of;
     for mut relay in others {
         relay.signal(Signal::TERM);
@@ -72,6 +82,7 @@ pub async fn prove(bench: Bench<'_>) -> Report {
 
     let mut report = Report::default();
     report.figure("leaders stopped", takeovers.len() + rounds / WAKINGS.len());
+    report.figure("orders to end a backend", orders);
     report.figure("takeovers that were measured", takeovers.len());
     let (median, longest) = median_and_longest(takeovers.iter().map(|takeover| takeover.whole));
     report.figure("takeover, median", median);
@@ -127,15 +138,15 @@ impl Relays {
         let before = self.said(STANDING_BY);
         match waking {
             Waking::Late => {
-                let takeover = self.succeed().await;
+                let takeover = self.succeed(site, Behind::Far).await;
                 publishes(site).await;
                 self.wake(zombie, &before).await;
                 vec![takeover]
             }
             Waking::Together => {
-                let first = self.succeed().await;
+                let first = self.succeed(site, Behind::Little).await;
                 let second_zombie = self.leader;
-                let second = self.succeed().await;
+                let second = self.succeed(site, Behind::Little).await;
                 publishes(site).await;
                 self.at(zombie).signal(Signal::CONT);
                 self.wake(second_zombie, &before).await;
@@ -157,9 +168,15 @@ impl Relays {
 
     /// Stops the leader with a transaction open, and waits for another; answers with how long that
     /// took.
-    async fn succeed(&mut self) -> Takeover {
+    async fn succeed(&mut self, site: &Site, behind: Behind) -> Takeover {
         let (leading, ending) = (self.said(LEADING), self.said(ENDING));
         let stopped_at = self.stop_leader().await;
+        if behind == Behind::Far {
+            // Of another prefix: it is sent to the relay, and no record.
+            let much = "select pg_logical_emit_message(false, 'noise', repeat('x', 1048576)) \
+                        from generate_series(1, 24)";
+            site.pool.execute(much).await.expect("the server serves");
+        }
         self.next_to_say(ENDING, &ending).await;
         let ended_at = Instant::now();
         self.leader = self.next_to_say(LEADING, &leading).await;

@@ -32,6 +32,8 @@ pub enum Store {
 impl Store {
     /// All of them.
     pub const ALL: [Store; 3] = [Store::Log, Store::Journal, Store::Table];
+    /// Those whose messages are rows.
+    pub const OF_ROWS: [Store; 2] = [Store::Journal, Store::Table];
 
     fn name(self) -> &'static str {
         match self {
@@ -75,6 +77,13 @@ pub struct Shape {
     pub name: &'static str,
     /// What makes it.
     pub steps: &'static [Step],
+}
+
+impl Shape {
+    /// Whether it has transactions that the server sends before they commit, where it may.
+    pub fn is_large(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Bulk))
+    }
 }
 
 use Step::{Beside, Bulk, CopyIn, Parts, Say, Sql};
@@ -138,6 +147,44 @@ pub const SHAPES: &[Shape] = &[
             Sql("savepoint kept"),
             Bulk,
             Sql("release kept"),
+            Say(1),
+            Sql("commit"),
+        ],
+    },
+    Shape {
+        name: "giant with ddl",
+        steps: &[
+            Sql("begin"),
+            Bulk,
+            Sql("alter table TABLE add column later integer default 7"),
+            Bulk,
+            Sql("alter table TABLE drop column later"),
+            Say(1),
+            Sql("commit"),
+        ],
+    },
+    Shape {
+        name: "giant, prepared",
+        steps: &[
+            Sql("begin"),
+            Bulk,
+            Sql("savepoint lost"),
+            Bulk,
+            Sql("rollback to lost"),
+            Say(1),
+            Sql("prepare transaction 'NAME'"),
+            Beside(&[Say(1), Sql("commit prepared 'NAME'")]),
+            Say(1),
+        ],
+    },
+    Shape {
+        name: "giants, interleaved",
+        steps: &[
+            Sql("begin"),
+            Bulk,
+            Beside(&[Sql("begin"), Bulk]),
+            Bulk,
+            Beside(&[Sql("savepoint lost"), Bulk, Sql("rollback to lost"), Say(1), Sql("commit")]),
             Say(1),
             Sql("commit"),
         ],

@@ -57,6 +57,8 @@ pub struct Streaming {
     pub memory: usize,
     /// Bytes in files.
     pub spool_max: u64,
+    /// They are received once they have committed, like all others.
+    pub off: bool,
 }
 
 impl Site {
@@ -111,7 +113,8 @@ impl Site {
         if let Some(table) = variant.table {
             give("--table", table.to_owned());
         }
-        if let Some(Streaming { memory, spool_max }) = variant.rows_alone {
+        if let Some(Streaming { memory, spool_max, off }) = variant.rows_alone {
+            arguments.extend(off.then(|| "--no-streaming".to_owned()));
             arguments.push("--rows-alone".to_owned());
             arguments.extend(["--streaming-memory".to_owned(), memory.to_string()]);
             arguments.extend(["--spool-max".to_owned(), spool_max.to_string()]);

@@ -70,7 +70,7 @@ async fn broker(report: &mut Report, inspector: &Inspector, id: i32) -> Settings
             report.warn(
                 "broker_settings",
                 format!("they can not be seen: {error}"),
-                "let the principal DescribeConfigs on the cluster, or check them yourself",
+                error.mend().unwrap_or("check them yourself").to_owned(),
             );
             return Settings::new();
         }
@@ -110,10 +110,18 @@ async fn transaction_state(
     cluster: &Settings,
 ) -> Result<(), Error> {
     let name = "transaction_state";
-    let factor = match inspector.topic(TRANSACTION_STATE).await? {
-        Some(sight) => sight.replicas,
+    let factor = match inspector.topic(TRANSACTION_STATE, "Describe").await {
+        Err(error) if error.kind() == Kind::Permission => {
+            let mend = error.mend().unwrap_or_default().to_owned();
+            report.warn(name, format!("its replicas can not be seen: {error}"), mend);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+        Ok(Some(sight)) => sight.replicas,
         // It is made with the first transaction.
-        None => number(cluster, "transaction.state.log.replication.factor").unwrap_or(3) as usize,
+        Ok(None) => {
+            number(cluster, "transaction.state.log.replication.factor").unwrap_or(3) as usize
+        }
     };
     let in_sync = number(cluster, "transaction.state.log.min.isr");
     if factor < REPLICAS_MIN || in_sync.is_some_and(|in_sync| in_sync < IN_SYNC_MIN.into()) {
@@ -148,9 +156,9 @@ async fn topics(
     let replicas = config.new_topics().replication_factor;
     if let Some(relay_id) = relay_id {
         let topic = checkpoint::topic(relay_id);
-        match inspector.topic(&topic).await? {
+        match inspector.topic(&topic, "Write").await? {
             Some(sight) => {
-                let settings = inspector.topic_settings(&topic).await.unwrap_or_default();
+                let settings = durable.settings(inspector, &topic).await;
                 durable.checkpoint(&topic, sight, &settings);
                 durable.copies("checkpoint_topic", &topic, sight, &settings);
             }
@@ -163,8 +171,15 @@ async fn topics(
     }
     let known: Vec<String> = saved.map(known_topics).unwrap_or_default();
     for topic in known.iter().take(TOPICS_MAX) {
-        if let Some(sight) = inspector.topic(topic).await? {
-            let settings = inspector.topic_settings(topic).await.unwrap_or_default();
+        let sight = match inspector.topic(topic, "Write").await {
+            Err(error) if error.kind() == Kind::Permission => {
+                durable.report.error("topics", &error);
+                continue;
+            }
+            sight => sight?,
+        };
+        if let Some(sight) = sight {
+            let settings = durable.settings(inspector, topic).await;
             durable.copies("topics", topic, sight, &settings);
             durable.keeping(topic, &settings);
             durable.sizes(topic, &settings);
@@ -177,8 +192,16 @@ async fn topics(
         }
     }
     if config.new_topics().create {
-        let made = inspector.may_create(config.new_topics()).await;
-        durable.new_topic("new_topics", "new topics", made);
+        match inspector.may_create(config.new_topics()).await {
+            // It was asked for a name that is in no list of rights.
+            Err(error) if error.kind() == Kind::Permission => durable.report.warn(
+                "new_topics",
+                format!("whether they can be made is not seen: {error}"),
+                "let the principal Create topics of the names that your messages have, or make \
+                 them beforehand",
+            ),
+            made => durable.new_topic("new_topics", "new topics", made),
+        }
         durable.defaults(replicas, cluster);
     }
     durable.sizes("new topics", cluster);
@@ -186,6 +209,19 @@ async fn topics(
 }
 
 impl Durable<'_> {
+    /// The settings of a topic, as far as they may be seen.
+    async fn settings(&mut self, inspector: &Inspector, topic: &str) -> Settings {
+        match inspector.topic_settings(topic).await {
+            Ok(settings) => settings,
+            Err(error) => {
+                let mend = error.mend().unwrap_or_default().to_owned();
+                let text = format!("they can not be seen: {error}");
+                self.report.warn("topic_settings", text, mend);
+                Settings::new()
+            }
+        }
+    }
+
     /// A checkpoint that the brokers delete is a checkpoint that is lost.
     fn checkpoint(&mut self, topic: &str, sight: TopicSight, settings: &Settings) {
         let name = "checkpoint_topic";

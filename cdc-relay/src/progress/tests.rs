@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Limits, Progress, Verdict};
+use super::{Counting, Limits, Progress, Verdict};
 use crate::checkpoint::Published;
 use crate::error::Kind;
 use crate::lsn::Lsn;
@@ -340,6 +340,10 @@ fn a_source_that_is_not_the_checkpoints_is_refused_inside_a_split_transaction() 
     assert_eq!(moved.change(Lsn(911)).unwrap_err().kind(), Kind::Gap);
 
     assert_eq!(resume().begin(Lsn(1_100)).unwrap_err().kind(), Kind::Gap);
+
+    let counts_otherwise = resume().counting(Counting::Rows).begin(Lsn(1_000)).unwrap_err();
+    assert_eq!(counts_otherwise.kind(), Kind::Config);
+    assert!(counts_otherwise.to_string().contains("relay.messages on"), "{counts_otherwise}");
 
     let mut shorter = resume();
     shorter.begin(Lsn(1_000)).unwrap();

@@ -76,6 +76,14 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
             Kind::Permission,
             format!("grant what is missing, for the change stream: ALTER ROLE {user} REPLICATION"),
         ),
+        // What PgBouncer answers to a parameter that it does not pass on, as `replication` before
+        // its version 1.23.
+        ("08P01", During::Connect) if fields.message.contains("startup parameter") => hinted(
+            Kind::Config,
+            "the database url names PgBouncer, which carries no replication: name Postgres itself; \
+             the services may go through the pooler"
+                .into(),
+        ),
         ("3D000", _) => hinted(
             Kind::Config,
             format!("create database {database:?} or correct its name in the database url"),
@@ -107,7 +115,7 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
         ("55000", During::Start { slot } | During::Stream { slot }) => hinted(
             Kind::Gap,
             format!(
-                "slot {slot:?} is lost or not of this database: see wal_status and database in pg_replication_slots"
+                "slot {slot:?} is lost or not of this database (see wal_status and database in pg_replication_slots); of a lost one cdc-relay adopt --accept-gap tells what is missing, and makes another"
             ),
         ),
         // A WAL file that the slot needs is missing.
@@ -201,6 +209,7 @@ mod tests {
             (During::Connect, "3D000", Kind::Config),
             (During::Connect, "53300", Kind::Unavailable),
             (During::Connect, "57P03", Kind::Unavailable),
+            (During::Connect, "08P01", Kind::Unavailable),
             (During::Query, "42601", Kind::Server),
             (During::Query, "42704", Kind::Server),
             (During::Query, "42710", Kind::Server),

@@ -72,6 +72,7 @@ pub(super) async fn encrypt(
     let direct = encryption.negotiation == Negotiation::Direct;
     let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|error| {
         fault(format!("the host {:?} is no name that a certificate can have", endpoint.host()))
+            .hint("name the server in the database url as its certificate does, or use sslmode=require")
             .caused_by(error)
     })?;
     // Files are read anew at each connect: certificates are replaced while the relay runs.

@@ -11,10 +11,11 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::Saved;
-use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
+use super::cluster::{ANSWER_TIMEOUT, Cluster, Context, code_of};
 use super::create_topic::{Wanted, create};
 use super::partitions::REPEAT_AFTER;
 use super::producer::Client;
+use super::right::Right;
 use crate::checkpoint::CHECKPOINT_KEY;
 use crate::error::{Error, Kind};
 
@@ -58,14 +59,17 @@ pub(super) fn read(cluster: &Cluster, topic: &str, client: &Client) -> Result<Sa
 pub(crate) fn peek(cluster: &Cluster, topic: &str) -> Result<Option<Saved>, Error> {
     let failed = |error| failed(cluster, topic, error);
     let consumer = consumer(cluster).map_err(failed)?;
-    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).map_err(failed)?;
+    let metadata = cluster.metadata(consumer.client(), topic).map_err(failed)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.map(|found| found.error().map(RDKafkaErrorCode::from)) {
         None
         | Some(Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
             Ok(None)
         }
-        Some(Some(code)) => Err(cluster.code_error("reading the checkpoint topic", code)),
+        Some(Some(code)) => {
+            let right = Right::on_topic("Read", topic);
+            Err(right.error(cluster, "reading the checkpoint topic", code))
+        }
         Some(None) => {
             // Asked by this client, the end is the last stable offset.
             let ends = consumer.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
@@ -75,7 +79,8 @@ pub(crate) fn peek(cluster: &Cluster, topic: &str) -> Result<Option<Saved>, Erro
 }
 
 fn failed(cluster: &Cluster, topic: &str, error: KafkaError) -> Error {
-    cluster.error(&format!("reading the checkpoint topic {topic:?}"), error)
+    let what = format!("reading the checkpoint topic {topic:?}");
+    Right::on_topic("Read", topic).failed(cluster, &what, error)
 }
 
 /// Reads the end of the topic, by growing spans.
@@ -121,7 +126,7 @@ fn consumer(cluster: &Cluster) -> Result<BaseConsumer<Context>, KafkaError> {
         .set("auto.offset.reset", "error")
         // Demanded by the client, never joined: partitions are assigned by hand.
         .set("group.id", "cdc-relay");
-    config.create_with_context(Context::default())
+    config.create_with_context(cluster.context())
 }
 
 fn read_range(
@@ -131,8 +136,7 @@ fn read_range(
     high: i64,
     cluster: &Cluster,
 ) -> Result<Saved, Error> {
-    let what = format!("reading the checkpoint topic {topic:?}");
-    let failed = |error| cluster.error(&what, error);
+    let failed = |error| failed(cluster, topic, error);
     let mut saved = Saved::new();
     if from >= high {
         return Ok(saved);
@@ -150,6 +154,9 @@ fn read_range(
                 }
             }
             Some(Err(KafkaError::PartitionEOF(_))) | None => {}
+            // The client looks for the coordinator of a group that it never joins.
+            Some(Err(error))
+                if code_of(&error) == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {}
             Some(Err(error)) => match failed(error) {
                 // One broker of several that is away is no obstacle as long as another answers.
                 passing if passing.kind() == Kind::Unavailable => last = Some(passing),

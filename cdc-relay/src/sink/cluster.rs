@@ -1,25 +1,31 @@
 //! What every Kafka client of the relay shares: settings, logs, and the meaning of errors.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::DeliveryResult;
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::complaint::Heard;
 use super::refusal::Refusal;
+use super::right::denied_topic;
 use crate::error::{Error, Kind};
 
 /// A single answer of a broker that is not waited for longer. No commit may take longer either:
 /// beyond it the relay leaves the slot, so that a dead Kafka never keeps Postgres from stopping.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// After it a first answer is waited for no longer where a wrong setting keeps it away.
+const HOPE: Duration = Duration::from_secs(1);
+
 /// Settings that the guarantees rest on; a user may not set them.
-const RESERVED: [&str; 18] = [
+const RESERVED: [&str; 19] = [
     "acks",
     "allow.auto.create.topics",
     "bootstrap.servers",
@@ -34,6 +40,7 @@ const RESERVED: [&str; 18] = [
     "metadata.broker.list",
     "partitioner",
     "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
     "request.required.acks",
     "transaction.timeout.ms",
     "transactional.id",
@@ -45,11 +52,16 @@ const RESERVED: [&str; 18] = [
 pub(crate) struct Cluster {
     brokers: String,
     properties: Vec<(String, String)>,
+    heard: Arc<Heard>,
 }
 
 impl Cluster {
     pub(crate) fn new(brokers: &str, properties: &[(String, String)]) -> Self {
-        Cluster { brokers: brokers.to_owned(), properties: properties.to_vec() }
+        Cluster {
+            brokers: brokers.to_owned(),
+            properties: properties.to_vec(),
+            heard: Arc::default(),
+        }
     }
 
     pub(crate) fn brokers(&self) -> &str {
@@ -90,6 +102,12 @@ impl Cluster {
         faults
     }
 
+    /// Whom the brokers take the relay for, as far as its settings tell.
+    pub(super) fn principal(&self) -> String {
+        let user = self.properties.iter().rfind(|(name, _)| name == "sasl.username");
+        user.map_or_else(|| "the relay's principal".to_owned(), |(_, user)| format!("User:{user}"))
+    }
+
     /// Whether a property is given.
     pub(super) fn sets(&self, name: &str) -> bool {
         self.properties.iter().any(|(given, _)| given == name)
@@ -112,13 +130,29 @@ impl Cluster {
         config
     }
 
+    /// What a client of this cluster calls back.
+    pub(super) fn context(&self) -> Context {
+        Context { heard: Arc::clone(&self.heard), ..Context::default() }
+    }
+
+    /// Asks for a topic; the first thing that any client asks. Blocks.
+    pub(super) fn metadata<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        topic: &str,
+    ) -> KafkaResult<Metadata> {
+        let answer = client.fetch_metadata(Some(topic), HOPE).or_else(|error| {
+            if self.heard.is_hopeless() {
+                return Err(error);
+            }
+            client.fetch_metadata(Some(topic), ANSWER_TIMEOUT.saturating_sub(HOPE))
+        });
+        answer.inspect(|_| self.heard.reached())
+    }
+
     /// The error that follows from what librdkafka said while doing `what`.
     pub(super) fn error(&self, what: &str, error: KafkaError) -> Error {
-        let code = match &error {
-            KafkaError::Transaction(error) => Some(error.code()),
-            error => error.rdkafka_error_code(),
-        };
-        match code {
+        match code_of(&error) {
             Some(code) => self.code_error(what, code).caused_by(error),
             None => self.unavailable(what).caused_by(error),
         }
@@ -128,10 +162,10 @@ impl Cluster {
     pub(super) fn code_error(&self, what: &str, code: RDKafkaErrorCode) -> Error {
         let brokers = &self.brokers;
         match kind(code) {
-            Kind::Unavailable => {
+            Kind::Unavailable => self.heard.error(brokers, what).unwrap_or_else(|| {
                 let text = format!("kafka at {brokers}: {what}: {code}");
                 Error::new(Kind::Unavailable, text).hint(REACH_HINT)
-            }
+            }),
             kind @ Kind::Fenced => {
                 Error::new(kind, format!("kafka at {brokers}: {what}: another relay took over"))
             }
@@ -148,6 +182,14 @@ impl Cluster {
     fn unavailable(&self, what: &str) -> Error {
         Error::new(Kind::Unavailable, format!("kafka at {}: {what} failed", self.brokers))
             .hint(REACH_HINT)
+    }
+}
+
+/// The code behind an error of the client.
+pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        error => error.rdkafka_error_code(),
     }
 }
 
@@ -193,14 +235,21 @@ fn kind(code: RDKafkaErrorCode) -> Kind {
 /// Takes librdkafka's callbacks: logs go to `tracing`, a refused record is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Context {
+    heard: Arc<Heard>,
     refusal: Mutex<Option<Refusal>>,
     lost: Mutex<Option<RDKafkaErrorCode>>,
+    denied: Mutex<Option<String>>,
 }
 
 impl Context {
     /// The refused record of this producer's life that tells the most.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         self.refusal.lock().expect("no panic while it is held").clone()
+    }
+
+    /// A topic that is not for this producer.
+    pub(super) fn denied(&self) -> Option<String> {
+        self.denied.lock().expect("no panic while it is held").clone()
     }
 
     /// Why the first record of this producer's life did not arrive.
@@ -211,6 +260,16 @@ impl Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match facility {
+            "FAIL" => self.heard.line(text),
+            "ADDPARTS" => {
+                if let Some(topic) = denied_topic(text) {
+                    let mut denied = self.denied.lock().expect("no panic while it is held");
+                    denied.get_or_insert_with(|| topic.to_owned());
+                }
+            }
+            _ => {}
+        }
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
@@ -222,7 +281,10 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // What matters of it comes back from the call that it hinders.
+        // What else matters of it comes back from the call that it hinders.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.heard.all_down();
+        }
         tracing::debug!(%error, "librdkafka: {reason}");
     }
 }

@@ -4,6 +4,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
+use super::right::Right;
 use crate::error::Error;
 
 /// A topic to be made: the broker's defaults decide what is not said here (KIP-464).
@@ -34,7 +35,7 @@ async fn ask(cluster: &Cluster, wanted: &Wanted<'_>, only_asks: bool) -> Result<
     let what = format!("creating topic {:?}", wanted.name);
     let admin: AdminClient<Context> = cluster
         .config()
-        .create_with_context(Context::default())
+        .create_with_context(cluster.context())
         .map_err(|error| cluster.error(&what, error))?;
     let mut topic = NewTopic::new(
         wanted.name,
@@ -58,9 +59,12 @@ async fn ask(cluster: &Cluster, wanted: &Wanted<'_>, only_asks: bool) -> Result<
             Ok(_) => made = true,
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((_, code)) => {
-                return Err(cluster.code_error(&what, code).hint(
-                    "create the topic yourself, or give the relay's principal the right to",
-                ));
+                let right = Right::on_topic("Create", wanted.name);
+                let error = right.error(cluster, &what, code);
+                return Err(error.hint(format!(
+                    "create the topic yourself, or let the relay: {}",
+                    right.command(cluster)
+                )));
             }
         }
     }

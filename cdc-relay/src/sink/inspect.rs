@@ -12,6 +12,7 @@ use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
 use super::create_topic::{Wanted, validate};
 use super::partitions;
 pub(crate) use super::producer::TRANSACTION_TIMEOUT;
+use super::right::Right;
 use crate::config::NewTopics;
 use crate::error::{Error, Kind};
 
@@ -36,7 +37,7 @@ impl Inspector {
     pub(crate) fn connect(cluster: Cluster) -> Result<Self, Error> {
         let admin = cluster
             .config()
-            .create_with_context(Context::default())
+            .create_with_context(cluster.context())
             .map_err(|error| cluster.error("creating the client", error))?;
         Ok(Inspector { cluster, admin: Arc::new(admin) })
     }
@@ -51,8 +52,12 @@ impl Inspector {
         Ok(brokers)
     }
 
-    /// The topic, if it exists.
-    pub(crate) async fn topic(&self, name: &str) -> Result<Option<TopicSight>, Error> {
+    /// The topic, if it exists; `operation` is the right that shows it to the relay.
+    pub(crate) async fn topic(
+        &self,
+        name: &str,
+        operation: &'static str,
+    ) -> Result<Option<TopicSight>, Error> {
         let topic = name.to_owned();
         let found = self.metadata(name, move |metadata| {
             let found = metadata.topics().iter().find(|found| found.name() == topic)?;
@@ -72,13 +77,16 @@ impl Inspector {
                 Some(code) => Some(Err(code)),
             }
         });
-        let refused = |code| self.cluster.code_error(&format!("asking for topic {name:?}"), code);
+        let right = Right::on_topic(operation, name);
+        let refused =
+            |code| right.error(&self.cluster, &format!("asking for topic {name:?}"), code);
         found.await?.transpose().map_err(refused)
     }
 
     /// The settings of a broker.
     pub(crate) async fn broker_settings(&self, id: i32) -> Result<BTreeMap<String, String>, Error> {
-        self.settings(ResourceSpecifier::Broker(id), &format!("asking for broker {id}")).await
+        let what = format!("asking for broker {id}");
+        self.settings(ResourceSpecifier::Broker(id), &what, Right::to_see_brokers()).await
     }
 
     /// The settings of a topic.
@@ -87,7 +95,8 @@ impl Inspector {
         name: &str,
     ) -> Result<BTreeMap<String, String>, Error> {
         let what = format!("asking for topic {name:?}");
-        self.settings(ResourceSpecifier::Topic(name), &what).await
+        let right = Right::on_topic("DescribeConfigs", name);
+        self.settings(ResourceSpecifier::Topic(name), &what, right).await
     }
 
     /// Whether the brokers would make such a topic.
@@ -116,6 +125,7 @@ impl Inspector {
         &self,
         resource: ResourceSpecifier<'_>,
         what: &str,
+        right: Right<'_>,
     ) -> Result<BTreeMap<String, String>, Error> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
         let answers = self
@@ -127,7 +137,15 @@ impl Inspector {
             .into_iter()
             .next()
             .ok_or_else(|| Error::new(Kind::Unavailable, format!("{what}: no answer")))?
-            .map_err(|code| self.cluster.code_error(what, code))?;
+            .map_err(|code| right.error(&self.cluster, what, code))?;
+        // The client keeps the brokers' error to itself; what may be seen has settings.
+        if found.entries.is_empty() {
+            return Err(right.error(
+                &self.cluster,
+                what,
+                RDKafkaErrorCode::TopicAuthorizationFailed,
+            ));
+        }
         let pair = |entry: rdkafka::admin::ConfigEntry| Some((entry.name, entry.value?));
         Ok(found.entries.into_iter().filter_map(pair).collect())
     }
@@ -138,9 +156,8 @@ impl Inspector {
         read: impl FnOnce(&rdkafka::metadata::Metadata) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (admin, name) = (Arc::clone(&self.admin), topic.to_owned());
-        let ask = move || {
-            admin.inner().fetch_metadata(Some(&name), ANSWER_TIMEOUT).map(|found| read(&found))
-        };
+        let cluster = self.cluster.clone();
+        let ask = move || cluster.metadata(admin.inner(), &name).map(|found| read(&found));
         tokio::task::spawn_blocking(ask)
             .await
             .expect("asking does not panic")

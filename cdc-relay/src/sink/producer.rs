@@ -12,8 +12,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
 use super::Obstacle;
-use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
+use super::cluster::{ANSWER_TIMEOUT, Cluster, Context, code_of};
 use super::partitions::TOPICS_MAX;
+use super::right::Right;
 use crate::error::{Error, Kind};
 use crate::native::kafka::{self as native, Topic};
 use crate::record::Record;
@@ -25,6 +26,11 @@ pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Memory that waits for acknowledgement; a full queue slows down the reading of the source.
 const QUEUE_KBYTES: u32 = 32 * 1024;
+
+/// Records that wait for acknowledgement. The client counts keys and values against the bytes above,
+/// and not its own entry and the headers of each, which take some 800 bytes: its default of 100,000
+/// records took 80 MB in the middle of a transaction of small rows.
+const QUEUE_RECORDS: u32 = 40_000;
 
 /// Longest record that is handed over.
 const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
@@ -38,6 +44,8 @@ type Job = Box<dyn FnOnce(&Client) + Send>;
 /// A producer; dropping it leaves what is under way to whoever takes over.
 pub(super) struct Producer {
     cluster: Cluster,
+    /// The transactional id.
+    id: Option<String>,
     client: Arc<Client>,
     topics: HashMap<String, Topic<Context>>,
     /// Transaction calls block: they run on a thread of their own.
@@ -64,7 +72,7 @@ impl Producer {
         config
             .set("transactional.id", id)
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
-        Producer::new(cluster, &config)
+        Ok(Producer { id: Some(id.to_owned()), ..Producer::new(cluster, &config)? })
     }
 
     /// A producer whose records are visible as soon as they arrive, each once.
@@ -79,12 +87,19 @@ impl Producer {
 
     fn new(cluster: &Cluster, config: &ClientConfig) -> Result<Self, Error> {
         let client = config
-            .create_with_context(Context::default())
+            .create_with_context(cluster.context())
             .map_err(|error| cluster.error("creating the producer", error))?;
         let client = Arc::new(client);
         let worker = spawn_worker(Arc::clone(&client))?;
         let broken = RDKafkaErrorCode::NoError;
-        Ok(Producer { cluster: cluster.clone(), client, topics: HashMap::new(), worker, broken })
+        Ok(Producer {
+            cluster: cluster.clone(),
+            id: None,
+            client,
+            topics: HashMap::new(),
+            worker,
+            broken,
+        })
     }
 
     /// Fences every older producer of the id, completes or aborts what it left, and opens a
@@ -95,7 +110,10 @@ impl Producer {
             client.begin_transaction()
         })
         .await?
-        .map_err(|error| self.cluster.error("taking over the transactional id", error))
+        .map_err(|error| {
+            let right = Right::on_transactional_id(self.id.as_deref().unwrap_or_default());
+            right.failed(&self.cluster, "taking over the transactional id", error)
+        })
     }
 
     /// Hands a record over; its bytes are copied by the client.
@@ -205,9 +223,13 @@ impl Producer {
         tracing::debug!(?flushed, "waited for delivery reports");
         // A fenced producer answers later calls with no more than that its state is wrong.
         let fatal = self.client.client().fatal_error().map(|(fatal, _)| fatal);
-        match self.client.context().refusal() {
-            Some(refusal) => refusal.error(&self.cluster),
-            None => self.cluster.code_error(what, fatal.unwrap_or(code)),
+        let context = self.client.context();
+        match (context.refusal(), context.denied()) {
+            (Some(refusal), _) => refusal.error(&self.cluster),
+            (None, Some(topic)) => {
+                Right::on_topic("Write", &topic).whole_topic(&self.cluster, what)
+            }
+            (None, None) => self.cluster.code_error(what, fatal.unwrap_or(code)),
         }
     }
 }
@@ -228,6 +250,7 @@ fn config(cluster: &Cluster) -> ClientConfig {
         .set("partitioner", "murmur2_random")
         .set("delivery.report.only.error", "true")
         .set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string())
+        .set("queue.buffering.max.messages", QUEUE_RECORDS.to_string())
         // The topic's own limit decides; librdkafka's default is below the brokers'.
         .set("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
     config
@@ -259,8 +282,5 @@ fn opaque(timestamp_ms: i64) -> usize {
 }
 
 fn code(error: &KafkaError) -> RDKafkaErrorCode {
-    match error {
-        KafkaError::Transaction(error) => error.code(),
-        error => error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
-    }
+    code_of(error).unwrap_or(RDKafkaErrorCode::Fail)
 }

@@ -4,6 +4,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::cluster::Cluster;
+use super::right::Right;
 use crate::error::{Error, Kind, RefusedRecord};
 use crate::position::Place;
 use crate::publisher::unix_ms;
@@ -69,13 +70,24 @@ impl Refusal {
             Kind::Permission => Kind::Permission,
             _ => Kind::Rejected,
         };
-        let mut error = Error::new(kind, format!("kafka at {brokers} refused {message}: {code}"));
+        let right = Right::on_topic("Write", topic);
+        let why = match kind {
+            Kind::Permission => right.error(cluster, "producing", *code).to_string(),
+            _ => format!("kafka refused it: {code}"),
+        };
+        let text = match kind {
+            Kind::Permission => {
+                format!("kafka at {brokers} refused {message}: {}", right.lacking(cluster))
+            }
+            _ => format!("kafka at {brokers} refused {message}: {code}"),
+        };
+        let mut error = Error::new(kind, text);
         if let Some(place) = *place {
             error = error.with_refused(RefusedRecord {
-                place,
+                place: Some(place),
                 topic: topic.clone(),
                 whole_topic: kind == Kind::Permission,
-                why: format!("kafka refused it: {code}"),
+                why,
             });
         }
         let past = place.map(|place| format!("; or go past it by running with --skip {place}"));
@@ -94,7 +106,7 @@ impl Refusal {
                  interceptor of the brokers refused it{past}"
             ),
             _ if kind == Kind::Permission => {
-                format!("nothing is lost; give the relay's principal the right to write{past}")
+                format!("nothing is lost; {}{past}", right.command(cluster))
             }
             _ => format!("nothing is lost: the slot keeps it{past}"),
         })

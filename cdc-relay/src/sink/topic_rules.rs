@@ -28,7 +28,7 @@ impl TopicRules {
     /// the brokers decide.
     pub(super) async fn ask(cluster: &Cluster, topic: &str) -> Self {
         let admin: AdminClient<Context> =
-            match cluster.config().create_with_context(Context::default()) {
+            match cluster.config().create_with_context(cluster.context()) {
                 Ok(admin) => admin,
                 Err(error) => {
                     tracing::debug!(topic, %error, "no client to ask for a topic's settings");

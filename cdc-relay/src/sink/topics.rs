@@ -11,6 +11,7 @@ use super::cluster::{ANSWER_TIMEOUT, Cluster};
 use super::create_topic::{Wanted, create};
 use super::partitions::{Partitions, TOPICS_MAX};
 use super::producer::{Client, Producer};
+use super::right::Right;
 use super::topic_rules::TopicRules;
 use super::{Obstacle, Saved};
 use crate::checkpoint;
@@ -181,11 +182,11 @@ impl Topics {
         topic: &str,
     ) -> Result<Option<i32>, Error> {
         let what = format!("asking for topic {topic:?}");
-        let name = topic.to_owned();
+        let (cluster, name) = (self.cluster.clone(), topic.to_owned());
         let metadata = producer
-            .run(move |client| client.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT))
+            .run(move |client| cluster.metadata(client.client(), &name))
             .await?
-            .map_err(|error| self.cluster.error(&what, error))?;
+            .map_err(|error| Right::on_topic("Write", topic).failed(&self.cluster, &what, error))?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(None);
         };
@@ -197,7 +198,8 @@ impl Topics {
             None | Some(RDKafkaErrorCode::LeaderNotAvailable) => {
                 Ok(Some(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
             }
-            Some(code) => Err(self.cluster.code_error(&what, code)),
+            // Who may write may see it too.
+            Some(code) => Err(Right::on_topic("Write", topic).error(&self.cluster, &what, code)),
         }
     }
 

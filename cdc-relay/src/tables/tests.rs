@@ -181,6 +181,39 @@ fn a_table_of_another_name_holds_no_messages() {
     }
 }
 
+/// Each description is told from the others by a column that the mapping lacks.
+#[test]
+fn a_streamed_transaction_is_read_by_its_own_descriptions_and_leaves_the_newest() {
+    let message = Message::builder("t", "t.v1").source("/t").payload("x").build().unwrap();
+    let whole = row(&message);
+    let broken = &whole[1..];
+    let take = |tables: &mut Tables, columns: &[Given], arrival| {
+        let body = relation("tailrace", "outbox", columns);
+        let Change::Relation(described) = decode(&body, Lsn(1)).unwrap() else { panic!("that") };
+        tables.relation(&described, arrival);
+        described.id
+    };
+    let reads = |tables: &mut Tables, columns: &[Given]| {
+        let body = insert(columns);
+        let Change::Insert { relation, new } = decode(&body, Lsn(1)).unwrap() else { panic!() };
+        tables.frame(relation, new, &mut Vec::new()).is_ok()
+    };
+
+    for (outside, inside, expected) in [(1, 2, true), (3, 2, false)] {
+        let mut tables = Tables::new(vec![journal()]);
+        let id = take(&mut tables, broken, outside);
+        assert!(!reads(&mut tables, &whole));
+
+        tables.begin_streamed();
+        assert!(!tables.hold(id), "what it has not described itself is not there");
+        take(&mut tables, &whole, inside);
+        assert!(reads(&mut tables, &whole));
+        tables.end_streamed();
+
+        assert_eq!(reads(&mut tables, &whole), expected, "{outside} {inside}");
+    }
+}
+
 const ID: [u8; 16] = [0x11; 16];
 
 fn debezium() -> Vec<Given> {

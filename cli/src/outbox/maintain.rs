@@ -90,6 +90,8 @@ impl<'a> Report<'a> {
             dry_run: true,
             made: planned.make,
             dropped: planned.drop,
+            blocked: planned.blocked,
+            strays_deleted: planned.strays,
             ..Report::of(schema, done)
         }
     }
@@ -109,7 +111,7 @@ impl<'a> Report<'a> {
             (
                 "blocked",
                 &self.blocked,
-                "  (its rows are in outbox_default already: run it earlier)",
+                "  (rows of it are in outbox_default already, or another table has its place)",
             ),
         ] {
             for name in names {
@@ -119,7 +121,8 @@ impl<'a> Report<'a> {
         }
         if self.strays_deleted > 0 {
             let (count, schema) = (self.strays_deleted, self.schema);
-            let _ = writeln!(text, "deleted     {count} old rows of {schema}.outbox_default");
+            let word = if self.dry_run { "would delete  " } else { "deleted     " };
+            let _ = writeln!(text, "{word}{count} old rows of {schema}.outbox_default");
         }
         if self.elsewhere {
             text += "another run is at work on this journal and does the rest\n";

@@ -29,7 +29,8 @@ async fn days(connection: &mut PgConnection) -> Vec<String> {
 /// The names behind a word in the lines of an answer.
 fn behind(word: &str, answer: &str) -> Vec<String> {
     let prefix = format!("{word:<10}  tailrace.");
-    answer.lines().filter_map(|line| line.strip_prefix(&prefix)).map(str::to_owned).collect()
+    let name = |line: &str| line.split_whitespace().next().unwrap_or_default().to_owned();
+    answer.lines().filter_map(|line| line.strip_prefix(&prefix)).map(name).collect()
 }
 
 #[tokio::test]
@@ -153,7 +154,8 @@ async fn a_schema_that_is_missing_is_one_error_that_names_install() {
     for more in [&[][..], &["--dry-run"], &["--json"]] {
         let arguments = [&["outbox", "maintain"], more].concat();
         let answer = tailrace(url, &arguments).await;
-        answer.refuses(2, &["table is missing", "run `tailrace outbox install`\n"]);
+        answer
+            .refuses(2, &["schema \"tailrace\" does not exist", "run `tailrace outbox install`\n"]);
     }
     connection.execute("CREATE SCHEMA messaging").await.unwrap();
     let answer = tailrace(url, &["outbox", "maintain", "--schema=messaging"]).await;
@@ -202,8 +204,78 @@ async fn check_answers_by_its_exit_code() {
     let of_journal = tailrace(url, &of_journal).await;
 
     no_slot.refuses(1, &["no replication slot", &slot, "start cdc-relay"]);
-    no_table.refuses(1, &["has no functions", "run `tailrace outbox install`\n"]);
+    no_table.refuses(1, &["there is no table", "run `tailrace outbox install`\n"]);
     no_publication.refuses(1, &["in no publication"]);
     let good = format!("ok: a message written now reaches the relay of slot {slot:?}\n");
     assert_eq!((of_log.good(), of_journal.good()), (good.clone(), good));
+}
+
+#[tokio::test]
+async fn check_needs_no_more_rights_than_a_writer() {
+    let (database, mut connection) = fresh("cli_writer").await;
+    let (role, slot) = (unique("cli_writer"), unique("cli_writer_slot"));
+    tailrace(database.url(), &["outbox", "install"]).await.good();
+    let publish = tailrace_outbox::journal::Journal::default().publication_sql("relay");
+    let sql = format!(
+        "{publish}; CREATE ROLE {role} LOGIN PASSWORD 'of-nobody'; \
+         GRANT USAGE ON SCHEMA tailrace TO {role}; GRANT INSERT ON tailrace.outbox TO {role}"
+    );
+    connection.execute(AssertSqlSafe(sql)).await.unwrap();
+    let make = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    connection.execute(AssertSqlSafe(make)).await.unwrap();
+    let url = url_of_role(database.url(), &role, "of-nobody");
+
+    let answer = tailrace(&url, &["outbox", "check", "--slot", &slot, "--store=journal"]).await;
+    connection.execute(AssertSqlSafe(format!("DROP OWNED BY {role}"))).await.unwrap();
+    let revoked = tailrace(&url, &["outbox", "check", "--slot", &slot, "--store=journal"]).await;
+    connection.execute(AssertSqlSafe(format!("DROP ROLE {role}"))).await.unwrap();
+
+    answer.good();
+    revoked.refuses(1, &["may not use schema", "GRANT USAGE ON SCHEMA \"tailrace\" TO"]);
+}
+
+#[tokio::test]
+async fn check_takes_a_table_by_the_mapping_of_the_relay() {
+    let (database, mut connection) = fresh("cli_table").await;
+    let (url, slot) = (database.url(), unique("cli_table"));
+    let make = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    connection.execute(AssertSqlSafe(make)).await.unwrap();
+    let table = "CREATE TABLE outbox (id uuid, aggregatetype text, aggregateid text, type text, \
+                 payload jsonb)";
+    connection.execute(table).await.unwrap();
+    let check = ["outbox", "check", "--slot", &slot, "--table=public.outbox=debezium, source=/o"];
+
+    let unpublished = tailrace(url, &check).await;
+    connection.execute("CREATE PUBLICATION relay FOR TABLE outbox").await.unwrap();
+    let published = tailrace(url, &check).await;
+    let said = tailrace(url, &[&check[..], &["--store", "table"]].concat()).await;
+    let none = tailrace(url, &["outbox", "check", "--store", "table"]).await;
+    let both = tailrace(url, &[&check[..], &["--store", "wal"]].concat()).await;
+    let wrong = tailrace(url, &["outbox", "check", "--table", "outbox=debezium"]).await;
+
+    unpublished.refuses(1, &["in no publication", "ALTER PUBLICATION"]);
+    assert_eq!(published.good(), said.good());
+    none.refuses(2, &["--store table needs", "--table 'public.outbox=debezium"]);
+    both.refuses(2, &["--table is for --store table"]);
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.stderr.contains("schema.table"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_blocked_days_and_old_rows_too() {
+    let (database, mut connection) = fresh("cli_strays").await;
+    tailrace(database.url(), &["outbox", "install"]).await.good();
+    let stray = "INSERT INTO tailrace.outbox (id, created_at, topic, type, source, payload) \
+                 VALUES ('ffffffff-ffff-ffff-ffff-ffffffffffff', 'epoch', 't', 't', '/', '')";
+    connection.execute(stray).await.unwrap();
+    let last = days(&mut connection).await.pop().unwrap();
+    connection.execute(AssertSqlSafe(format!("DROP TABLE tailrace.{last}"))).await.unwrap();
+    connection.execute(AssertSqlSafe(format!("CREATE TABLE tailrace.{last} ()"))).await.unwrap();
+
+    let planned = tailrace(database.url(), &["outbox", "maintain", "--dry-run"]).await.good();
+    let done = tailrace(database.url(), &["outbox", "maintain"]).await.good();
+
+    assert_eq!(behind("blocked", &planned).len(), 1, "{planned}");
+    assert!(planned.contains("would delete  1 old rows of tailrace.outbox_default\n"), "{planned}");
+    assert_eq!(planned.replace("would delete  ", "deleted     "), done);
 }

@@ -54,7 +54,7 @@ async fn arguments_that_are_not_understood_are_refused_before_anything_is_done()
     check(&["outbox", "maintain", "--days-ahead", "367"], "1..=366").await;
     check(&["outbox", "maintain", "--schema", "Mine"], "name of the schema").await;
     check(&["outbox", "schema", "--schema", "pg_mine"], "name of the schema").await;
-    check(&["outbox", "check", "--store", "table"], "--store").await;
+    check(&["outbox", "check", "--store", "table"], "--table").await;
     check(&["outbox"], "Usage").await;
 }
 

@@ -113,6 +113,36 @@ async fn a_missing_partition_is_made_once_by_eight_connections_at_once() {
     assert_eq!(claims.iter().filter(|claims| claims[1] == Claim::First).count(), 1);
 }
 
+/// A session remembers names that it did not find, and in an open transaction may go on to after the
+/// one that it has waited for has made the table.
+#[tokio::test]
+async fn who_waited_for_a_partition_finds_the_one_that_was_made() {
+    let bed = installed("guard_waited").await;
+    let (mut first, mut second) = (bed.begin().await, bed.begin().await);
+    let day = id_of_day(&mut first, -20).await;
+    // So that nothing is new to the sessions afterwards, and nothing makes them look again.
+    for (tx, days) in [(&mut first, -30), (&mut second, -31)] {
+        let earlier = id_of_day(tx, days).await;
+        assert_eq!(claim(tx, "billing", &earlier).await.unwrap(), Claim::First);
+        sqlx::query("COMMIT AND CHAIN").execute(&mut **tx).await.unwrap();
+        assert_eq!(claim(tx, "billing", &new_id()).await.unwrap(), Claim::First);
+    }
+    assert_eq!(claim(&mut first, "billing", &day).await.unwrap(), Claim::First);
+
+    let waits = tokio::spawn(async move {
+        let claimed = claim(&mut second, "shipping", &day).await;
+        second.commit().await.unwrap();
+        claimed
+    });
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let begun = async { while bed.count(waiting).await == 0 {} };
+    tokio::time::timeout(crate::fixture::DEADLINE, begun).await.expect("it waits");
+    first.commit().await.unwrap();
+
+    assert_eq!(waits.await.unwrap().unwrap(), Claim::First);
+}
+
 fn rand_bits() -> u32 {
     u32::try_from(new_id().as_uuid().as_u128() & 0xffff_ffff).unwrap()
 }

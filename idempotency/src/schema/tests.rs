@@ -18,6 +18,26 @@ async fn eight_installers_at_once_install_once() {
 }
 
 #[tokio::test]
+async fn an_installer_that_looked_before_another_was_done_finds_its_work() {
+    let bed = bare("schema_looked").await;
+    let mut first = bed.begin().await;
+    let mut second = bed.pool.acquire().await.unwrap();
+    install(&mut first).await.unwrap();
+
+    let waits = tokio::spawn(async move {
+        check(&mut second).await.unwrap_err();
+        install(&mut second).await
+    });
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let begun = async { while bed.count(waiting).await == 0 {} };
+    tokio::time::timeout(crate::fixture::DEADLINE, begun).await.expect("the second one waits");
+    first.commit().await.unwrap();
+
+    waits.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn the_schema_of_another_crate_is_left_alone() {
     let bed = bare("schema_shared").await;
     bed.execute("CREATE SCHEMA tailrace; CREATE TABLE tailrace.outbox (id uuid)").await;

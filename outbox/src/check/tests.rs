@@ -3,11 +3,14 @@ use tailrace_stack::unique;
 
 use super::{Found, Slot, check, judge};
 use crate::database::{fresh, slot};
-use crate::{Kind, Message, Reaction};
+use crate::{Kind, Message, Outbox, Reaction, Store};
+
+mod table;
 
 /// A database on which nothing is wrong.
 const GOOD: Found<'_> = Found {
     wal_level: "logical",
+    is_standby: false,
     database: "shop",
     wanted: "tailrace",
     slot: Some(Slot {
@@ -32,6 +35,7 @@ fn what_keeps_messages_from_the_relay_is_said_with_the_way_to_mend_it() {
     let slot = GOOD.slot.unwrap();
 
     judge(&GOOD).unwrap();
+    check(Found { is_standby: true, ..GOOD }, "this server is a standby");
     check(
         Found { wal_level: "replica", ..GOOD },
         "wal_level is replica, and messages need logical; run ALTER SYSTEM SET wal_level",
@@ -113,6 +117,34 @@ async fn a_slot_that_is_missing_or_of_no_use_is_found_on_a_real_server() {
     assert!(not_logical.to_string().contains("is physical"), "{not_logical}");
     for error in [missing, of_another_database, of_another_plugin, not_logical] {
         assert!(error.is_setup() && error.mend().is_some(), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_no_slot_and_no_prefix_can_have_is_a_fault_of_the_configuration() {
+    let (_database, mut connection) = fresh("outbox_names").await;
+    let message = Message::builder("orders", "t").source("/s").json(&1).build().unwrap();
+
+    for name in ["", "a\0b", "Tailrace", "a b", &"a".repeat(64)] {
+        let error = check(&mut connection, name).await.unwrap_err();
+        assert!(error.to_string().starts_with("no replication slot can have the name"), "{error}");
+        assert_eq!((error.kind(), error.reaction()), (Kind::Setup, Reaction::Stop));
+    }
+    for prefix in ["", "a\0b", "a\nb"] {
+        let outbox = Outbox::new(Store::Wal).prefix(prefix);
+        let merged = outbox.merge("DELETE FROM nowhere").message(&message);
+        for error in [
+            outbox.check(&mut connection).await.unwrap_err(),
+            outbox.write(&mut connection, &message).await.unwrap_err(),
+            outbox
+                .write_all(&mut connection, &[message.clone(), message.clone()])
+                .await
+                .unwrap_err(),
+            merged.execute(&mut connection).await.unwrap_err(),
+        ] {
+            assert!(error.to_string().starts_with("the prefix "), "{error}");
+            assert_eq!((error.kind(), error.reaction()), (Kind::Setup, Reaction::Stop));
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! UTC days, as partitions are named and bounded by them.
 
+use uuid::Uuid;
+
 /// A UTC day, counted from 1970-01-01.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Day(i64);
@@ -10,6 +12,37 @@ const SECONDS: i64 = 86_400;
 
 /// What comes before the digits in the name of a partition.
 const BEFORE: &str = "outbox_";
+
+/// A range of ids, from the first one to before the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ids {
+    from: u128,
+    to: u128,
+}
+
+impl Ids {
+    /// Reads the bounds of a partition as Postgres writes them; `None` for the default partition.
+    pub(super) fn of_bounds(bounds: &str) -> Option<Self> {
+        let bounds = bounds.strip_prefix("FOR VALUES FROM (")?.strip_suffix(')')?;
+        let (from, to) = bounds.split_once(") TO (")?;
+        let bound = |text: &str| match text {
+            "MINVALUE" => Some(0),
+            "MAXVALUE" => Some(u128::MAX),
+            _ => Uuid::try_parse(text.trim_matches('\'')).ok().map(|id| id.as_u128()),
+        };
+        Some(Ids { from: bound(from)?, to: bound(to)? })
+    }
+
+    /// Whether all of the other's ids are among these.
+    pub(super) fn cover(self, other: Ids) -> bool {
+        self.from <= other.from && other.to <= self.to
+    }
+
+    /// Whether some of the other's ids are among these.
+    pub(super) fn meet(self, other: Ids) -> bool {
+        self.from < other.to && other.from < self.to
+    }
+}
 
 impl Day {
     /// The day of a time in seconds since the Unix epoch.
@@ -48,6 +81,12 @@ impl Day {
         (found.partition() == name).then_some(found)
     }
 
+    /// The ids of the day, and so of its partition.
+    pub(super) fn ids(self) -> Ids {
+        let first = |day: i64| u128::try_from(day * MILLISECONDS).unwrap_or_default() << 80;
+        Ids { from: first(self.0), to: first(self.0 + 1) }
+    }
+
     /// The smallest UUID v7 of the day, but for its version: the bound of its partition.
     pub(super) fn bound(self) -> String {
         let hex = format!("{:012x}", self.0 * MILLISECONDS);
@@ -73,7 +112,7 @@ impl Day {
 
 #[cfg(test)]
 mod tests {
-    use super::Day;
+    use super::{Day, Ids};
 
     #[test]
     fn a_day_has_the_name_of_its_date_and_the_bound_of_its_first_millisecond() {
@@ -88,6 +127,8 @@ mod tests {
             assert_eq!(day.partition(), name);
             assert_eq!(Day::of_partition(name), Some(day));
             assert_eq!(day.bound(), bound);
+            let bounds = format!("FOR VALUES FROM ('{bound}') TO ('{}')", day.plus(1).bound());
+            assert_eq!(Ids::of_bounds(&bounds), Some(day.ids()));
         }
     }
 
@@ -97,6 +138,20 @@ mod tests {
             let day = Day(number);
 
             assert_eq!(Day::of_partition(&day.partition()), Some(day));
+        }
+    }
+
+    #[test]
+    fn bounds_are_read_as_postgres_writes_them() {
+        let day = Day::of(0).ids();
+        let next = Day::of(86_400).ids();
+        let all = Ids::of_bounds("FOR VALUES FROM (MINVALUE) TO (MAXVALUE)").unwrap();
+
+        assert!(all.cover(day) && all.meet(day) && day.cover(day));
+        assert!(!day.cover(all) && day.meet(all));
+        assert!(!day.cover(next) && !day.meet(next));
+        for other in ["DEFAULT", "", "FOR VALUES FROM ('x') TO ('y')", "FOR VALUES IN ('x')"] {
+            assert_eq!(Ids::of_bounds(other), None, "{other}");
         }
     }
 

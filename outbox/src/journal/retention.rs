@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::day::Day;
+use super::day::{Day, Ids};
 use super::{Journal, failed};
 use crate::Error;
 
@@ -33,6 +33,9 @@ const STRAYS: &str = "outbox_default";
 /// So many rows of the default partition are deleted at once, and so often in one call.
 const STRAYS_PER_DELETE: i64 = 10_000;
 const DELETES_MAX: usize = 100;
+
+/// What tells a row that is older than the retention, whose seconds are the first parameter.
+const OLD: &str = "created_at < date_trunc('day', now() - make_interval(secs => $1), 'UTC')";
 
 /// How long the journal keeps rows, and how far ahead it has partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,8 +78,9 @@ pub struct Maintained {
     /// The partitions for which a lock was not to be had in time; the next call tries again.
     /// `outbox_default` among them says that old rows were left in it.
     pub postponed: Vec<String>,
-    /// The days, as names of partitions, that get none because rows of theirs stand in
-    /// `outbox_default` already: maintenance came too late for them.
+    /// The days, as names of partitions, that get none: because rows of theirs stand in
+    /// `outbox_default` already, for which maintenance came too late, or because a table that was
+    /// not made here has the name or some of the ids.
     pub blocked: Vec<String>,
     /// How many old rows were deleted from `outbox_default`.
     pub strays_deleted: u64,
@@ -92,6 +96,10 @@ pub struct Planned {
     pub make: Vec<String>,
     /// The partitions that would be dropped, with every row in them.
     pub drop: Vec<String>,
+    /// The days, as names of partitions, that would get none, as [`Maintained::blocked`] says.
+    pub blocked: Vec<String>,
+    /// How many old rows would be deleted from `outbox_default`.
+    pub strays: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,13 +108,43 @@ enum Step {
     Drop(Day),
 }
 
+/// The partitions of a journal.
+#[derive(Debug, Default)]
+struct Partitions {
+    /// Those that were made here: a name alone says nothing of the rows behind it.
+    ours: BTreeSet<Day>,
+    all: Vec<Ids>,
+}
+
+impl Partitions {
+    fn of(named: &[(String, Option<String>)]) -> Self {
+        let mut there = Partitions::default();
+        for (name, bounds) in named {
+            let Some(ids) = bounds.as_deref().and_then(Ids::of_bounds) else { continue };
+            there.all.push(ids);
+            there.ours.extend(Day::of_partition(name).filter(|day| day.ids() == ids));
+        }
+        there
+    }
+
+    /// Whether every id of the day has its place, whoever made it.
+    fn cover(&self, day: Day) -> bool {
+        self.all.iter().any(|ids| ids.cover(day.ids()))
+    }
+
+    /// Whether a part of the day belongs to a table that was not made for it.
+    fn meet(&self, day: Day) -> bool {
+        self.all.iter().any(|ids| ids.meet(day.ids()))
+    }
+}
+
 /// The partitions to make and to drop, by the clock and by what is there.
-fn plan(now_seconds: i64, there: &BTreeSet<Day>, retention: &Retention) -> Vec<Step> {
+fn plan(now_seconds: i64, there: &Partitions, retention: &Retention) -> Vec<Step> {
     let today = Day::of(now_seconds);
     let keep = i64::try_from(retention.keep.as_secs()).expect("the retention is bounded");
     let ahead = (0..=i64::from(retention.days_ahead)).map(|days| today.plus(days));
-    let missing = ahead.filter(|day| !there.contains(day)).map(Step::Make);
-    let old = there.iter().filter(|day| day.end_seconds() + keep <= now_seconds);
+    let missing = ahead.filter(|day| !there.cover(*day)).map(Step::Make);
+    let old = there.ours.iter().filter(|day| day.end_seconds() + keep <= now_seconds);
     missing.chain(old.copied().map(Step::Drop)).collect()
 }
 
@@ -132,7 +170,7 @@ impl Journal {
     /// Making a partition lets writers go on. Dropping one needs the whole table for a moment: it
     /// waits 200 ms at most for transactions that have written to the journal, and new writers wait
     /// behind it that long; then it is [postponed](Maintained::postponed). Tables that were not made
-    /// here are left alone.
+    /// here are left alone: only one that has both the name and the bounds of its day is dropped.
     ///
     /// Calls that come too late are felt: attaching a day reads all of `outbox_default`, for at most
     /// 10 seconds, and rows that belong there wait meanwhile. It is empty as long as there is a
@@ -169,8 +207,8 @@ impl Journal {
 
     /// What [`Journal::maintain`] would do now; changes nothing.
     ///
-    /// For whoever is about to shorten the retention: what is dropped does not come back. Rows of
-    /// `outbox_default` are not counted. It needs no right but to connect.
+    /// For whoever is about to shorten the retention: what is dropped does not come back. It reads
+    /// all of `outbox_default`, and needs the right to.
     ///
     /// # Errors
     ///
@@ -182,13 +220,60 @@ impl Journal {
     ) -> Result<Planned, Error> {
         let mut planned = Planned::default();
         let (now_seconds, there) = self.look(connection).await?;
+        let failed = || failed("the rows of outbox_default can not be counted");
         for step in plan(now_seconds, &there, retention) {
-            match step {
-                Step::Make(day) => planned.make.push(day.partition()),
-                Step::Drop(day) => planned.drop.push(day.partition()),
-            }
+            let list = match step {
+                Step::Drop(_) => &mut planned.drop,
+                Step::Make(day)
+                    if self.is_blocked(day, &there, connection).await.map_err(failed())? =>
+                {
+                    &mut planned.blocked
+                }
+                Step::Make(_) => &mut planned.make,
+            };
+            let (Step::Make(day) | Step::Drop(day)) = step;
+            list.push(day.partition());
         }
+        planned.strays = self.strays(connection, retention).await.map_err(failed())?;
         Ok(planned)
+    }
+
+    /// Whether the day gets no partition, as an attempt would find.
+    async fn is_blocked(
+        &self,
+        day: Day,
+        there: &Partitions,
+        connection: &mut PgConnection,
+    ) -> Result<bool, sqlx::Error> {
+        if there.meet(day) || self.schema.has_table(&day.partition(), connection).await? {
+            return Ok(true);
+        }
+        let late = format!(
+            "SELECT EXISTS (SELECT FROM {} WHERE id >= '{}' AND id < '{}')",
+            self.schema.object(STRAYS),
+            day.bound(),
+            day.plus(1).bound()
+        );
+        sqlx::query_scalar(AssertSqlSafe(late)).persistent(false).fetch_one(connection).await
+    }
+
+    /// How many rows one call would delete from the default partition.
+    async fn strays(
+        &self,
+        connection: &mut PgConnection,
+        retention: &Retention,
+    ) -> Result<u64, sqlx::Error> {
+        let count = format!(
+            "SELECT count(*) FROM (SELECT FROM {} WHERE {OLD} LIMIT $2) AS old",
+            self.schema.object(STRAYS)
+        );
+        let deletes = i64::try_from(DELETES_MAX).expect("a small number");
+        let count: i64 = sqlx::query_scalar(AssertSqlSafe(count))
+            .bind(retention.keep.as_secs_f64())
+            .bind(deletes * STRAYS_PER_DELETE)
+            .fetch_one(connection)
+            .await?;
+        Ok(u64::try_from(count).expect("a count is not negative"))
     }
 
     /// The partitions a new journal begins with, in the transaction that installs it.
@@ -203,24 +288,28 @@ impl Journal {
         Ok(())
     }
 
-    /// The database's clock, and the days that have a partition.
-    async fn look(&self, connection: &mut PgConnection) -> Result<(i64, BTreeSet<Day>), Error> {
-        let doing = "the journal's partitions can not be read";
+    /// The database's clock, and the partitions.
+    async fn look(&self, connection: &mut PgConnection) -> Result<(i64, Partitions), Error> {
+        let failed = || failed("the journal's partitions can not be read");
         let now_seconds =
             sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::bigint")
                 .fetch_one(&mut *connection)
                 .await
-                .map_err(failed(doing))?;
-        let names: Vec<String> = sqlx::query_scalar(
-            "SELECT c.relname::text FROM pg_catalog.pg_inherits i \
-             JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
-             WHERE i.inhparent = $1::text::regclass",
+                .map_err(failed())?;
+        Ok((now_seconds, self.partitions(connection).await.map_err(failed())?))
+    }
+
+    async fn partitions(&self, connection: &mut PgConnection) -> Result<Partitions, sqlx::Error> {
+        // Without bounds: one that is being dropped at this moment.
+        let named: Vec<(String, Option<String>)> = sqlx::query_as(
+            "SELECT c.relname::text, pg_catalog.pg_get_expr(c.relpartbound, c.oid) \
+             FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
+             WHERE i.inhparent = $1::text::regclass AND NOT i.inhdetachpending",
         )
         .bind(self.schema.object("outbox"))
         .fetch_all(connection)
-        .await
-        .map_err(failed(doing))?;
-        Ok((now_seconds, names.iter().filter_map(|name| Day::of_partition(name)).collect()))
+        .await?;
+        Ok(Partitions::of(&named))
     }
 
     /// One step, in a transaction of its own.
@@ -257,10 +346,13 @@ impl Journal {
         let (Step::Make(day) | Step::Drop(day)) = step;
         let parent = self.schema.object("outbox");
         let partition = self.schema.object(&day.partition());
-        let there = self.schema.has_table(&day.partition(), tx).await?;
+        // Under the lock: another call may have done it, and nobody else's table is dropped.
+        let there = self.partitions(tx).await?;
+        let is_named = self.schema.has_table(&day.partition(), tx).await?;
         let statements = match step {
-            Step::Make(_) if there => return Ok(Outcome::Nothing),
-            Step::Drop(_) if !there => return Ok(Outcome::Nothing),
+            Step::Make(_) if there.cover(day) => return Ok(Outcome::Nothing),
+            Step::Make(_) if there.meet(day) || is_named => return Ok(Outcome::Blocked),
+            Step::Drop(_) if !there.ours.contains(&day) => return Ok(Outcome::Nothing),
             // Made first and attached afterwards: CREATE TABLE ... PARTITION OF would wait for
             // every transaction that has written, and hold up new ones meanwhile.
             Step::Make(_) => format!(
@@ -318,8 +410,7 @@ impl Journal {
         let table = self.schema.object(STRAYS);
         let delete = format!(
             "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} \
-             WHERE created_at < date_trunc('day', now() - make_interval(secs => $1), 'UTC') \
-             LIMIT $2))"
+             WHERE {OLD} LIMIT $2))"
         );
         let deleted = sqlx::query(AssertSqlSafe(delete))
             .bind(retention.keep.as_secs_f64())

@@ -24,6 +24,9 @@ fn messages() -> Vec<Message> {
         Message::builder("t", "x").source("/").payload([]),
         builder().tombstone(),
         builder().key(vec![0xff, 0]).time_micros(-1).json(&1),
+        // Beyond the 53 bits of a double.
+        builder().time_micros(253_402_300_799_999_999).json(&1),
+        builder().time_micros(-62_135_596_799_999_999).json(&1),
     ]
     .map(|builder| builder.build().unwrap())
     .into()

@@ -4,6 +4,8 @@ use sqlx::{Connection, Executor, FromRow, PgConnection, Row};
 use crate::logged::{frames, logged, message, watched};
 use crate::{Kind, Message, Reaction, frame, merge, schema};
 
+mod misuse;
+
 /// A table of orders, two of them there already.
 async fn shop(name: &str) -> (tailrace_stack::Database, PgConnection, String) {
     let (database, mut connection, slot) = watched(name).await;
@@ -250,15 +252,27 @@ async fn misuse_is_an_error_before_anything_is_sent() {
 async fn what_postgres_refuses_has_its_sqlstate() {
     let (_database, mut connection, slot) = shop("merged_refused").await;
     let message = message(1);
-    let check = async |connection: &mut PgConnection, text: &'static str, expected: &str| {
+    let check = async |connection: &mut PgConnection, text: &'static str, expected, said: &str| {
         let error = merge(text).message(&message).execute(connection).await.expect_err(text);
+        let said = format!("the merged write failed: {said}");
         assert_eq!((error.kind(), error.sqlstate()), (Kind::Database, Some(expected)), "{text}");
-        assert_eq!(error.to_string(), "the merged write failed");
+        assert!(error.to_string().starts_with(&said), "{error}");
     };
 
-    check(&mut connection, "insert into orders (customer) values ('first')", "23505").await;
-    check(&mut connection, "insert into ordres values (1)", "42P01").await;
-    check(&mut connection, "insert into orders (customer) values (1, )", "42601").await;
+    let twice = "insert into orders (customer) values ('first')";
+    check(&mut connection, twice, "23505", "duplicate key value violates unique constraint").await;
+    let unknown = "relation \"ordres\" does not exist (at character 13 of the business statement)";
+    check(&mut connection, "insert into ordres values (1)", "42P01", unknown).await;
+    let text = "insert into orders (customer) values (1, )";
+    let syntax = "syntax error at or near \")\" (at character 42 of the business statement); it is \
+                  sent with a RETURNING, which Postgres takes neither of a MERGE before 17";
+    check(&mut connection, text, "42601", syntax).await;
+    // A value that is quoted by Postgres is in the source alone.
+    let secret = "insert into orders (total) select 'hunter2' || id from orders";
+    check(&mut connection, secret, "42804", "column \"total\" is of type bigint").await;
+    let quoted = "insert into orders (total) select ('hunter' || id)::bigint from orders";
+    let hidden = "Postgres does not take a value (SQLSTATE 22P02)";
+    check(&mut connection, quoted, "22P02", hidden).await;
 
     let mut tx = connection.begin().await.unwrap();
     tx.execute("SELECT 1 / 0").await.unwrap_err();

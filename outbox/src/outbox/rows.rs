@@ -9,27 +9,58 @@ use sqlx::{Arguments, error::BoxDynError, postgres::PgArguments};
 use uuid::Uuid;
 
 use crate::mapping::{Column, ColumnType, Mapping, Part, quoted};
+use crate::outbox::Place;
 use crate::{Error, Kind, Message};
+
+mod jsonb;
 
 /// What is sent for a mapping, made once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Statements {
-    /// Inserts one row, and answers with a row if it did.
-    pub(crate) one: Arc<str>,
-    /// Inserts many rows in their order, and counts them; each parameter is an array.
-    pub(crate) many: Arc<str>,
+    anywhere: Texts,
+    in_transaction: Texts,
     /// `INSERT INTO table (columns) SELECT`.
     insert: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Texts {
+    one: Arc<str>,
+    many: Arc<str>,
+}
+
 impl Statements {
-    /// A statement returns a constant, because to return a column takes a right to read that
-    /// writers need not have.
     pub(crate) fn of(schema: &str, table: &str, columns: &[Column]) -> Self {
         let names = list(columns, |_, column| quoted(column.name()));
         let insert = format!("INSERT INTO {}.{} ({names}) SELECT", quoted(schema), quoted(table));
+        let texts = |place| Texts::of(&insert, columns, place);
+        let (anywhere, in_transaction) = (texts(Place::Anywhere), texts(Place::InTransaction));
+        Statements { anywhere, in_transaction, insert }
+    }
+
+    /// Inserts one row, and answers with a row if it did.
+    pub(crate) fn one(&self, place: Place) -> Arc<str> {
+        Arc::clone(&self.texts(place).one)
+    }
+
+    /// Inserts many rows in their order, and counts them; each parameter is an array.
+    pub(crate) fn many(&self, place: Place) -> Arc<str> {
+        Arc::clone(&self.texts(place).many)
+    }
+
+    fn texts(&self, place: Place) -> &Texts {
+        match place {
+            Place::Anywhere => &self.anywhere,
+            Place::InTransaction => &self.in_transaction,
+        }
+    }
+}
+
+impl Texts {
+    fn of(insert: &str, columns: &[Column], place: Place) -> Self {
+        let written = written(place);
         let one = list(columns, |place, column| value(parameter(place + 1, column), column));
-        let one = format!("{insert} {one} RETURNING true");
+        let one = format!("{insert} {one} RETURNING {written}");
         // With a schema before its name unnest takes one array only.
         let arrays = list(columns, |place, column| format!("{}[]", parameter(place + 1, column)));
         let given = list(columns, |place, _| format!("c{place}"));
@@ -37,9 +68,21 @@ impl Statements {
         let many = format!(
             "WITH message AS ({insert} {values} \
              FROM unnest({arrays}) WITH ORDINALITY AS given ({given}, place) ORDER BY place \
-             RETURNING true) SELECT pg_catalog.count(*) FROM message"
+             RETURNING {written}) SELECT pg_catalog.count(*) FROM message"
         );
-        Statements { one: one.into(), many: many.into(), insert }
+        Texts { one: one.into(), many: many.into() }
+    }
+}
+
+/// What a row that was written returns: a constant, because to return a column takes a right to
+/// read that writers need not have. As a subquery without a reference to the row, what is asked
+/// about the transaction is asked once for all rows.
+fn written(place: Place) -> String {
+    match place {
+        Place::Anywhere => "true".to_owned(),
+        Place::InTransaction => {
+            format!("(SELECT {})", place.unless_ended("true", "::pg_catalog.bool"))
+        }
     }
 }
 
@@ -47,11 +90,12 @@ impl Statements {
 ///
 /// It runs whether or not anything reads it, because it changes data itself; only a SELECT in a
 /// CTE does not.
-pub(crate) fn merged(mapping: &Mapping, first: usize) -> String {
+pub(crate) fn merged(mapping: &Mapping, first: usize, place: Place) -> String {
+    let written = written(place);
     let values =
         list(mapping.columns(), |place, column| value(parameter(place + first, column), column));
     format!(
-        "{} {values} WHERE EXISTS (SELECT FROM business) RETURNING true AS written",
+        "{} {values} WHERE EXISTS (SELECT FROM business) RETURNING {written} AS written",
         mapping.statements().insert
     )
 }
@@ -62,21 +106,28 @@ fn parameter(number: usize, column: &Column) -> String {
     let of = match column.r#type() {
         ColumnType::Uuid => "uuid",
         ColumnType::Bytea => "bytea",
-        ColumnType::Timestamptz => "bigint",
-        ColumnType::Boolean => "boolean",
+        ColumnType::Timestamptz => "int8",
+        ColumnType::Boolean => "bool",
         ColumnType::Text | ColumnType::Json | ColumnType::Jsonb => "text",
     };
-    format!("${number}::{of}")
+    // With its schema, and so are operators: what stands in a search_path before pg_catalog counts
+    // for nothing.
+    format!("${number}::pg_catalog.{of}")
 }
 
 /// The column's value, made of a parameter or a column of the parameter's type.
 fn value(given: String, column: &Column) -> String {
     match column.r#type() {
-        ColumnType::Timestamptz => {
-            format!("timestamptz 'epoch' + {given} * interval '1 microsecond'")
-        }
-        ColumnType::Json => format!("{given}::json"),
-        ColumnType::Jsonb => format!("{given}::jsonb"),
+        // In hours and the rest: an interval is multiplied as a float8, which has no room for all
+        // the microseconds of three centuries.
+        ColumnType::Timestamptz => format!(
+            "pg_catalog.timestamptz 'epoch' OPERATOR(pg_catalog.+) pg_catalog.make_interval( \
+             hours => ({given} OPERATOR(pg_catalog./) 3600000000)::pg_catalog.int4) \
+             OPERATOR(pg_catalog.+) (({given} OPERATOR(pg_catalog.%) 3600000000) \
+             OPERATOR(pg_catalog.*) pg_catalog.interval '1 microsecond')"
+        ),
+        ColumnType::Json => format!("{given}::pg_catalog.json"),
+        ColumnType::Jsonb => format!("{given}::pg_catalog.jsonb"),
         ColumnType::Uuid | ColumnType::Bytea | ColumnType::Boolean | ColumnType::Text => given,
     }
 }
@@ -158,6 +209,9 @@ fn of_column<'m>(
     match column.part() {
         Part::Id if column.r#type() == ColumnType::Uuid => Ok(Value::Uuid(Some(message.id()))),
         Part::Id => Ok(Value::Text(Some(Cow::Owned(message.id().to_string())))),
+        Part::CreatedAt if !TIMES.contains(&message.time_micros()) => {
+            Err(unfit(column, "times of the years 1 to 9999"))
+        }
         Part::CreatedAt => Ok(Value::Micros(message.time_micros())),
         Part::Topic => match mapping.topic().value_of(message.topic()) {
             Some(value) => text(value),
@@ -177,6 +231,10 @@ fn of_column<'m>(
         Part::Payload => payload(column, message.payload()),
     }
 }
+
+/// The microseconds of the years 1 to 9999: what every reader of a table takes, and RFC 3339 can
+/// say. Postgres' own range is wider.
+const TIMES: std::ops::RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_300_799_999_999;
 
 fn key<'m>(column: &Column, key: Option<&'m [u8]>) -> Result<Value<'m>, Error> {
     match column.r#type() {
@@ -202,6 +260,11 @@ fn payload<'m>(column: &Column, payload: Option<&'m [u8]>) -> Result<Value<'m>, 
     let is_json = column.r#type() != ColumnType::Text;
     if is_json && serde_json::from_str::<IgnoredAny>(text).is_err() {
         return Err(unfit(column, "JSON"));
+    }
+    if column.r#type() == ColumnType::Jsonb
+        && let Some(fault) = jsonb::fault(text)
+    {
+        return Err(unfit(column, fault));
     }
     Ok(Value::Text(Some(Cow::Borrowed(text))))
 }

@@ -93,6 +93,50 @@ async fn a_missing_or_old_schema_says_how_to_mend_it() {
 }
 
 #[tokio::test]
+async fn what_was_dropped_by_hand_is_missed_by_check_and_install() {
+    let (_database, mut connection) = fresh("schema_dropped").await;
+    install(&mut connection).await.unwrap();
+
+    for (sql, gone) in [
+        ("DROP FUNCTION tailrace.emit", "not emit:"),
+        ("DROP TABLE tailrace.outbox", "not outbox, outbox_default, emit:"),
+    ] {
+        run(&mut connection, sql).await;
+        for error in
+            [check(&mut connection).await.unwrap_err(), install(&mut connection).await.unwrap_err()]
+        {
+            assert!(error.is_setup() && error.to_string().contains(gone), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_was_renamed_is_found() {
+    let (_database, mut connection) = fresh("schema_renamed").await;
+    install(&mut connection).await.unwrap();
+    run(&mut connection, "ALTER SCHEMA tailrace RENAME TO messaging").await;
+    let renamed = Schema::named("messaging").unwrap();
+
+    let error = renamed.check(&mut connection).await.unwrap_err();
+
+    assert!(error.is_setup() && error.to_string().contains("had another name"), "{error}");
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_read_the_version_is_told_the_grant() {
+    let (database, mut connection) = fresh("schema_unread").await;
+    install(&mut connection).await.unwrap();
+    let role = format!("{}_nobody", database.name());
+    let mut tx = connection.begin().await.unwrap();
+    run(&mut tx, format!("CREATE ROLE \"{role}\"; SET LOCAL ROLE \"{role}\"")).await;
+
+    let error = check(&mut tx).await.unwrap_err();
+
+    assert_eq!((error.kind(), error.sqlstate()), (Kind::Setup, Some("42501")), "{error:?}");
+    assert!(error.to_string().contains("GRANT USAGE ON SCHEMA"), "{error}");
+}
+
+#[tokio::test]
 async fn an_installation_that_is_rolled_back_leaves_nothing() {
     let (_database, mut connection) = fresh("schema_rollback").await;
 
@@ -219,6 +263,7 @@ async fn a_trigger_publishes_the_rows_of_an_application_nobody_touched() {
     run(&mut connection, "INSERT INTO customers VALUES (7, 'Ada', 'x'), (8, 'Bob', 'y')").await;
     run(&mut connection, "UPDATE customers SET name = 'Ann' WHERE id = 7").await;
     run(&mut connection, "BEGIN; DELETE FROM customers; ROLLBACK").await;
+    run(&mut connection, "UPDATE customers SET id = 9 WHERE id = 7").await;
     run(&mut connection, "DELETE FROM customers WHERE id = 8").await;
 
     let frames = logged(&mut connection, &slot).await;
@@ -235,6 +280,9 @@ async fn a_trigger_publishes_the_rows_of_an_application_nobody_touched() {
         ("customer.created.v1", "7", Some(r#"{"id": 7, "name": "Ada"}"#)),
         ("customer.created.v1", "8", Some(r#"{"id": 8, "name": "Bob"}"#)),
         ("customer.changed.v1", "7", Some(r#"{"id": 7, "name": "Ann"}"#)),
+        // A row under a new key leaves the old one.
+        ("customer.deleted.v1", "7", None),
+        ("customer.changed.v1", "9", Some(r#"{"id": 9, "name": "Ann"}"#)),
         ("customer.deleted.v1", "8", None),
     ]
     .map(|(r#type, key, payload)| (r#type, Some(key.to_owned()), payload.map(str::to_owned)));

@@ -34,6 +34,30 @@ fn a_statement_is_read_as_far_as_a_message_needs_it() {
         1,
     );
     check("update t set a$1 = 1e5, é = 2", "update t set a$1 = 1e5, é = 2", false, 0);
+    check(
+        "insert into t select 1 as returning union select 2",
+        "insert into t select 1 as returning union select 2",
+        false,
+        0,
+    );
+    check(
+        "insert into t select 1 AS returning returning id",
+        "insert into t select 1 AS returning returning id",
+        true,
+        0,
+    );
+    check(
+        "update t set a = E'x' -- more\n -- still\n '\\'; returning $9' where b = $1",
+        "update t set a = E'x' -- more\n -- still\n '\\'; returning $9' where b = $1",
+        false,
+        1,
+    );
+    check(
+        "update t set a = E'x' '\\' where b = $2",
+        "update t set a = E'x' '\\' where b = $2",
+        false,
+        2,
+    );
     check("update t set a = x.returning", "update t set a = x.returning", false, 0);
     check(
         "update t set a = (select returning from x)",

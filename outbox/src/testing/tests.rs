@@ -73,12 +73,35 @@ async fn each_transaction_is_looked_at_alone() {
 }
 
 #[tokio::test]
-async fn a_connection_that_records_nothing_says_so() {
-    let (_database, mut connection) = fresh("testing_nothing").await;
+async fn another_connection_and_no_transaction_are_told_from_no_messages() {
+    let (database, mut connection) = fresh("testing_nothing").await;
+    let mut other = crate::database::connect(&database).await;
+    let outbox = record(&mut connection, &WAL).await.unwrap();
 
-    let error = expect_messages(&mut connection).await.unwrap_err();
+    let mut tx = other.begin().await.unwrap();
+    let written = outbox.write(&mut tx, &message(1)).await.unwrap_err();
+    tx.rollback().await.unwrap();
+    let mut tx = other.begin().await.unwrap();
+    let expected = expect_messages(&mut tx).await.unwrap_err();
+    tx.rollback().await.unwrap();
+    outbox.write(&mut connection, &message(1)).await.unwrap();
+    let outside = [
+        expect_messages(&mut connection).await.unwrap_err(),
+        expect_messages(&mut connection).await.unwrap_err(),
+    ];
+    connection.execute("BEGIN").await.unwrap();
+    outbox.write(&mut connection, &message(2)).await.unwrap();
+    let by_text = expect_messages(&mut connection).await.unwrap().into_messages();
 
-    assert!(error.is_setup(), "{error:?}");
+    for error in [written, expected] {
+        assert!(error.is_setup(), "{error:?}");
+        assert!(error.to_string().starts_with("nothing is recorded on this connection"), "{error}");
+    }
+    for error in outside {
+        assert!(error.is_ended(), "{error:?}");
+        assert!(error.to_string().starts_with("no transaction is open, and what"), "{error}");
+    }
+    assert_eq!(by_text.len(), 1);
 }
 
 #[tokio::test]

@@ -77,9 +77,27 @@ async fn an_aborted_transaction_is_an_error_that_says_so() {
     assert_eq!(error.reaction(), Reaction::Reject);
     assert_eq!(
         error.to_string(),
-        "the message could not be written; roll back; the first error of the transaction tells why"
+        "the message could not be written: current transaction is aborted, commands ignored until \
+         end of transaction block; roll back; the first error of the transaction tells why"
     );
     assert!(std::error::Error::source(&error).is_some());
+}
+
+#[tokio::test]
+async fn the_log_takes_a_message_in_a_read_only_transaction_and_a_table_does_not() {
+    let (_database, mut connection, slot) = watched("outbox_read_only").await;
+    crate::schema::install(&mut connection).await.unwrap();
+    let message = message(1);
+
+    let mut tx = connection.begin_with("BEGIN READ ONLY").await.unwrap();
+    write(&mut tx, &message).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut tx = connection.begin_with("BEGIN READ ONLY").await.unwrap();
+    let error = Outbox::new(Store::Journal).write(&mut tx, &message).await.unwrap_err();
+    tx.rollback().await.unwrap();
+
+    assert_eq!(error.sqlstate(), Some("25006"), "{error:?}");
+    assert_eq!(logged(&mut connection, &slot).await, frames([&message]));
 }
 
 #[tokio::test]

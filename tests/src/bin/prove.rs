@@ -34,7 +34,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.list {
         for proof in PROOFS {
-            say(&format!("{:<14} {}", proof.name, proof.claim));
+            say(&format!("{:<18} {}", proof.name, proof.claim));
         }
         return ExitCode::SUCCESS;
     }

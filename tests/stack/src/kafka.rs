@@ -1,5 +1,6 @@
 //! A Kafka broker and its topics.
 
+mod acl;
 mod broker;
 mod cluster;
 #[cfg(feature = "docker")]
@@ -13,6 +14,7 @@ mod topic;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use acl::{Acl, Operation};
 pub use broker::Broker;
 #[cfg(test)]
 pub(crate) use libraries::java_version;
@@ -72,7 +74,12 @@ impl Kafka {
                 let why = install.why();
                 let settings = settings.clone();
                 let secure = certificates.map(Secure::new);
-                let shape = Shape { brokers: needs.brokers, proxied: needs.proxied, secure };
+                let shape = Shape {
+                    brokers: needs.brokers,
+                    proxied: needs.proxied,
+                    secure,
+                    authorizer: needs.authorizer,
+                };
                 let create = move || Cluster::create(&install, &settings, &shape);
                 let cluster = blocking(create).await?;
                 let brokers = cluster.addresses();
@@ -99,6 +106,20 @@ impl Kafka {
         let cluster = self.cluster.as_ref();
         let client = cluster.and_then(|cluster| cluster.secure_client(mechanism));
         client.expect("the stack was started with Needs::tls()")
+    }
+
+    /// Gives the user of [`secure_client`](Kafka::secure_client) these rights and no others.
+    /// Answers when every broker knows them.
+    ///
+    /// # Panics
+    ///
+    /// When the stack was started without [`Needs::authorizer`].
+    pub async fn allow(&self, acls: &[Acl]) -> Result<(), Error> {
+        let cluster = self.cluster.as_ref().filter(|cluster| cluster.asks());
+        let cluster = cluster.expect("the stack was started with Needs::authorizer()");
+        let addresses = cluster.nodes().iter().map(|node| node.address()).collect::<Vec<_>>();
+        let acls = acls.to_vec();
+        blocking(move || acl::set(&addresses, secure::PRINCIPAL, &acls)).await
     }
 
     /// Creates a topic with a unique name made from this one, and answers with the name when all

@@ -13,7 +13,8 @@
 //!    `TAILRACE_CACHE` (default: `tailrace` in the user's cache directory; for root, in
 //!    `/var/cache` where that directory is closed to others, because Postgres refuses to run as
 //!    root and runs as `postgres` or `nobody`). `TAILRACE_PG_VERSION` picks the Postgres, 15 to 18
-//!    (default: 18). Where Maven is missing, an installed Postgres serves.
+//!    (default: 18), [`Needs::postgres_version`] outdoes it, and `TAILRACE_KAFKA_VERSION` picks any
+//!    Kafka that Maven has (default: the one in `pom.xml`). Where Maven is missing, an installed Postgres serves.
 //!
 //! Local servers end with the process that started them, however it ends (shown by the test
 //! `killing_the_owner_leaves_no_server_and_no_directory`).
@@ -34,7 +35,8 @@
 //! For faults, ask for more: [`Needs::breakable`] servers are killed, stopped and paused,
 //! [`Needs::brokers`] makes the Kafka a replicated one, [`Needs::proxied`] and
 //! [`Postgres::proxy`] let the network fail, [`Postgres::standby`] can be promoted, and with
-//! [`Needs::tls`] clients have to prove who they are.
+//! [`Needs::tls`] clients have to prove who they are. With [`Needs::authorizer`] the Kafka lets them
+//! do no more than [`Kafka::allow`] says.
 
 mod stack;
 
@@ -61,8 +63,8 @@ mod tests;
 
 pub use certificates::Certificates;
 pub use error::{Error, Kind};
-pub use kafka::{Broker, Kafka, Mechanism};
-pub use postgres::{Database, Login, Postgres, Replication};
+pub use kafka::{Acl, Broker, Kafka, Mechanism, Operation};
+pub use postgres::{Database, Login, Pooler, Postgres, Replication};
 pub use proxy::{Proxy, Towards};
 pub use stack::{Needs, Stack};
 pub use unique::unique;

@@ -6,6 +6,7 @@ mod cluster;
 mod container;
 mod database;
 mod login;
+mod pooler;
 mod standby;
 
 use std::net::Ipv4Addr;
@@ -21,6 +22,7 @@ pub(crate) use binaries::major_version;
 pub(crate) use binaries::{Source, Way};
 pub use database::Database;
 pub use login::Login;
+pub use pooler::Pooler;
 pub use standby::Replication;
 
 use crate::certificates::Certificates;
@@ -163,6 +165,14 @@ impl Postgres {
     /// database lead through it.
     pub fn proxy(&self) -> Result<Proxy, Error> {
         Proxy::start((self.host.as_str(), self.port))
+    }
+
+    /// A PgBouncer in front of the server, in transaction mode and with so many connections to it
+    /// for each database.
+    pub async fn pooler(&self, servers: u32) -> Result<Pooler, Error> {
+        let url = self.url.clone();
+        let settings = Settings::from_environment()?;
+        blocking(move || Pooler::start(&url, servers, &settings)).await
     }
 
     /// Ends the server and all its children by SIGKILL, as a power cut of the process would: what

@@ -15,6 +15,7 @@ pub(crate) const DATABASE_URL: &str = "TAILRACE_STACK_DATABASE_URL";
 pub(crate) const KAFKA_BROKERS: &str = "TAILRACE_STACK_KAFKA_BROKERS";
 pub(crate) const CACHE: &str = "TAILRACE_CACHE";
 pub(crate) const PG_VERSION: &str = "TAILRACE_PG_VERSION";
+pub(crate) const KAFKA_VERSION: &str = "TAILRACE_KAFKA_VERSION";
 pub(crate) const DOCKER: &str = "TAILRACE_STACK_DOCKER";
 
 /// Where root keeps the cache when its own cache directory is closed to the user that Postgres
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) cache: PathBuf,
     /// The major version that was asked for.
     pub(crate) postgres_version: Option<u32>,
+    /// The version that was asked for, as Maven knows it.
+    pub(crate) kafka_version: Option<String>,
     pub(crate) path: OsString,
     pub(crate) java_home: Option<PathBuf>,
     pub(crate) docker: Docker,
@@ -49,6 +52,7 @@ impl Settings {
             kafka_brokers: text(KAFKA_BROKERS),
             cache: cache(user.as_ref())?,
             postgres_version: text(PG_VERSION).map(|text| version(&text)).transpose()?,
+            kafka_version: text(KAFKA_VERSION).map(kafka_version).transpose()?,
             path: path("PATH").unwrap_or_default(),
             java_home: path("JAVA_HOME").map(PathBuf::from),
             docker: Docker::from_environment()?,
@@ -122,6 +126,17 @@ fn version(text: &str) -> Result<u32, Error> {
             format!("{PG_VERSION} is {text:?}; it can be 15, 16, 17 or 18"),
         )
     })
+}
+
+/// It becomes the name of a directory and an argument of Maven.
+fn kafka_version(text: String) -> Result<String, Error> {
+    match text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        true => Ok(text),
+        false => Err(Error::new(
+            Kind::Environment,
+            format!("{KAFKA_VERSION} is {text:?}; it is a version such as 3.9.1"),
+        )),
+    }
 }
 
 fn cache(user: Option<&User>) -> Result<PathBuf, Error> {

@@ -36,6 +36,11 @@ pub struct Needs {
     pub proxied: bool,
     /// Both servers speak TLS: none is taken from the environment.
     pub tls: bool,
+    /// The Kafka asks whether a client may.
+    pub authorizer: bool,
+    /// The Postgres is of this major version, whatever the environment says: it is never taken
+    /// from there.
+    pub postgres_version: Option<u32>,
 }
 
 impl Needs {
@@ -47,6 +52,8 @@ impl Needs {
         brokers: 1,
         proxied: false,
         tls: false,
+        authorizer: false,
+        postgres_version: None,
     };
     /// A Postgres alone.
     pub const POSTGRES: Needs = Needs { kafka: false, ..Needs::BOTH };
@@ -77,9 +84,21 @@ impl Needs {
         Needs { tls: true, ..self }
     }
 
+    /// The same with TLS and a Kafka that asks whether a client may: who comes by
+    /// [`Kafka::secure_client`] may do what [`Kafka::allow`] says, at first nothing, and who comes
+    /// by the other ways may do everything.
+    pub const fn authorizer(self) -> Needs {
+        Needs { tls: true, authorizer: true, ..self }
+    }
+
+    /// The same with a Postgres of this major version, 15 to 18.
+    pub const fn postgres_version(self, major: u32) -> Needs {
+        Needs { postgres_version: Some(major), ..self }
+    }
+
     /// Whether the Postgres has to be one of our own.
     pub(crate) const fn own_postgres(self) -> bool {
-        self.breakable || self.tls
+        self.breakable || self.tls || self.postgres_version.is_some()
     }
 
     /// Whether servers in Docker can be what is asked for.
@@ -133,7 +152,8 @@ impl Stack {
     }
 
     pub(crate) async fn start_in(needs: Needs, settings: Settings) -> Result<Stack, Error> {
-        let settings = Arc::new(settings);
+        let postgres_version = needs.postgres_version.or(settings.postgres_version);
+        let settings = Arc::new(Settings { postgres_version, ..settings });
         let for_plan = Arc::clone(&settings);
         let plan = blocking(move || Plan::make(needs, &for_plan)).await?;
         let certificates = needs.tls.then(|| Certificates::create(&settings)).transpose()?;

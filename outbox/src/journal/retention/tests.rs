@@ -1,10 +1,9 @@
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use super::{Day, Journal, Maintained, Outcome, Retention, Step, plan};
+use super::{Day, Journal, Maintained, Outcome, Partitions, Retention, Step, plan};
 use crate::database::{connect, fresh};
 use crate::journal::{insert, maintain};
 use crate::{Message, schema};
@@ -37,7 +36,10 @@ async fn count(connection: &mut PgConnection, sql: &'static str) -> i64 {
 #[test]
 fn a_day_is_dropped_when_its_last_moment_is_older_than_the_retention() {
     let day = |number: i64| Day::of(number * 86_400);
-    let there: BTreeSet<Day> = (95..=101).map(day).collect();
+    let there = Partitions {
+        ours: (95..=101).map(day).collect(),
+        all: (95..=101).map(|number| day(number).ids()).collect(),
+    };
     let retention = |days: u32| Retention::new(DAY * days).days_ahead(2);
     let noon = 100 * 86_400 + 43_200;
 
@@ -146,8 +148,12 @@ async fn a_day_without_partition_fails_no_writer_and_its_rows_leave_by_their_age
     let old = Message::builder("t", "x").source("/").payload([]).time_micros(1).id(Uuid::max());
     insert(&mut connection, &old.build().unwrap()).await.unwrap();
 
-    let report = maintain(&mut connection, &Retention::default().days_ahead(4)).await.unwrap();
+    let retention = Retention::default().days_ahead(4);
+    let planned = Journal::default().plan(&mut connection, &retention).await.unwrap();
+    let report = maintain(&mut connection, &retention).await.unwrap();
 
+    assert_eq!((planned.strays, &planned.blocked), (1, &report.blocked));
+    assert_eq!(planned.make, report.made);
     assert_eq!(report.blocked, [today.partition()]);
     assert_eq!(report.made, [today.plus(4).partition()]);
     assert_eq!(report.strays_deleted, 1);
@@ -188,6 +194,47 @@ async fn a_table_that_was_attached_by_hand_is_left_alone() {
 
     assert_eq!(report, Maintained::default());
     assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.mine").await, 0);
+}
+
+#[tokio::test]
+async fn a_table_is_known_by_its_bounds_and_not_by_its_name_alone() {
+    let (_database, mut connection) = installed("retention_bounds").await;
+    let today = today(&mut connection).await;
+    let (old, near, ahead) = (today.plus(-30), today.plus(-2), today.plus(5));
+    // A name of long ago over the ids of other days, some of them not old; a table of half a day
+    // to come, one that covers whole days under a name of its own, and one that is no partition.
+    let sql = format!(
+        "CREATE TABLE tailrace.{} PARTITION OF tailrace.outbox FOR VALUES FROM ('{}') TO ('{}'); \
+         CREATE TABLE tailrace.mine PARTITION OF tailrace.outbox FOR VALUES FROM ('{}') \
+         TO ('{}'); \
+         CREATE TABLE tailrace.ours PARTITION OF tailrace.outbox FOR VALUES FROM ('{}') TO ('{}'); \
+         CREATE TABLE tailrace.{} (id int)",
+        old.partition(),
+        today.plus(-40).bound(),
+        near.bound(),
+        ahead.bound(),
+        Uuid::from_u128(Uuid::try_parse(&ahead.bound()).unwrap().as_u128() + (1_000 << 80)),
+        today.plus(6).bound(),
+        today.plus(8).bound(),
+        today.plus(4).partition(),
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    let retention = Retention::default().days_ahead(8);
+
+    let planned = Journal::default().plan(&mut connection, &retention).await.unwrap();
+    let report = maintain(&mut connection, &retention).await.unwrap();
+
+    let blocked = [today.plus(4).partition(), ahead.partition()];
+    assert_eq!((&planned.blocked, &report.blocked), (&blocked.to_vec(), &blocked.to_vec()));
+    assert_eq!(report.made, [today.plus(8).partition()]);
+    assert_eq!((planned.make, planned.drop), (report.made, report.dropped));
+    let left = format!("SELECT to_regclass('tailrace.{}') IS NOT NULL", old.partition());
+    assert!(
+        sqlx::query_scalar::<_, bool>(sqlx::AssertSqlSafe(left))
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+    );
 }
 
 #[tokio::test]

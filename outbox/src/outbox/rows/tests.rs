@@ -175,6 +175,14 @@ async fn what_a_row_has_no_place_for_is_refused_and_nothing_is_sent() {
     check(&debezium(), order(1).key([0xFF]), Kind::Invalid, "takes text").await;
     check(&debezium(), order(1).key("a\0b"), Kind::Invalid, "without NUL").await;
     check(&debezium(), order(1).payload("{"), Kind::Invalid, "takes JSON").await;
+    let nul = "column \"payload\" takes JSON without \\u0000, and the message's payload is none";
+    check(&debezium(), order(1).json("a\0b"), Kind::Invalid, nul).await;
+    check(&debezium(), order(1).payload(r#"["\ud800"]"#), Kind::Invalid, "surrogates").await;
+    check(&debezium(), order(1).payload("1e999999"), Kind::Invalid, "range of numeric").await;
+    for micros in [i64::MIN, -62_135_596_800_000_001, 253_402_300_800_000_000, i64::MAX] {
+        let timed = order(1).time_micros(micros);
+        check(&Outbox::new(Store::Journal), timed, Kind::Invalid, "the years 1 to 9999").await;
+    }
     let capitals = "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11";
     let keyed = Message::builder("orders", "t").source("/o").key(capitals).json(&1);
     check(&other(), keyed, Kind::Invalid, "UUID").await;
@@ -214,6 +222,37 @@ async fn a_row_that_a_trigger_keeps_out_is_an_error() {
         assert_eq!(error.kind(), Kind::Database, "{error:?}");
         assert!(error.to_string().contains("did not write"), "{error}");
     }
+}
+
+/// The bounds that are known before anything is sent are those of Postgres.
+#[tokio::test]
+async fn what_is_taken_for_jsonb_is_taken_by_postgres_and_what_is_not_is_not() {
+    let (_database, mut connection) = fresh("table_jsonb").await;
+    connection.execute(DEBEZIUM).await.unwrap();
+    let whole = format!("[{}, 1e131071, 0e5, 1e-16383]", "9".repeat(131_072));
+    let deep = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
+
+    for good in [r#"{"a": "\\u0000 \ud83d\ude00 \u00e9"}"#, &whole, &deep] {
+        let message = order(1).payload(good).build().unwrap();
+        debezium().write(&mut connection, &message).await.unwrap();
+    }
+    let long = "9".repeat(131_073);
+    for bad in [r#""\u0000""#, r#""\ud800""#, r#""\udc00""#, "1e131072", "1e-16384", &long] {
+        let message = order(1).payload(bad).build().unwrap();
+        let error = debezium().write(&mut connection, &message).await.unwrap_err();
+        let by_postgres = sqlx::query("SELECT $1::text::jsonb").bind(bad).execute(&mut connection);
+
+        assert!(by_postgres.await.is_err(), "{bad:.50}");
+        assert!(error.is_invalid() && error.sqlstate().is_none(), "{error:?}");
+    }
+    // What only the table knows is the message's fault too, and is said without the value.
+    connection
+        .execute("TRUNCATE outbox; ALTER TABLE outbox ALTER COLUMN type TYPE varchar(3)")
+        .await
+        .unwrap();
+    let error = debezium().write(&mut connection, &order(1).build().unwrap()).await.unwrap_err();
+    assert_eq!((error.kind(), error.sqlstate()), (Kind::Invalid, Some("22001")), "{error:?}");
+    assert!(error.to_string().contains("value too long for type"), "{error}");
 }
 
 #[tokio::test]

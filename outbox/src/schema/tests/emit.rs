@@ -238,7 +238,7 @@ async fn refusal(
 }
 
 #[tokio::test]
-async fn a_session_may_raise_the_limit_of_a_frame() {
+async fn a_session_sets_the_limit_of_a_frame_both_ways() {
     let (_database, mut connection, slot) = installed("emit_limit").await;
     let call =
         "SELECT tailrace.emit_bytes('t', 'k', 't', convert_to(repeat('a', 1500000), 'UTF8'))";
@@ -248,7 +248,19 @@ async fn a_session_may_raise_the_limit_of_a_frame() {
     run(&mut connection, call).await;
     run(&mut connection, "RESET tailrace_outbox.frame_bytes_max").await;
     let refused_again = Executor::execute(&mut connection, call).await;
+    let small = "SELECT tailrace.emit('t', 'k', 't', '1')";
+    run(&mut connection, "SET tailrace_outbox.frame_bytes_max = 50").await;
+    let lowered = Executor::execute(&mut connection, small).await.unwrap_err().to_string();
+    let mut wrong = Vec::new();
+    for value in ["-1", "1MB", "2e6", " 5", "99999999999999999999"] {
+        run(&mut connection, format!("SET tailrace_outbox.frame_bytes_max = '{value}'")).await;
+        wrong.push(Executor::execute(&mut connection, small).await.unwrap_err().to_string());
+    }
 
+    assert!(lowered.contains("bytes, and its limit is 50"), "{lowered}");
+    for text in wrong {
+        assert!(text.contains("tailrace_outbox.frame_bytes_max is \""), "{text}");
+    }
     assert!(refused.is_err() && refused_again.is_err());
     assert_eq!(logged(&mut connection, &slot).await.len(), 1);
 }

@@ -27,10 +27,12 @@ pub(super) struct Shape {
     pub(super) brokers: u32,
     pub(super) proxied: bool,
     pub(super) secure: Option<Secure>,
+    pub(super) authorizer: bool,
 }
 
 impl Shape {
-    pub(super) const SINGLE: Shape = Shape { brokers: 1, proxied: false, secure: None };
+    pub(super) const SINGLE: Shape =
+        Shape { brokers: 1, proxied: false, secure: None, authorizer: false };
 }
 
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub(super) struct Cluster {
     id: String,
     nodes: Vec<Arc<Node>>,
     secure: Option<Secure>,
+    asks: bool,
 }
 
 impl Cluster {
@@ -67,6 +70,7 @@ impl Cluster {
             id,
             nodes: nodes.into_iter().map(Arc::new).collect(),
             secure: shape.secure.clone(),
+            asks: shape.authorizer,
         };
         cluster.wait(deadline)?;
         Ok(cluster)
@@ -74,6 +78,11 @@ impl Cluster {
 
     pub(super) fn nodes(&self) -> &[Arc<Node>] {
         &self.nodes
+    }
+
+    /// Whether it asks what a client may do.
+    pub(super) fn asks(&self) -> bool {
+        self.asks
     }
 
     pub(super) fn addresses(&self) -> String {
@@ -146,7 +155,7 @@ fn listen(nodes: &mut [Node], shape: &Shape) -> Result<(), Error> {
         };
         let secure = shape.secure.as_ref().map(|_| ports::free()).transpose()?;
         let listeners = Listeners { client, controller: *controller, proxied, secure };
-        node.listen(listeners, &voters, shape.secure.as_ref())?;
+        node.listen(listeners, &voters, shape)?;
     }
     Ok(())
 }

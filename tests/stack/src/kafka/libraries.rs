@@ -106,7 +106,7 @@ impl<'a> Source<'a> {
     }
 
     fn local(settings: &Settings, maven: Option<&'a Maven>) -> Result<Self, String> {
-        let cached = settings.cache.join(entry()).exists();
+        let cached = settings.cache.join(entry(settings)).exists();
         let mut missing = Vec::new();
         let java = java(settings);
         if let Err(text) = &java {
@@ -132,15 +132,17 @@ impl<'a> Source<'a> {
             #[cfg(not(feature = "docker"))]
             Source::Docker => Err(without_docker()),
             Source::Maven { maven, java } => {
-                let libraries = cache::entry(&settings.cache, &entry(), |home| {
+                let libraries = cache::entry(&settings.cache, &entry(settings), |home| {
                     let maven = maven.ok_or_else(|| {
                         Error::new(Kind::Download, "Kafka has just left the cache")
                     })?;
-                    let what = format!("Kafka {}", maven::version("kafka"));
-                    let arguments = ["-DincludeScope=runtime"];
+                    let what = format!("Kafka {}", version(settings));
+                    // What is said here outdoes the file.
+                    let chosen = format!("-Dkafka.version={}", version(settings));
+                    let arguments = ["-DincludeScope=runtime", &chosen];
                     maven.fetch(home, &what, FETCH_BYTES, "copy-dependencies", &arguments)
                 })?;
-                let name = format!("{}-java-{}", entry(), java.version);
+                let name = format!("{}-java-{}", entry(settings), java.version);
                 let install = Install { java, libraries, classes: Classes::None };
                 let kept = cache::entry(&settings.cache, &name, |home| {
                     tell("preparing the classes of Kafka, once, for quick starts");
@@ -158,8 +160,12 @@ impl<'a> Source<'a> {
     }
 }
 
-fn entry() -> String {
-    format!("kafka-{}-log4j-{}", maven::version("kafka"), maven::version("log4j"))
+fn version(settings: &Settings) -> &str {
+    settings.kafka_version.as_deref().unwrap_or_else(|| maven::version("kafka"))
+}
+
+fn entry(settings: &Settings) -> String {
+    format!("kafka-{}-log4j-{}", version(settings), maven::version("log4j"))
 }
 
 /// Runs a broker once, to archive the classes that it loads.

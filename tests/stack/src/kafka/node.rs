@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::cluster::Shape;
 use super::libraries::{Classes, Install};
-use super::properties::properties;
+use super::properties::{AUTHORIZER, properties};
 use super::secure::{KEYSTORE, Secure};
 use crate::error::{Error, Kind};
 use crate::home::{Farewell, Home};
@@ -86,12 +87,15 @@ impl Node {
         &mut self,
         listeners: Listeners,
         voters: &[(u32, u16)],
-        secure: Option<&Secure>,
+        shape: &Shape,
     ) -> Result<(), Error> {
         let data = self.home.path().join("data").display().to_string();
         let mut text = properties(self.number, &listeners, voters, &data);
-        if let Some(secure) = secure {
+        if let Some(secure) = &shape.secure {
             text += &secure.properties();
+        }
+        if shape.authorizer {
+            text += AUTHORIZER;
         }
         self.listeners = Some(listeners);
         fs::write(self.home.path().join("server.properties"), text).map_err(unwritten)

@@ -7,6 +7,13 @@ use super::node::Listeners;
 const SESSION_MS: u32 = 4_000;
 const HEARTBEAT_MS: u32 = 500;
 
+/// Who comes without a log-in is the stack itself, and the brokers are among it.
+pub(super) const AUTHORIZER: &str = "
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=false
+super.users=User:ANONYMOUS
+";
+
 /// The text of `server.properties` for the node of this number; `voters` are the numbers and
 /// controller ports of all nodes, itself among them.
 ///

@@ -7,6 +7,8 @@ use crate::certificates::{Certificates, write_secret};
 use crate::unique::random;
 
 const USER: &str = "tailrace";
+/// The same as rights are given to it.
+pub(super) const PRINCIPAL: &str = "User:tailrace";
 
 /// How a client proves who it is to a broker with TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub enum Mechanism {
     ScramSha512,
     /// A password in clear text, inside TLS.
     Plain,
+    /// A token that the client signs with nothing, as brokers take it for tests alone.
+    OAuthBearer,
 }
 
 impl Mechanism {
@@ -22,6 +26,7 @@ impl Mechanism {
         match self {
             Mechanism::ScramSha512 => "SCRAM-SHA-512",
             Mechanism::Plain => "PLAIN",
+            Mechanism::OAuthBearer => "OAUTHBEARER",
         }
     }
 }
@@ -51,14 +56,22 @@ impl Secure {
         brokers: String,
         mechanism: Mechanism,
     ) -> Vec<(&'static str, String)> {
-        vec![
+        let mut client = vec![
             ("bootstrap.servers", brokers),
             ("security.protocol", "SASL_SSL".to_owned()),
             ("sasl.mechanism", mechanism.name().to_owned()),
-            ("sasl.username", USER.to_owned()),
-            ("sasl.password", self.password.clone()),
             ("ssl.ca.location", self.ca.display().to_string()),
-        ]
+        ];
+        client.extend(match mechanism {
+            Mechanism::ScramSha512 | Mechanism::Plain => {
+                [("sasl.username", USER.to_owned()), ("sasl.password", self.password.clone())]
+            }
+            Mechanism::OAuthBearer => [
+                ("enable.sasl.oauthbearer.unsecure.jwt", "true".to_owned()),
+                ("sasl.oauthbearer.config", format!("principal={USER}")),
+            ],
+        });
+        client
     }
 
     /// Writes key and certificate into the one file in which Kafka wants both.
@@ -70,14 +83,16 @@ impl Secure {
     /// The properties of the listener `SECURE`.
     pub(super) fn properties(&self) -> String {
         let (scram, plain) = ("scram.ScramLoginModule", "plain.PlainLoginModule");
+        let bearer = "oauthbearer.OAuthBearerLoginModule";
         let module = "org.apache.kafka.common.security";
         let password = &self.password;
         format!(
             "listener.name.secure.ssl.keystore.type=PEM
 listener.name.secure.ssl.keystore.location={KEYSTORE}
-listener.name.secure.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN
+listener.name.secure.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN,OAUTHBEARER
 listener.name.secure.scram-sha-512.sasl.jaas.config={module}.{scram} required;
 listener.name.secure.plain.sasl.jaas.config={module}.{plain} required user_{USER}=\"{password}\";
+listener.name.secure.oauthbearer.sasl.jaas.config={module}.{bearer} required unsecuredLoginStringClaim_sub=\"{USER}\";
 "
         )
     }

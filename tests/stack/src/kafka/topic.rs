@@ -65,11 +65,12 @@ pub(super) fn wait_for_cluster(
     bound: Duration,
 ) -> Result<(), Error> {
     wait(brokers, bound, |consumer| {
+        // In this order: the client asks nobody for the id, it knows it from the brokers' metadata.
+        let metadata = consumer.fetch_metadata(None, REQUEST_MAX)?;
         let found = consumer.client().fetch_cluster_id(REQUEST_MAX);
         if found.as_deref() != Some(id) {
             return Ok(false);
         }
-        let metadata = consumer.fetch_metadata(None, REQUEST_MAX)?;
         let joined: Vec<i32> = metadata.brokers().iter().map(|broker| broker.id()).collect();
         let joined = |member: &u32| i32::try_from(*member).is_ok_and(|id| joined.contains(&id));
         Ok(members.iter().all(joined) && all_led(&metadata))

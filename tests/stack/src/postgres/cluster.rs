@@ -322,7 +322,7 @@ unix_socket_directories = '{}'
 wal_level = logical
 max_connections = 200
 max_wal_senders = 50
-max_replication_slots = 50
+max_replication_slots = 100
 max_prepared_transactions = 20
 dynamic_shared_memory_type = mmap
 ",

@@ -21,7 +21,7 @@ const COMMAND: [&str; 10] = [
     "-c",
     "max_wal_senders=50",
     "-c",
-    "max_replication_slots=50",
+    "max_replication_slots=100",
     "-c",
     "max_prepared_transactions=20",
 ];
