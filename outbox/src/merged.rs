@@ -135,9 +135,9 @@ impl<'o> Merge<'o> {
 ///
 /// Before anything is sent: [`Kind::Invalid`] for a text that is not one statement that changes
 /// data, or if more or fewer values are bound than it has parameters; [`Kind::Unmapped`] for what
-/// the table of [`Store::Table`] can not hold. After it: [`Kind::NoRow`],
-/// upon which the transaction is still good; [`Kind::Ended`] if sqlx takes a transaction for open and
-/// it is not; otherwise what the database says, of the business statement too, sorted by
+/// the table of [`Store::Table`] can not hold. After it: [`Kind::NoRow`], upon which the transaction
+/// is still good; [`Kind::Ended`], with debug assertions, if sqlx takes a transaction for open and it
+/// is not; otherwise what the database says, of the business statement too, sorted by
 /// [`Error::kind`], with [`Error::sqlstate`]. The transaction has then failed: roll it back. Only a
 /// row that is not of the type asked for is an error without a SQLSTATE, and after everything is
 /// done: a transaction can still be rolled back, but without one statement and message are

@@ -110,7 +110,7 @@ impl Place {
     /// Bind, or renames the portal, there is no alarm. It fails by a setting that does not exist,
     /// because no function raises an error of one's choice; `of_setting` makes the value's type of
     /// the setting's text. The test `a_write_after_the_transaction_was_ended_by_a_text_is_refused`
-    /// watches it. It costs about 3 µs of the server and no round trip.
+    /// watches it.
     pub(crate) fn unless_ended(self, value: &str, of_setting: &str) -> String {
         if self == Place::Anywhere {
             return value.to_owned();
