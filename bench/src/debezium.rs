@@ -132,7 +132,7 @@ impl Debezium {
             Ok::<_, Failure>((done - begun, used_before, process.usage()?))
         };
         let measured = measured.await;
-        drop(process);
+        process.end().await?;
         fs::remove_dir_all(folder)?;
         let (took, used_before, used) = measured?;
         let arrived = ends(site).await? - before;
@@ -193,10 +193,12 @@ fn settings(site: &Site, source: Source, slot: &str) -> Result<String, Failure> 
          debezium.sink.kafka.producer.bootstrap.servers={brokers}\n"
     );
     settings += &match source {
+        // The probes that our relay has written are in the log, too.
         Source::Table => {
             let bytes = "org.apache.kafka.common.serialization.ByteArraySerializer";
             format!(
-                "debezium.format.key=binary\n\
+                "debezium.source.message.prefix.exclude.list=tailrace.*\n\
+                 debezium.format.key=binary\n\
                  debezium.format.value=binary\n\
                  debezium.sink.kafka.producer.key.serializer={bytes}\n\
                  debezium.sink.kafka.producer.value.serializer={bytes}\n\

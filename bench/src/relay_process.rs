@@ -114,6 +114,14 @@ impl RelayProcess {
         }
     }
 
+    /// Has it finish in order, whatever it says of that.
+    pub(crate) async fn end(mut self) -> Result<(), Failure> {
+        self.signal(Signal::TERM)?;
+        // What does not end by then is killed.
+        timeout(PATIENCE, self.child.wait()).await.ok();
+        Ok(())
+    }
+
     /// What it waits for, unless the relay ends first.
     pub(crate) async fn during<T>(
         &mut self,

@@ -12,6 +12,7 @@ use tailrace_cdc_relay::Lsn;
 use tailrace_outbox::Message;
 use tailrace_outbox::journal::Retention;
 use tailrace_stack::{Database, Stack, unique};
+use tokio::time::{Instant, interval};
 
 use crate::figure;
 use crate::relay_backlog::Source;
@@ -24,6 +25,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) const PARTITIONS: i32 = 6;
 
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What decides how durable a commit is, in Postgres.
 const POSTGRES_SETTINGS: [&str; 7] = [
@@ -140,6 +142,7 @@ impl Site {
 
     /// Frees the log and the disk; the database itself is the stack's.
     pub(crate) async fn clear(mut self) -> Result<(), Failure> {
+        self.until_slots_are_free().await?;
         let drop_slots = "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                           where database = current_database()";
         sqlx::query(drop_slots).execute(&mut self.connection).await?;
@@ -147,6 +150,24 @@ impl Site {
         let topics = [&*self.topic, &*self.first_topic, &*self.last_topic];
         admin(&self.brokers)?.delete_topics(&topics, &patient()).await?;
         Ok(())
+    }
+
+    /// A walsender outlives its reader for a moment.
+    async fn until_slots_are_free(&mut self) -> Result<(), Failure> {
+        let active = "select count(*) from pg_replication_slots \
+                      where database = current_database() and active";
+        let deadline = Instant::now() + ANSWER_MAX;
+        let mut look = interval(LOOK_EVERY);
+        loop {
+            look.tick().await;
+            let count: i64 = sqlx::query_scalar(active).fetch_one(&mut self.connection).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(format!("{count} slots are still read from").into());
+            }
+        }
     }
 
     /// Says on standard error what a commit on these servers is worth.

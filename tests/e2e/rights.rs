@@ -36,7 +36,7 @@ impl Rights {
     fn of(site: &Site) -> Rights {
         use Operation::{Create, Describe, DescribeConfigs, Read, Write};
         let id = &site.relay_id;
-        let [topic, other] = site.topics.as_slice() else { panic!("the site has two topics") };
+        let [topic, other] = &topics(site);
         let checkpoint = format!("tailrace.checkpoint.{id}");
         let existing = |topic: &str| [Write, DescribeConfigs].map(|right| Acl::topic(topic, right));
         let made =
@@ -64,6 +64,17 @@ impl Rights {
     fn without(&self, acl: &Acl) -> Vec<Acl> {
         self.all().into_iter().filter(|other| other != acl).collect()
     }
+}
+
+fn topics(site: &Site) -> [String; 2] {
+    site.topics.clone().try_into().expect("the site has two topics")
+}
+
+/// The last of these dead letters says why it is one.
+#[track_caller]
+fn is_for_lack_of_a_right(letters: &[Seen], lacks: &str) {
+    let last = letters.last().expect("there are some");
+    assert!(last.header("dead_letter_reason").contains(lacks), "{last:?}");
 }
 
 fn made_topic(site: &Site) -> String {
@@ -131,14 +142,9 @@ async fn the_rights_of_the_manual_are_enough_and_each_of_them_is_needed() {
     what_makes_dead_letters(kafka, &way, &mut site, &rights).await;
 }
 
-fn two_topics(site: &Site) -> [String; 2] {
-    let [topic, other, ..] = site.topics.as_slice() else { panic!("the site has two topics") };
-    [topic.clone(), other.clone()]
-}
-
 /// Each command, with all of the rights and nothing else.
 async fn everything_works(way: &Way, site: &mut Site) {
-    let [topic, other] = two_topics(site);
+    let [topic, other] = topics(site);
     let made = made_topic(site);
     assert!(does(way, site, &["init"]).await.contains("kept from now on"));
     let mut relay = leads(way, site).await;
@@ -182,7 +188,7 @@ async fn to_make_the_checkpoint_topic(kafka: &Kafka, way: &Way, site: &Site, rig
 /// would meet.
 async fn what_check_tells(kafka: &Kafka, way: &Way, site: &Site, rights: &Rights) {
     let told = |resource: &str, operation: &str| format!("lacks {operation} on {resource}");
-    let [topic, _] = site.topics.as_slice() else { panic!("the site has two topics") };
+    let [topic, _] = &topics(site);
     let on = |name: &str| format!("topic \"{name}\"");
     let checkpoint = on(&format!("tailrace.checkpoint.{}", site.relay_id));
     for (acl, told) in [
@@ -204,7 +210,7 @@ async fn what_check_tells(kafka: &Kafka, way: &Way, site: &Site, rights: &Rights
 
 /// Without these nothing can be published at all.
 async fn what_ends_a_run(kafka: &Kafka, way: &Way, site: &Site, rights: &Rights) {
-    let [topic, _] = &two_topics(site);
+    let [topic, _] = &topics(site);
     say(site, topic, "four").await;
     let [read, write, ..] = &rights.checkpoint;
     for (acl, lacks) in [
@@ -223,7 +229,7 @@ async fn what_ends_a_run(kafka: &Kafka, way: &Way, site: &Site, rights: &Rights)
 
 /// Without these a message becomes a dead letter, and the others go on.
 async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, rights: &Rights) {
-    let [topic, other] = two_topics(site);
+    let [topic, other] = topics(site);
     let letters = dead_letter_topic(site);
     // Before the first record of a session to the topic, where the relay sees that it may not.
     kafka.allow(&rights.without(&rights.topic[0])).await.expect("they are given");
@@ -233,8 +239,7 @@ async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, righ
     let seen = read(site, &[&letters], 3).await;
     assert_eq!(subjects(&seen), ["", "four", "five"]);
     let lacks = format!("User:tailrace lacks Write on topic \"{topic}\"");
-    let letter = seen.get(2).expect("there is a dead letter");
-    assert!(letter.header("dead_letter_reason").contains(&lacks), "{letter:?}");
+    is_for_lack_of_a_right(&seen, &lacks);
 
     // In the middle of a session, where the brokers refuse what the relay sends.
     stop(&mut relay).await;
@@ -251,8 +256,7 @@ async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, righ
     }
     let seen = read(site, &[&letters], 5).await;
     assert_eq!(subjects(&seen), ["", "four", "five", "seven", "eight"]);
-    let letter = seen.get(4).expect("there is a dead letter");
-    assert!(letter.header("dead_letter_reason").contains(&lacks), "{letter:?}");
+    is_for_lack_of_a_right(&seen, &lacks);
     let others = read(site, &[&other], 5).await;
     assert_eq!(subjects(&others), ["one", "one", "five", "seven", "eight"]);
 
@@ -266,8 +270,7 @@ async fn what_makes_dead_letters(kafka: &Kafka, way: &Way, site: &mut Site, righ
     let mut relay = leads(way, site).await;
     say(site, &never, "nine").await;
     let seen = read(site, &[&letters], 6).await;
-    let letter = seen.get(5).expect("there is a dead letter");
-    assert!(letter.header("dead_letter_reason").contains("lacks Create"), "{letter:?}");
+    is_for_lack_of_a_right(&seen, "lacks Create");
     stop(&mut relay).await;
     say_nonsense(site).await;
     kafka.allow(&rights.without(&rights.dead_letters[0])).await.expect("they are given");
