@@ -127,7 +127,8 @@ async fn a_slot_in_danger_is_told_and_one_that_is_lost_ends_the_relay_once() {
 
     let bearer = format!("Bearer {TOKEN}");
     endpoint.post("/pause", Some(&bearer)).await;
-    log_grows(&site, 52).await;
+    // Before 18 the bound is some MB further away: where the slot begins in its segment decides.
+    log_grows(&site, 56).await;
     endpoint.status_until(READY_MAX, told).await;
     let now = endpoint.status().await;
     assert_eq!(now["slot_health"]["wal_status"], "reserved", "{now:#}");
