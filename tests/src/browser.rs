@@ -33,8 +33,11 @@ const WATCHER: &str = r#"
 trap '' HUP INT QUIT TERM
 pids=
 while read -r pid; do pids="$pids $pid"; done
-[ -z "$pids" ] || kill -9 $pids
-for again in 1 2 3 4 5 6 7 8 9; do rm -rf "$1" && break; done
+# A browser whose start was not answered is known as a child of the driver alone.
+for pid in $pids; do pids="$pids $(cat /proc/$pid/task/*/children 2>/dev/null)"; done
+[ -z "$pids" ] || kill -9 $pids 2>/dev/null
+# What the browser's own children still write is gone with them in a moment.
+for again in $(seq 50); do rm -rf "$1" 2>/dev/null && break; done
 "#;
 
 /// What is not about the page: updates, reports, a profile of a person.
