@@ -21,11 +21,18 @@ pub struct Migration {
 }
 
 /// Every migration in order, for a migration tool of your own.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "0001_processed_message_and_progress.sql",
-    sql: include_str!("../migrations/0001_processed_message_and_progress.sql"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "0001_processed_message_and_progress.sql",
+        sql: include_str!("../migrations/0001_processed_message_and_progress.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "0002_parked_and_dead.sql",
+        sql: include_str!("../migrations/0002_parked_and_dead.sql"),
+    },
+];
 
 const MEND: &str =
     "run tailrace_idempotency::schema::install or the files of its folder migrations";

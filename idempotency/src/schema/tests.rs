@@ -14,7 +14,7 @@ async fn eight_installers_at_once_install_once() {
     let results = tasks.join_all().await;
 
     assert!(results.iter().all(Result::is_ok), "{results:?}");
-    assert_eq!(bed.count("SELECT count(*) FROM tailrace.idempotency_version").await, 1);
+    assert_eq!(bed.count("SELECT count(*) FROM tailrace.idempotency_version").await, 2);
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn a_missing_or_old_schema_says_how_to_mend_it() {
 
     let missing = check(&mut conn).await.unwrap_err();
     install(&mut conn).await.unwrap();
-    bed.execute("UPDATE tailrace.idempotency_version SET version = 0").await;
+    bed.execute("DELETE FROM tailrace.idempotency_version WHERE version > 1").await;
     let old = check(&mut conn).await.unwrap_err();
 
     for error in [missing, old] {
@@ -68,13 +68,13 @@ async fn a_missing_or_old_schema_says_how_to_mend_it() {
 async fn a_role_with_the_documented_grants_alone_can_claim_days_without_partition() {
     let bed = installed("schema_role").await;
     let role = bed.database.url().rsplit('/').next().unwrap().to_owned() + "_service";
-    let grants = MIGRATIONS[0]
-        .sql
-        .lines()
+    let grants = MIGRATIONS
+        .iter()
+        .flat_map(|migration| migration.sql.lines())
         .filter_map(|line| line.strip_prefix("--   "))
         .map(|grant| grant.replace("service;", &format!("\"{role}\";")))
         .collect::<String>();
-    assert_eq!(grants.matches("GRANT").count(), 5);
+    assert_eq!(grants.matches("GRANT").count(), 7);
     let mut tx = bed.begin().await;
     let setup = format!("CREATE ROLE \"{role}\" NOLOGIN; {grants} SET LOCAL ROLE \"{role}\"");
     sqlx::raw_sql(sqlx::AssertSqlSafe(setup)).execute(&mut *tx).await.unwrap();
