@@ -64,6 +64,8 @@
 #[cfg(feature = "kafka")]
 mod assignment;
 #[cfg(feature = "kafka")]
+mod attempt;
+#[cfg(feature = "kafka")]
 mod batch;
 #[cfg(feature = "kafka")]
 mod client;
