@@ -12,7 +12,7 @@ use crate::lane::{Lane, LaneEnd, Shared, in_time, stopped};
 use crate::message_id::MessageId;
 use crate::metrics::Tally;
 use crate::position::Offset;
-use crate::progress::{self, Owned, Settled};
+use crate::progress::{self, Settled};
 use crate::record::{Delivery, Record};
 use crate::retry::{Backoff, chance};
 
@@ -77,7 +77,7 @@ impl Lane {
             }
         }
         let mut tx = in_time("a transaction cannot be begun", async {
-            let begun = self.shared.pool.begin_with(progress::BEGIN).await;
+            let begun = progress::begin(&self.shared.pool, self.shared.rebalance_deadline).await;
             begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await?;
@@ -97,8 +97,7 @@ impl Lane {
     /// Fence, claims, handlers; none when the partition has another owner.
     async fn effect(&self, conn: &mut PgConnection, work: &Work) -> Result<Option<Tally>, Error> {
         let Shared { consumer, dispatch, .. } = &*self.shared;
-        let Owned { partition, epoch, .. } = &self.owned;
-        let advanced = progress::advance(conn, consumer, partition, *epoch, work.next_offset);
+        let advanced = progress::advance(conn, consumer, &self.owned, work.next_offset);
         let Some(fenced) = in_time("progress cannot be moved on", advanced).await? else {
             return Ok(None);
         };
@@ -125,13 +124,11 @@ impl Lane {
     }
 
     async fn settle(&self, work: &Work) -> Result<Settled, Error> {
-        let Owned { partition, epoch, .. } = &self.owned;
         in_time("progress cannot be read", async {
             let acquired = self.shared.pool.acquire().await;
             let mut conn =
                 acquired.map_err(|error| Error::database("progress cannot be read", error))?;
-            progress::settle(&mut conn, &self.shared.consumer, partition, *epoch, work.next_offset)
-                .await
+            progress::settle(&mut conn, &self.shared.consumer, &self.owned, work.next_offset).await
         })
         .await
     }

@@ -1,7 +1,8 @@
 //! A lane applies the records of one partition, batch by batch, each in one transaction.
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
@@ -13,8 +14,10 @@ use crate::consumer::Unhandled;
 use crate::error::Error;
 use crate::handler::Dispatch;
 use crate::metrics::{Counters, Tally};
+use crate::position::Offset;
 use crate::progress::Owned;
 use crate::record::Delivery;
+use crate::running::{Chunk, Gauge};
 
 /// The longest wait for one answer of Postgres to a statement of ours. Handlers are not bounded by it.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -29,21 +32,7 @@ pub(crate) struct Shared {
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
-}
-
-/// What the intake can see of a running lane.
-#[derive(Debug)]
-pub(crate) struct Gauge {
-    /// Bytes of the records in the lane's queue.
-    pub(crate) queued_bytes: AtomicUsize,
-    /// The lane's progress as committed in Postgres; negative before the first commit.
-    pub(crate) committed: AtomicI64,
-}
-
-impl Gauge {
-    pub(crate) fn new() -> Self {
-        Self { queued_bytes: AtomicUsize::new(0), committed: AtomicI64::new(-1) }
-    }
+    pub(crate) rebalance_deadline: Duration,
 }
 
 /// Why a lane came to its end.
@@ -60,28 +49,47 @@ pub(crate) enum LaneEnd {
 pub(crate) struct Lane {
     pub(crate) shared: Arc<Shared>,
     pub(crate) owned: Owned,
-    pub(crate) queue: mpsc::Receiver<Delivery>,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) gauge: Arc<Gauge>,
 }
 
 impl Lane {
     /// Runs until told to stop, until another owner shows up, or until something stands in the way.
-    pub(crate) async fn run(mut self) -> LaneEnd {
+    ///
+    /// The next batch is gathered while the database works at the current one.
+    pub(crate) async fn run(mut self, queue: mpsc::Receiver<Chunk>) -> LaneEnd {
+        let mut inlet = Inlet {
+            queue,
+            stop: self.stop.clone(),
+            gauge: Arc::clone(&self.gauge),
+            rest: Vec::new().into_iter(),
+            passed: None,
+            since: None,
+            wait: self.shared.batch_wait,
+        };
+        let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         loop {
-            let Some(batch) = self.gather().await else { return LaneEnd::Stopped };
+            if inlet.gather(&mut batch).await.is_none() {
+                return LaneEnd::Stopped;
+            }
             let (deliveries, behind, next_offset) = batch.into_parts();
-            let Some(next_offset) = next_offset.filter(|_| !deliveries.is_empty()) else {
-                self.shared
-                    .counters
-                    .count_committed(Tally { duplicates: behind, ..Tally::default() });
+            batch = Batch::new(next_offset, self.shared.batch_records_max);
+            let Some(next_offset) = next_offset.filter(|_| next_offset != self.owned.next_offset)
+            else {
+                let tally = Tally { duplicates: behind, ..Tally::default() };
+                self.shared.counters.count_committed(tally);
                 continue;
             };
             let work = match read(&self.shared, deliveries, behind, next_offset) {
                 Ok(work) => work,
                 Err(error) => return LaneEnd::Failed(error),
             };
-            match self.apply(&work).await {
+            let applied = tokio::select! {
+                biased;
+                applied = self.apply(&work) => applied,
+                never = inlet.gather_on(&mut batch) => match never {},
+            };
+            match applied {
                 Ok(tally) => self.shared.counters.count_committed(tally),
                 Err(end) => return end,
             }
@@ -89,30 +97,83 @@ impl Lane {
             self.gauge.committed.store(next_offset.get(), Ordering::Release);
         }
     }
+}
 
-    /// The next batch; none when told to stop. What was gathered until then is dropped and will be delivered
-    /// again.
-    async fn gather(&mut self) -> Option<Batch> {
-        let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
-        let mut ready = Vec::new();
-        let mut deadline = None;
-        while !batch.is_full() {
-            let taken = tokio::select! {
+/// Where a lane's records come from.
+struct Inlet {
+    queue: mpsc::Receiver<Chunk>,
+    stop: watch::Receiver<bool>,
+    gauge: Arc<Gauge>,
+    /// What a chunk held beyond the last batch.
+    rest: std::vec::IntoIter<Delivery>,
+    /// What that chunk said at its end.
+    passed: Option<Offset>,
+    /// When the batch that is being filled got its first record.
+    since: Option<Instant>,
+    wait: Duration,
+}
+
+impl Inlet {
+    /// Fills a batch until it is full or has waited for more; none when told to stop. What was gathered until then
+    /// is dropped and will be delivered again.
+    async fn gather(&mut self, batch: &mut Batch) -> Option<()> {
+        loop {
+            self.pour(batch);
+            if batch.is_full() {
+                self.since = None;
+                return Some(());
+            }
+            let deadline = self.since.map(|since| since + self.wait);
+            let chunk = tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return None,
-                taken = self.queue.recv_many(&mut ready, batch.room()) => taken,
-                () = reached(deadline) => break,
+                chunk = self.queue.recv() => chunk?,
+                () = reached(deadline) => {
+                    self.since = None;
+                    return Some(());
+                }
             };
-            if taken == 0 {
-                return None;
-            }
-            for delivery in ready.drain(..) {
-                self.gauge.queued_bytes.fetch_sub(delivery.bytes(), Ordering::Relaxed);
-                batch.push(delivery);
-            }
-            deadline.get_or_insert_with(|| Instant::now() + self.shared.batch_wait);
+            self.accept(batch, chunk);
         }
-        Some(batch)
+    }
+
+    /// Fills a batch as far as it goes. Whoever has something better to do drops this.
+    async fn gather_on(&mut self, batch: &mut Batch) -> Infallible {
+        loop {
+            self.pour(batch);
+            if batch.is_full() {
+                return std::future::pending().await;
+            }
+            match self.queue.recv().await {
+                Some(chunk) => self.accept(batch, chunk),
+                None => return std::future::pending().await,
+            }
+        }
+    }
+
+    fn accept(&mut self, batch: &mut Batch, chunk: Chunk) {
+        self.gauge.taken(&chunk);
+        self.rest = chunk.deliveries.into_iter();
+        self.passed = chunk.passed;
+        self.pour(batch);
+    }
+
+    fn pour(&mut self, batch: &mut Batch) {
+        while !batch.is_full() {
+            match self.rest.next() {
+                Some(delivery) => {
+                    self.since.get_or_insert_with(Instant::now);
+                    batch.push(delivery);
+                }
+                None => {
+                    if let Some(passed) = self.passed.take() {
+                        self.since.get_or_insert_with(Instant::now);
+                        batch.pass(passed);
+                    }
+                    return;
+                }
+            }
+        }
     }
 }
 

@@ -86,9 +86,13 @@ mod handler;
 mod intake;
 #[cfg(feature = "kafka")]
 mod lane;
+#[cfg(feature = "kafka")]
+mod lanes;
 mod message_id;
 #[cfg(feature = "kafka")]
 mod metrics;
+#[cfg(feature = "kafka")]
+mod native;
 mod position;
 #[cfg(feature = "kafka")]
 mod progress;
