@@ -64,6 +64,8 @@
 #[cfg(feature = "kafka")]
 mod assignment;
 #[cfg(feature = "kafka")]
+mod attempt;
+#[cfg(feature = "kafka")]
 mod batch;
 #[cfg(feature = "kafka")]
 mod client;
@@ -84,9 +86,13 @@ mod handler;
 mod intake;
 #[cfg(feature = "kafka")]
 mod lane;
+#[cfg(feature = "kafka")]
+mod lanes;
 mod message_id;
 #[cfg(feature = "kafka")]
 mod metrics;
+#[cfg(feature = "kafka")]
+mod native;
 mod position;
 #[cfg(feature = "kafka")]
 mod progress;
