@@ -81,11 +81,31 @@ pub async fn claim_all(
     if ids.is_empty() {
         return Ok(Vec::new());
     }
+    match claim_inside(conn, consumer, ids).await? {
+        Inside::Claims(claims) => Ok(claims),
+        Inside::Refused(days) => Err(refusal(ids, &days)),
+    }
+}
+
+/// What came of claims of which some may lie outside the accepted range.
+pub(crate) enum Inside {
+    /// All lie inside; the answers stand in the order of the ids.
+    Claims(Vec<Claim>),
+    /// Nothing is claimed, because of these days.
+    Refused(Vec<(Day, Refused)>),
+}
+
+/// As [`claim_all`], but ids outside the accepted range are an answer.
+pub(crate) async fn claim_inside(
+    conn: &mut PgConnection,
+    consumer: &str,
+    ids: &[MessageId],
+) -> Result<Inside, Error> {
     let days: BTreeSet<Day> = ids.iter().map(MessageId::day).collect();
     for _ in 0..2 {
         match try_claim(conn, consumer, ids, &days).await? {
-            Answer::Claimed(first) => return Ok(claims(ids, first)),
-            Answer::Refused(refused) => return Err(refusal(ids, refused)),
+            Answer::Claimed(first) => return Ok(Inside::Claims(claims(ids, first))),
+            Answer::Refused(refused) => return Ok(Inside::Refused(refused)),
             Answer::Missing(missing) => retention::make_partitions(conn, &missing).await?,
         };
     }
@@ -98,13 +118,14 @@ pub async fn claim_all(
 enum Answer {
     Claimed(HashSet<Uuid>),
     Missing(Vec<Day>),
-    Refused(Refused),
+    Refused(Vec<(Day, Refused)>),
 }
 
+/// On which side of the accepted range an id lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refused {
-    TooOld(Day),
-    Future(Day),
+pub(crate) enum Refused {
+    TooOld,
+    Future,
 }
 
 // The days are looked at in the same statement: a row without a partition would be an error, which aborts the
@@ -152,18 +173,23 @@ async fn try_claim(
 
     let mut first = HashSet::with_capacity(rows.len());
     let mut missing = Vec::new();
+    let mut refused = Vec::new();
     for row in rows {
         match row {
             (Some(id), _, _) => {
                 first.insert(id);
             }
-            (None, Some(day), Some(2)) => return Ok(Answer::Refused(Refused::Future(Day(day)))),
-            (None, Some(day), Some(1)) => return Ok(Answer::Refused(Refused::TooOld(Day(day)))),
+            (None, Some(day), Some(2)) => refused.push((Day(day), Refused::Future)),
+            (None, Some(day), Some(1)) => refused.push((Day(day), Refused::TooOld)),
             (None, Some(day), _) => missing.push(Day(day)),
             (None, None, _) => {}
         }
     }
-    Ok(if missing.is_empty() { Answer::Claimed(first) } else { Answer::Missing(missing) })
+    Ok(match (refused.is_empty(), missing.is_empty()) {
+        (false, _) => Answer::Refused(refused),
+        (true, false) => Answer::Missing(missing),
+        (true, true) => Answer::Claimed(first),
+    })
 }
 
 fn claims(ids: &[MessageId], mut first: HashSet<Uuid>) -> Vec<Claim> {
@@ -172,24 +198,26 @@ fn claims(ids: &[MessageId], mut first: HashSet<Uuid>) -> Vec<Claim> {
         .collect()
 }
 
-fn refusal(ids: &[MessageId], refused: Refused) -> Error {
-    let (day, text, mend) = match refused {
-        Refused::Future(day) => (
-            day,
+/// The error that names the first of the ids that were refused.
+pub(crate) fn refusal(ids: &[MessageId], days: &[(Day, Refused)]) -> Error {
+    let found = ids.iter().find_map(|id| {
+        let (_, refused) = days.iter().find(|(day, _)| *day == id.day())?;
+        Some((id, *refused))
+    });
+    let Some((id, refused)) = found else {
+        return Error::new(Kind::Internal, "a claim was refused for a day of no id");
+    };
+    let (text, mend) = match refused {
+        Refused::Future => (
             "the message id was minted more than one day ahead of the database's clock",
             "correct the producer's clock",
         ),
-        Refused::TooOld(day) => (
-            day,
+        Refused::TooOld => (
             "the message id was minted more than 400 days ago",
             "claims are not kept that long, so whether it was applied before is not known",
         ),
     };
-    let error = Error::new(Kind::MessageId, text).mended_by(mend);
-    match ids.iter().find(|id| id.day() == day) {
-        Some(id) => error.about(*id),
-        None => error,
-    }
+    Error::new(Kind::MessageId, text).mended_by(mend).about(*id)
 }
 
 #[cfg(test)]

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 
-use crate::attempt::read;
+use crate::attempt::{Effects, read};
 use crate::batch::Batch;
 use crate::consumer::Unhandled;
 use crate::error::Error;
-use crate::handler::Dispatch;
 use crate::metrics::{Counters, Tally};
 use crate::progress::Owned;
 use crate::record::Delivery;
+use crate::retry::Policy;
+use crate::route::Dispatch;
 
 /// The longest wait for one answer of Postgres to a statement of ours. Handlers are not bounded by it.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
+    pub(crate) policy: Policy,
 }
 
 /// What the intake can see of a running lane.
@@ -65,46 +67,68 @@ pub(crate) struct Lane {
     pub(crate) gauge: Arc<Gauge>,
 }
 
+/// What a lane does next.
+enum Gathered {
+    Batch(Batch),
+    /// Parked messages are to be looked at.
+    Parked,
+    Stopped,
+}
+
 impl Lane {
     /// Runs until told to stop, until another owner shows up, or until something stands in the way.
     pub(crate) async fn run(mut self) -> LaneEnd {
+        let opened = Effects::open(Arc::clone(&self.shared), &self.owned, self.stop.clone()).await;
+        let mut effects = match opened {
+            Ok(effects) => effects,
+            Err(end) => return end,
+        };
         loop {
-            let Some(batch) = self.gather().await else { return LaneEnd::Stopped };
-            let (deliveries, behind, next_offset) = batch.into_parts();
-            let Some(next_offset) = next_offset.filter(|_| !deliveries.is_empty()) else {
-                self.shared
-                    .counters
-                    .count_committed(Tally { duplicates: behind, ..Tally::default() });
-                continue;
+            let done = match self.gather(&effects).await {
+                Gathered::Stopped => return LaneEnd::Stopped,
+                Gathered::Parked => effects.replay().await,
+                Gathered::Batch(batch) => self.apply(&mut effects, batch).await,
             };
-            let work = match read(&self.shared, deliveries, behind, next_offset) {
-                Ok(work) => work,
-                Err(error) => return LaneEnd::Failed(error),
-            };
-            match self.apply(&work).await {
-                Ok(tally) => self.shared.counters.count_committed(tally),
-                Err(end) => return end,
+            if let Err(end) = done {
+                return end;
             }
-            self.owned.next_offset = Some(next_offset);
-            self.gauge.committed.store(next_offset.get(), Ordering::Release);
         }
     }
 
-    /// The next batch; none when told to stop. What was gathered until then is dropped and will be delivered
-    /// again.
-    async fn gather(&mut self) -> Option<Batch> {
+    async fn apply(&mut self, effects: &mut Effects, batch: Batch) -> Result<(), LaneEnd> {
+        let (deliveries, behind, next_offset) = batch.into_parts();
+        let Some(next_offset) = next_offset.filter(|_| !deliveries.is_empty()) else {
+            let tally = Tally { duplicates: behind, ..Tally::default() };
+            self.shared.counters.count_committed(tally);
+            return Ok(());
+        };
+        let batch = read(&self.shared, deliveries, behind, next_offset).map_err(LaneEnd::Failed)?;
+        effects.apply(&batch).await?;
+        self.owned.next_offset = Some(next_offset);
+        self.gauge.committed.store(next_offset.get(), Ordering::Release);
+        Ok(())
+    }
+
+    /// The next batch, unless parked messages come first. When told to stop, what was gathered until then is
+    /// dropped and will be delivered again.
+    async fn gather(&mut self, effects: &Effects) -> Gathered {
+        let look_at = effects.look_at();
+        if look_at.is_some_and(|at| at <= Instant::now()) {
+            return if *self.stop.borrow() { Gathered::Stopped } else { Gathered::Parked };
+        }
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         let mut ready = Vec::new();
         let mut deadline = None;
         while !batch.is_full() {
             let taken = tokio::select! {
                 biased;
-                () = stopped(&mut self.stop) => return None,
-                taken = self.queue.recv_many(&mut ready, batch.room()) => taken,
+                () = stopped(&mut self.stop) => return Gathered::Stopped,
+                taken = self.queue.recv_many(&mut ready, batch.room()), if !effects.is_full() => taken,
                 () = reached(deadline) => break,
+                () = reached(look_at), if deadline.is_none() => return Gathered::Parked,
             };
             if taken == 0 {
-                return None;
+                return Gathered::Stopped;
             }
             for delivery in ready.drain(..) {
                 self.gauge.queued_bytes.fetch_sub(delivery.bytes(), Ordering::Relaxed);
@@ -112,7 +136,7 @@ impl Lane {
             }
             deadline.get_or_insert_with(|| Instant::now() + self.shared.batch_wait);
         }
-        Some(batch)
+        Gathered::Batch(batch)
     }
 }
 
