@@ -15,7 +15,7 @@ use crate::parked_rows::{NewRow, State, Table};
 use crate::parking::{Head, Parked, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
 use crate::position::Offset;
-use crate::progress::{self, Epoch, Owned, Partition, Settled};
+use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
 use crate::retry::{Backoff, OnFailure, chance};
 use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
@@ -23,8 +23,7 @@ use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
 /// Applies a lane's batches, and knows what the lane has parked.
 pub(crate) struct Effects {
     pub(crate) shared: std::sync::Arc<Shared>,
-    pub(crate) partition: Partition,
-    pub(crate) epoch: Epoch,
+    pub(crate) owned: Owned,
     pub(crate) parked: Parked,
     pub(crate) stop: watch::Receiver<bool>,
     width: Width,
@@ -65,7 +64,7 @@ impl Effects {
     ) -> Result<Self, LaneEnd> {
         let mut patience = Backoff::new(shared.retry_for);
         let heads = loop {
-            match heads(&shared, &owned.partition).await {
+            match heads(&shared, owned).await {
                 Ok(heads) => break heads,
                 Err(error) => wait_after(error, &mut patience, &mut stop).await?,
             }
@@ -76,17 +75,17 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        let Owned { partition, epoch, .. } = owned.clone();
-        Ok(Self { shared, partition, epoch, parked, stop, width })
+        Ok(Self { shared, owned: owned.clone(), parked, stop, width })
     }
 
     /// Whether so many keys are parked that nothing more is taken.
     pub(crate) fn is_full(&self) -> bool {
-        self.parked.len() >= self.shared.policy.parked_keys_max
+        let share = self.shared.policy.parked_keys_max / self.shared.lanes.count();
+        self.parked.len() >= share.max(1)
     }
 
     pub(crate) fn table(&self) -> Table<'_> {
-        Table { consumer: &self.shared.consumer, partition: &self.partition }
+        Table { consumer: &self.shared.consumer, partition: &self.owned.partition }
     }
 
     /// Tries a batch until it is committed or the lane has to end.
@@ -189,7 +188,7 @@ impl Effects {
 
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
         in_time("a transaction cannot be begun", async {
-            let begun = self.shared.pool.begin_with(progress::BEGIN).await;
+            let begun = progress::begin(&self.shared.pool, self.shared.rebalance_deadline).await;
             begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await
@@ -199,7 +198,7 @@ impl Effects {
         let Blame { call, fate, again } = blame;
         self.shared.counters.count_failure();
         tracing::debug!(
-            topic = %self.partition.topic, partition = self.partition.number, messages = call.len(),
+            topic = %self.owned.partition.topic, partition = self.owned.partition.number, messages = call.len(),
             again, "messages failed and are tried one by one"
         );
         plan.failed(call, fate, again);
@@ -251,8 +250,7 @@ impl Effects {
         conn: &mut PgConnection,
         next_offset: Offset,
     ) -> Result<Option<progress::Fenced>, Error> {
-        let Self { shared, partition, epoch, .. } = self;
-        let advanced = progress::advance(conn, &shared.consumer, partition, *epoch, next_offset);
+        let advanced = progress::advance(conn, &self.shared.consumer, &self.owned, next_offset);
         in_time("progress cannot be moved on", advanced).await
     }
 
@@ -307,7 +305,7 @@ impl Effects {
     }
 
     pub(crate) fn letter(&self, record: &Record, cause: &Cause, attempts: u32) -> Letter {
-        let Partition { topic, number } = &self.partition;
+        let Partition { topic, number } = &self.owned.partition;
         let (reason, id) = (cause.reason.code(), record.meta.message_id());
         tracing::warn!(
             %topic, partition = number, offset = record.meta.position().offset.get(), message_id = %id,
@@ -351,7 +349,7 @@ impl Effects {
     }
 
     pub(crate) fn tell_parked(&self, record: &Record, cause: &Cause, attempts: u32, state: State) {
-        let Partition { topic, number } = &self.partition;
+        let Partition { topic, number } = &self.owned.partition;
         let (offset, id) = (record.meta.position().offset.get(), record.meta.message_id());
         let (reason, message_type) = (cause.reason.code(), record.meta.message_type());
         match state.wait() {
@@ -401,10 +399,10 @@ impl Effects {
     }
 
     async fn settle(&self, next_offset: Offset) -> Result<Settled, Error> {
-        let Self { shared, partition, epoch, .. } = self;
+        let Self { shared, owned, .. } = self;
         in_time("progress cannot be read", async {
             let mut conn = acquire(shared).await?;
-            progress::settle(&mut conn, &shared.consumer, partition, *epoch, next_offset).await
+            progress::settle(&mut conn, &shared.consumer, owned, next_offset).await
         })
         .await
     }
@@ -455,12 +453,16 @@ pub(crate) fn read(
     Ok(Batch { work, tally, next_offset })
 }
 
-async fn heads(shared: &Shared, partition: &Partition) -> Result<Vec<(Queue, Head)>, Error> {
-    in_time("parked messages cannot be read", async {
+/// The heads of the queues that are this lane's.
+async fn heads(shared: &Shared, owned: &Owned) -> Result<Vec<(Queue, Head)>, Error> {
+    let mut heads = in_time("parked messages cannot be read", async {
         let mut conn = acquire(shared).await?;
-        Table { consumer: &shared.consumer, partition }.heads(&mut conn).await
+        Table { consumer: &shared.consumer, partition: &owned.partition }.heads(&mut conn).await
     })
-    .await
+    .await?;
+    let lane = usize::try_from(owned.lane).unwrap_or(0);
+    heads.retain(|(queue, head)| shared.lanes.of(queue.key(), head.offset) == lane);
+    Ok(heads)
 }
 
 pub(crate) async fn acquire(

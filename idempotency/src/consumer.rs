@@ -15,7 +15,9 @@ use crate::error::{Error, Kind};
 use crate::handler::{BatchHandler, Handler};
 use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
+use crate::lanes::Lanes;
 use crate::metrics::{Counters, Report};
+use crate::progress::Takeover;
 use crate::route::{Many, One, Registry, Routes, Typed, decode_by};
 use crate::{dead_letter, retention, schema};
 
@@ -289,6 +291,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             batch_wait: options.batch_wait,
             retry_for: options.retry_for,
             policy: options.policy,
+            lanes: Lanes::new(options.lanes),
+            rebalance_deadline: options.rebalance_deadline,
         });
         let settings = Settings {
             client,
@@ -297,6 +301,10 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             start: options.start,
             start_deadline: options.start_deadline,
             drain_deadline: options.shutdown_deadline,
+            takeover: Takeover {
+                lanes: Lanes::new(options.lanes),
+                deadline: options.rebalance_deadline,
+            },
         };
         let runtime = tokio::runtime::Handle::current();
         let (served_sender, served) = oneshot::channel();
@@ -380,6 +388,9 @@ async fn make_partitions(pool: &PgPool) {
 
 fn client_config(options: &Options) -> ClientConfig {
     let mut client = ClientConfig::new();
+    // The client keeps a queue for each partition, and each is bounded for itself. A queue that was full is filled
+    // again at once, not after the default second, in which a fast lane would run dry.
+    client.set("queued.max.messages.kbytes", "4096").set("fetch.queue.backoff.ms", "5");
     for (name, value) in &options.kafka_properties {
         client.set(name, value);
     }

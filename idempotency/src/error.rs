@@ -42,6 +42,8 @@ pub enum Kind {
     Kafka,
     /// The offset where the consumer would go on is gone from the topic.
     OffsetGone,
+    /// A topic was deleted and made anew under its name, so the stored offsets are about another one.
+    TopicReplaced,
     /// A message id is missing, no UUID of version 7, or of a day outside the accepted range.
     MessageId,
     /// A record does not follow the wire contract: a header is missing or unreadable.
@@ -176,6 +178,15 @@ impl Error {
         matches!(self.verdict(), Verdict::Retry | Verdict::RetryFewer)
     }
 
+    /// Somebody else held a row until patience ended.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn is_lock_timeout(&self) -> bool {
+        let cause = self.source().and_then(|cause| cause.downcast_ref::<sqlx::Error>());
+        cause
+            .and_then(sqlx::Error::as_database_error)
+            .is_some_and(|error| error.code().as_deref() == Some("55P03"))
+    }
+
     /// The one place that turns an error into what the loop does about it.
     ///
     /// A transient fault of the database anywhere among the sources is nobody's fault and is repeated. What else a
@@ -192,6 +203,7 @@ impl Error {
             | Kind::Schema
             | Kind::Kafka
             | Kind::OffsetGone
+            | Kind::TopicReplaced
             | Kind::MessageId
             | Kind::Record
             | Kind::Unhandled

@@ -1,7 +1,8 @@
 //! A lane applies the records of one partition, batch by batch, each in one transaction.
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
@@ -11,11 +12,14 @@ use crate::attempt::{Effects, read};
 use crate::batch::Batch;
 use crate::consumer::Unhandled;
 use crate::error::Error;
+use crate::lanes::Lanes;
 use crate::metrics::{Counters, Tally};
+use crate::position::Offset;
 use crate::progress::Owned;
 use crate::record::Delivery;
 use crate::retry::Policy;
 use crate::route::Dispatch;
+use crate::running::{Chunk, Gauge};
 
 /// The longest wait for one answer of Postgres to a statement of ours. Handlers are not bounded by it.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -31,21 +35,8 @@ pub(crate) struct Shared {
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
     pub(crate) policy: Policy,
-}
-
-/// What the intake can see of a running lane.
-#[derive(Debug)]
-pub(crate) struct Gauge {
-    /// Bytes of the records in the lane's queue.
-    pub(crate) queued_bytes: AtomicUsize,
-    /// The lane's progress as committed in Postgres; negative before the first commit.
-    pub(crate) committed: AtomicI64,
-}
-
-impl Gauge {
-    pub(crate) fn new() -> Self {
-        Self { queued_bytes: AtomicUsize::new(0), committed: AtomicI64::new(-1) }
-    }
+    pub(crate) lanes: Lanes,
+    pub(crate) rebalance_deadline: Duration,
 }
 
 /// Why a lane came to its end.
@@ -62,81 +53,145 @@ pub(crate) enum LaneEnd {
 pub(crate) struct Lane {
     pub(crate) shared: Arc<Shared>,
     pub(crate) owned: Owned,
-    pub(crate) queue: mpsc::Receiver<Delivery>,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) gauge: Arc<Gauge>,
 }
 
-/// What a lane does next.
-enum Gathered {
-    Batch(Batch),
-    /// Parked messages are to be looked at.
-    Parked,
-    Stopped,
-}
-
 impl Lane {
     /// Runs until told to stop, until another owner shows up, or until something stands in the way.
-    pub(crate) async fn run(mut self) -> LaneEnd {
+    ///
+    /// The next batch is gathered while the database works at the current one.
+    pub(crate) async fn run(mut self, queue: mpsc::Receiver<Chunk>) -> LaneEnd {
+        let mut inlet = Inlet {
+            queue,
+            stop: self.stop.clone(),
+            gauge: Arc::clone(&self.gauge),
+            rest: Vec::new().into_iter(),
+            passed: None,
+            since: None,
+            wait: self.shared.batch_wait,
+        };
         let opened = Effects::open(Arc::clone(&self.shared), &self.owned, self.stop.clone()).await;
         let mut effects = match opened {
             Ok(effects) => effects,
             Err(end) => return end,
         };
+        let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         loop {
-            let done = match self.gather(&effects).await {
-                Gathered::Stopped => return LaneEnd::Stopped,
-                Gathered::Parked => effects.replay().await,
-                Gathered::Batch(batch) => self.apply(&mut effects, batch).await,
+            tokio::select! {
+                biased;
+                () = stopped(&mut self.stop) => return LaneEnd::Stopped,
+                () = reached(effects.look_at()) => match effects.replay().await {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
+                gathered = inlet.gather(&mut batch), if !effects.is_full() => {
+                    if gathered.is_none() {
+                        return LaneEnd::Stopped;
+                    }
+                }
+            }
+            let (deliveries, behind, next_offset) = batch.into_parts();
+            batch = Batch::new(next_offset, self.shared.batch_records_max);
+            let Some(next_offset) = next_offset.filter(|_| next_offset != self.owned.next_offset)
+            else {
+                let tally = Tally { duplicates: behind, ..Tally::default() };
+                self.shared.counters.count_committed(tally);
+                continue;
             };
-            if let Err(end) = done {
+            let work = match read(&self.shared, deliveries, behind, next_offset) {
+                Ok(work) => work,
+                Err(error) => return LaneEnd::Failed(error),
+            };
+            let applied = tokio::select! {
+                biased;
+                applied = effects.apply(&work) => applied,
+                never = inlet.gather_on(&mut batch) => match never {},
+            };
+            if let Err(end) = applied {
                 return end;
             }
+            self.owned.next_offset = Some(next_offset);
+            self.gauge.committed.store(next_offset.get(), Ordering::Release);
         }
     }
+}
 
-    async fn apply(&mut self, effects: &mut Effects, batch: Batch) -> Result<(), LaneEnd> {
-        let (deliveries, behind, next_offset) = batch.into_parts();
-        let Some(next_offset) = next_offset.filter(|_| !deliveries.is_empty()) else {
-            let tally = Tally { duplicates: behind, ..Tally::default() };
-            self.shared.counters.count_committed(tally);
-            return Ok(());
-        };
-        let batch = read(&self.shared, deliveries, behind, next_offset).map_err(LaneEnd::Failed)?;
-        effects.apply(&batch).await?;
-        self.owned.next_offset = Some(next_offset);
-        self.gauge.committed.store(next_offset.get(), Ordering::Release);
-        Ok(())
-    }
+/// Where a lane's records come from.
+struct Inlet {
+    queue: mpsc::Receiver<Chunk>,
+    stop: watch::Receiver<bool>,
+    gauge: Arc<Gauge>,
+    /// What a chunk held beyond the last batch.
+    rest: std::vec::IntoIter<Delivery>,
+    /// What that chunk said at its end.
+    passed: Option<Offset>,
+    /// When the batch that is being filled got its first record.
+    since: Option<Instant>,
+    wait: Duration,
+}
 
-    /// The next batch, unless parked messages come first. When told to stop, what was gathered until then is
-    /// dropped and will be delivered again.
-    async fn gather(&mut self, effects: &Effects) -> Gathered {
-        let look_at = effects.look_at();
-        if look_at.is_some_and(|at| at <= Instant::now()) {
-            return if *self.stop.borrow() { Gathered::Stopped } else { Gathered::Parked };
-        }
-        let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
-        let mut ready = Vec::new();
-        let mut deadline = None;
-        while !batch.is_full() {
-            let taken = tokio::select! {
+impl Inlet {
+    /// Fills a batch until it is full or has waited for more; none when told to stop. What was gathered until then
+    /// is dropped and will be delivered again.
+    async fn gather(&mut self, batch: &mut Batch) -> Option<()> {
+        loop {
+            self.pour(batch);
+            if batch.is_full() {
+                self.since = None;
+                return Some(());
+            }
+            let deadline = self.since.map(|since| since + self.wait);
+            let chunk = tokio::select! {
                 biased;
-                () = stopped(&mut self.stop) => return Gathered::Stopped,
-                taken = self.queue.recv_many(&mut ready, batch.room()), if !effects.is_full() => taken,
-                () = reached(deadline) => break,
-                () = reached(look_at), if deadline.is_none() => return Gathered::Parked,
+                () = stopped(&mut self.stop) => return None,
+                chunk = self.queue.recv() => chunk?,
+                () = reached(deadline) => {
+                    self.since = None;
+                    return Some(());
+                }
             };
-            if taken == 0 {
-                return Gathered::Stopped;
-            }
-            for delivery in ready.drain(..) {
-                self.gauge.queued_bytes.fetch_sub(delivery.bytes(), Ordering::Relaxed);
-                batch.push(delivery);
-            }
-            deadline.get_or_insert_with(|| Instant::now() + self.shared.batch_wait);
+            self.accept(batch, chunk);
         }
-        Gathered::Batch(batch)
+    }
+
+    /// Fills a batch as far as it goes. Whoever has something better to do drops this.
+    async fn gather_on(&mut self, batch: &mut Batch) -> Infallible {
+        loop {
+            self.pour(batch);
+            if batch.is_full() {
+                return std::future::pending().await;
+            }
+            match self.queue.recv().await {
+                Some(chunk) => self.accept(batch, chunk),
+                None => return std::future::pending().await,
+            }
+        }
+    }
+
+    fn accept(&mut self, batch: &mut Batch, chunk: Chunk) {
+        self.gauge.taken(&chunk);
+        self.rest = chunk.deliveries.into_iter();
+        self.passed = chunk.passed;
+        self.pour(batch);
+    }
+
+    fn pour(&mut self, batch: &mut Batch) {
+        while !batch.is_full() {
+            match self.rest.next() {
+                Some(delivery) => {
+                    self.since.get_or_insert_with(Instant::now);
+                    batch.push(delivery);
+                }
+                None => {
+                    if let Some(passed) = self.passed.take() {
+                        self.since.get_or_insert_with(Instant::now);
+                        batch.pass(passed);
+                    }
+                    return;
+                }
+            }
+        }
     }
 }
 

@@ -93,9 +93,13 @@ mod handler;
 mod intake;
 #[cfg(feature = "kafka")]
 mod lane;
+#[cfg(feature = "kafka")]
+mod lanes;
 mod message_id;
 #[cfg(feature = "kafka")]
 mod metrics;
+#[cfg(feature = "kafka")]
+mod native;
 #[cfg(feature = "kafka")]
 mod parked_rows;
 #[cfg(feature = "kafka")]

@@ -24,6 +24,13 @@ impl Queue {
     pub(crate) fn of(key: Option<&[u8]>, offset: Offset) -> Self {
         key.map_or(Self::Single(offset), |key| Self::Key(key.to_vec()))
     }
+
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Single(_) => None,
+        }
+    }
 }
 
 /// The message of a queue that is next.

@@ -65,7 +65,7 @@ impl Effects {
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err((error, head)) if error.is_transient() => {
                     tracing::warn!(
-                        error = %error, topic = %self.partition.topic, partition = self.partition.number,
+                        error = %error, topic = %self.owned.partition.topic, partition = self.owned.partition.number,
                         "a parked queue is replayed later"
                     );
                     self.shared.counters.count_retry();
@@ -78,7 +78,7 @@ impl Effects {
             };
             if replayed.head.is_none() {
                 tracing::info!(
-                    topic = %self.partition.topic, partition = self.partition.number,
+                    topic = %self.owned.partition.topic, partition = self.owned.partition.number,
                     "a key is not parked any more"
                 );
             }
@@ -127,7 +127,7 @@ impl Effects {
         conn: &mut PgConnection,
         queue: &Queue,
     ) -> Result<Option<Replayed>, Error> {
-        let holding = progress::hold(conn, &self.shared.consumer, &self.partition, self.epoch);
+        let holding = progress::hold(conn, &self.shared.consumer, &self.owned);
         let Some(fenced) = in_time("the partition cannot be held", holding).await? else {
             return Ok(None);
         };
@@ -164,8 +164,8 @@ impl Effects {
     fn restore(&self, rows: Vec<Row>) -> Result<Work, Error> {
         let mut work = Work { records: Vec::new(), routes: Vec::new() };
         for row in rows {
-            let topic = std::sync::Arc::clone(&self.partition.topic);
-            let record = Record::restored(row.stored, topic, self.partition.number)?;
+            let topic = std::sync::Arc::clone(&self.owned.partition.topic);
+            let record = Record::restored(row.stored, topic, self.owned.partition.number)?;
             work.routes.push(self.shared.dispatch.find(record.meta.message_type()));
             work.records.push(record);
         }

@@ -32,6 +32,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0002_parked_and_dead.sql",
         sql: include_str!("../migrations/0002_parked_and_dead.sql"),
     },
+    Migration {
+        version: 3,
+        name: "0003_lanes_and_topic_ids.sql",
+        sql: include_str!("../migrations/0003_lanes_and_topic_ids.sql"),
+    },
 ];
 
 const MEND: &str =
