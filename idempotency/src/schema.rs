@@ -32,6 +32,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0002_parked_and_dead.sql",
         sql: include_str!("../migrations/0002_parked_and_dead.sql"),
     },
+    Migration {
+        version: 4,
+        name: "0004_horizon.sql",
+        sql: include_str!("../migrations/0004_horizon.sql"),
+    },
 ];
 
 const MEND: &str =
