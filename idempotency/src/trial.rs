@@ -141,12 +141,15 @@ impl<'s, 'a> Trial<'s, 'a> {
                 *place = mark;
             }
             let Some(reason) = reason else { continue };
-            plan.condemn(at, match out_of_horizon {
-                OutOfHorizon::Halt => return Err(outside(meta, reason)),
-                OutOfHorizon::Park => Fate::Park(Cause::new(reason)),
-                // What may be accepted was claimed.
-                OutOfHorizon::Reject | OutOfHorizon::Process => Fate::Bury(Cause::new(reason)),
-            });
+            plan.condemn(
+                at,
+                match out_of_horizon {
+                    OutOfHorizon::Halt => return Err(outside(meta, reason)),
+                    OutOfHorizon::Park => Fate::Park(Cause::new(reason)),
+                    // What may be accepted was claimed.
+                    OutOfHorizon::Reject | OutOfHorizon::Process => Fate::Bury(Cause::new(reason)),
+                },
+            );
         }
         Ok(())
     }
