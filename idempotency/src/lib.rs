@@ -68,6 +68,8 @@ mod attempt;
 #[cfg(feature = "kafka")]
 mod batch;
 #[cfg(feature = "kafka")]
+mod beginning;
+#[cfg(feature = "kafka")]
 mod client;
 #[cfg(feature = "kafka")]
 mod config;
@@ -106,7 +108,7 @@ mod running;
 pub mod schema;
 
 #[cfg(feature = "kafka")]
-pub use config::{Config, Start};
+pub use config::{Config, GroupProtocol, Start};
 #[cfg(feature = "kafka")]
 pub use consumer::{Consumer, Unhandled};
 pub use error::{BoxError, Error, Kind};

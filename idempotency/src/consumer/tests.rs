@@ -4,6 +4,7 @@ mod batches;
 mod faults;
 mod lanes;
 mod ownership;
+mod topics;
 
 use std::sync::Arc;
 
