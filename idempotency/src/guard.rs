@@ -84,6 +84,7 @@ pub async fn claim_all(
     let days: BTreeSet<Day> = ids.iter().map(MessageId::day).collect();
     for _ in 0..2 {
         match try_claim(conn, consumer, ids, &days).await? {
+            Answer::AllFirst => return Ok(vec![Claim::First; ids.len()]),
             Answer::Claimed(first) => return Ok(claims(ids, first)),
             Answer::Refused(refused) => return Err(refusal(ids, refused)),
             Answer::Missing(missing) => retention::make_partitions(conn, &missing).await?,
@@ -96,6 +97,7 @@ pub async fn claim_all(
 }
 
 enum Answer {
+    AllFirst,
     Claimed(HashSet<Uuid>),
     Missing(Vec<Day>),
     Refused(Refused),
@@ -128,9 +130,10 @@ const CLAIM: &str = "
         ON CONFLICT DO NOTHING
         RETURNING message_id
     )
-    SELECT message_id, NULL::int, NULL::int FROM claimed
-    UNION ALL
-    SELECT NULL, day, fault FROM unready";
+    SELECT CASE WHEN (SELECT count(*) FROM claimed) < cardinality($2::uuid[])
+                THEN ARRAY(SELECT message_id FROM claimed) END,
+           ARRAY(SELECT day FROM unready ORDER BY day),
+           ARRAY(SELECT fault FROM unready ORDER BY day)";
 
 async fn try_claim(
     conn: &mut PgConnection,
@@ -140,30 +143,28 @@ async fn try_claim(
 ) -> Result<Answer, Error> {
     let uuids: Vec<Uuid> = ids.iter().map(|id| *id.as_uuid()).collect();
     let days: Vec<i32> = days.iter().map(|day| day.0).collect();
-    let rows: Vec<(Option<Uuid>, Option<i32>, Option<i32>)> = sqlx::query_as(CLAIM)
+    // Almost always all ids are new; then no list of them has to come back.
+    let (claimed, unready, faults): (Option<Vec<Uuid>>, Vec<i32>, Vec<i32>) = sqlx::query_as(CLAIM)
         .bind(consumer)
         .bind(uuids)
         .bind(days)
         .bind(FUTURE_DAYS_MAX)
         .bind(PAST_DAYS_MAX)
-        .fetch_all(conn)
+        .fetch_one(conn)
         .await
         .map_err(|error| Error::database("the message ids cannot be claimed", error))?;
 
-    let mut first = HashSet::with_capacity(rows.len());
-    let mut missing = Vec::new();
-    for row in rows {
-        match row {
-            (Some(id), _, _) => {
-                first.insert(id);
-            }
-            (None, Some(day), Some(2)) => return Ok(Answer::Refused(Refused::Future(Day(day)))),
-            (None, Some(day), Some(1)) => return Ok(Answer::Refused(Refused::TooOld(Day(day)))),
-            (None, Some(day), _) => missing.push(Day(day)),
-            (None, None, _) => {}
+    for (day, fault) in unready.iter().zip(faults) {
+        match fault {
+            2 => return Ok(Answer::Refused(Refused::Future(Day(*day)))),
+            1 => return Ok(Answer::Refused(Refused::TooOld(Day(*day)))),
+            _ => {}
         }
     }
-    Ok(if missing.is_empty() { Answer::Claimed(first) } else { Answer::Missing(missing) })
+    if !unready.is_empty() {
+        return Ok(Answer::Missing(unready.into_iter().map(Day).collect()));
+    }
+    Ok(claimed.map_or(Answer::AllFirst, |claimed| Answer::Claimed(claimed.into_iter().collect())))
 }
 
 fn claims(ids: &[MessageId], mut first: HashSet<Uuid>) -> Vec<Claim> {

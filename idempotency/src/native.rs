@@ -333,7 +333,7 @@ unsafe fn bytes(start: *const c_void, length: usize) -> Option<Vec<u8>> {
 }
 
 fn copied_headers(message: *const rd_kafka_message_t) -> Result<Headers, Error> {
-    let mut headers = Headers::default();
+    let mut headers = Headers::with_usual_room();
     let mut list = ptr::null_mut();
     #[expect(unsafe_code, reason = "the wrapper panics at a name that is not UTF-8")]
     // SAFETY: the message is alive, and the list with all it points to lives as long. Names end with a zero; values
