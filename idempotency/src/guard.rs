@@ -81,12 +81,32 @@ pub async fn claim_all(
     if ids.is_empty() {
         return Ok(Vec::new());
     }
+    match claim_inside(conn, consumer, ids).await? {
+        Inside::Claims(claims) => Ok(claims),
+        Inside::Refused(days) => Err(refusal(ids, &days)),
+    }
+}
+
+/// What came of claims of which some may lie outside the accepted range.
+pub(crate) enum Inside {
+    /// All lie inside; the answers stand in the order of the ids.
+    Claims(Vec<Claim>),
+    /// Nothing is claimed, because of these days.
+    Refused(Vec<(Day, Refused)>),
+}
+
+/// As [`claim_all`], but ids outside the accepted range are an answer.
+pub(crate) async fn claim_inside(
+    conn: &mut PgConnection,
+    consumer: &str,
+    ids: &[MessageId],
+) -> Result<Inside, Error> {
     let days: BTreeSet<Day> = ids.iter().map(MessageId::day).collect();
     for _ in 0..2 {
         match try_claim(conn, consumer, ids, &days).await? {
-            Answer::AllFirst => return Ok(vec![Claim::First; ids.len()]),
-            Answer::Claimed(first) => return Ok(claims(ids, first)),
-            Answer::Refused(refused) => return Err(refusal(ids, refused)),
+            Answer::AllFirst => return Ok(Inside::Claims(vec![Claim::First; ids.len()])),
+            Answer::Claimed(first) => return Ok(Inside::Claims(claims(ids, first))),
+            Answer::Refused(refused) => return Ok(Inside::Refused(refused)),
             Answer::Missing(missing) => retention::make_partitions(conn, &missing).await?,
         };
     }
@@ -100,13 +120,14 @@ enum Answer {
     AllFirst,
     Claimed(HashSet<Uuid>),
     Missing(Vec<Day>),
-    Refused(Refused),
+    Refused(Vec<(Day, Refused)>),
 }
 
+/// On which side of the accepted range an id lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refused {
-    TooOld(Day),
-    Future(Day),
+pub(crate) enum Refused {
+    TooOld,
+    Future,
 }
 
 // The days are looked at in the same statement: a row without a partition would be an error, which aborts the
@@ -154,17 +175,21 @@ async fn try_claim(
         .await
         .map_err(|error| Error::database("the message ids cannot be claimed", error))?;
 
-    for (day, fault) in unready.iter().zip(faults) {
+    let mut missing = Vec::new();
+    let mut refused = Vec::new();
+    for (day, fault) in unready.into_iter().zip(faults) {
         match fault {
-            2 => return Ok(Answer::Refused(Refused::Future(Day(*day)))),
-            1 => return Ok(Answer::Refused(Refused::TooOld(Day(*day)))),
-            _ => {}
+            2 => refused.push((Day(day), Refused::Future)),
+            1 => refused.push((Day(day), Refused::TooOld)),
+            _ => missing.push(Day(day)),
         }
     }
-    if !unready.is_empty() {
-        return Ok(Answer::Missing(unready.into_iter().map(Day).collect()));
-    }
-    Ok(claimed.map_or(Answer::AllFirst, |claimed| Answer::Claimed(claimed.into_iter().collect())))
+    Ok(match (refused.is_empty(), missing.is_empty()) {
+        (false, _) => Answer::Refused(refused),
+        (true, false) => Answer::Missing(missing),
+        (true, true) => claimed
+            .map_or(Answer::AllFirst, |claimed| Answer::Claimed(claimed.into_iter().collect())),
+    })
 }
 
 fn claims(ids: &[MessageId], mut first: HashSet<Uuid>) -> Vec<Claim> {
@@ -173,24 +198,26 @@ fn claims(ids: &[MessageId], mut first: HashSet<Uuid>) -> Vec<Claim> {
         .collect()
 }
 
-fn refusal(ids: &[MessageId], refused: Refused) -> Error {
-    let (day, text, mend) = match refused {
-        Refused::Future(day) => (
-            day,
+/// The error that names the first of the ids that were refused.
+pub(crate) fn refusal(ids: &[MessageId], days: &[(Day, Refused)]) -> Error {
+    let found = ids.iter().find_map(|id| {
+        let (_, refused) = days.iter().find(|(day, _)| *day == id.day())?;
+        Some((id, *refused))
+    });
+    let Some((id, refused)) = found else {
+        return Error::new(Kind::Internal, "a claim was refused for a day of no id");
+    };
+    let (text, mend) = match refused {
+        Refused::Future => (
             "the message id was minted more than one day ahead of the database's clock",
             "correct the producer's clock",
         ),
-        Refused::TooOld(day) => (
-            day,
+        Refused::TooOld => (
             "the message id was minted more than 400 days ago",
             "claims are not kept that long, so whether it was applied before is not known",
         ),
     };
-    let error = Error::new(Kind::MessageId, text).mended_by(mend);
-    match ids.iter().find(|id| id.day() == day) {
-        Some(id) => error.about(*id),
-        None => error,
-    }
+    Error::new(Kind::MessageId, text).mended_by(mend).about(*id)
 }
 
 #[cfg(test)]

@@ -503,7 +503,7 @@ impl Intake {
             }
             // Without the right to end it, it is the server that does when its patience ends.
             Err(error) => {
-                tracing::warn!(error = %error, cause = error.cause().map(tracing::field::display), "a former owner holds its partition up");
+                tracing::warn!(error = %error, cause = error.fault().map(tracing::field::display), "a former owner holds its partition up");
                 false
             }
         }

@@ -383,6 +383,28 @@ pub(crate) async fn advance(
     Ok(row.map(Fenced))
 }
 
+/// The first statement of a transaction that moves no progress, such as a replay of parked messages: the same fence.
+pub(crate) async fn hold(
+    conn: &mut PgConnection,
+    consumer: &str,
+    owned: &Owned,
+) -> Result<Option<Fenced>, Error> {
+    let row: Option<String> = sqlx::query_scalar(
+        "UPDATE tailrace.consumer_progress SET updated_at = now()
+         WHERE consumer = $1 AND topic = $2 AND partition = $3 AND lane = $4 AND epoch = $5
+         RETURNING pg_current_xact_id()::text",
+    )
+    .bind(consumer)
+    .bind(&*owned.partition.topic)
+    .bind(owned.partition.number)
+    .bind(owned.lane)
+    .bind(owned.epoch.0)
+    .fetch_optional(conn)
+    .await
+    .map_err(|error| Error::database("the partition cannot be held", error))?;
+    Ok(row.map(Fenced))
+}
+
 /// The last statement before the commit: is this still the transaction that took the fence?
 ///
 /// Postgres answers COMMIT in an aborted transaction with a roll-back and no error, so a handler that swallows
@@ -404,7 +426,8 @@ pub(crate) async fn still_open(conn: &mut PgConnection, fenced: &Fenced) -> Resu
         return Ok(());
     }
     Err(Error::new(Kind::Handler, "a handler ended the transaction of its batch")
-        .mended_by("handlers must neither commit nor roll back what they were given"))
+        .mended_by("handlers must neither commit nor roll back what they were given")
+        .halting())
 }
 
 /// What an uncertain commit turned out to be.

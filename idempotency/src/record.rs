@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
 
 use crate::error::{Error, Kind};
 use crate::message_id::MessageId;
-use crate::position::Position;
+use crate::position::{Offset, Position};
 
 /// A record copied out of the client's memory, not yet looked at.
 #[derive(Debug)]
@@ -41,6 +44,11 @@ impl Delivery {
 
 fn system_time(milliseconds: i64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(milliseconds).ok()?))
+}
+
+fn milliseconds(time: SystemTime) -> Option<i64> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_millis()).ok()
 }
 
 /// All headers of a record in one allocation: names and values one after another.
@@ -114,6 +122,57 @@ impl Record {
             meta: Meta { position, timestamp, key, message_id, message_type, headers },
             payload,
         })
+    }
+}
+
+/// A record as it is kept in a table.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) offset: i64,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) message_id: Uuid,
+    pub(crate) message_type: String,
+    pub(crate) payload: Option<Vec<u8>>,
+    pub(crate) header_names: Vec<String>,
+    pub(crate) header_values: Vec<Option<Vec<u8>>>,
+    pub(crate) written_at_ms: Option<i64>,
+}
+
+impl Record {
+    /// The record as it was when it was set aside, but for what a person has changed.
+    pub(crate) fn restored(stored: Stored, topic: Arc<str>, partition: i32) -> Result<Self, Error> {
+        let position = Position { topic, partition, offset: Offset::new(stored.offset) };
+        let message_id =
+            stored.message_id.try_into().map_err(|error: Error| error.at(&position))?;
+        let mut headers = Headers::default();
+        for (name, value) in stored.header_names.iter().zip(&stored.header_values) {
+            headers.push(name, value.as_deref());
+        }
+        let meta = Meta {
+            position,
+            timestamp: stored.written_at_ms.and_then(system_time),
+            key: stored.key,
+            message_id,
+            message_type: stored.message_type.into(),
+            headers,
+        };
+        Ok(Self { meta, payload: stored.payload })
+    }
+
+    /// The form in which it is kept. Postgres stores no NUL in a text.
+    pub(crate) fn stored(&self) -> Stored {
+        let text = |text: &str| text.replace('\0', "\u{fffd}");
+        let headers = || self.meta.headers();
+        Stored {
+            offset: self.meta.position.offset.get(),
+            key: self.meta.key.clone(),
+            message_id: *self.meta.message_id.as_uuid(),
+            message_type: text(&self.meta.message_type),
+            payload: self.payload.clone(),
+            header_names: headers().map(|(name, _)| text(name)).collect(),
+            header_values: headers().map(|(_, value)| value.map(<[u8]>::to_vec)).collect(),
+            written_at_ms: self.meta.timestamp.and_then(milliseconds),
+        }
     }
 }
 

@@ -7,10 +7,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::fixture::bare;
+use crate::retry::{OnFailure, OutOfHorizon};
 
-/// A consumer whose first batch holds exactly so many records.
+/// A consumer whose first batch holds exactly so many records, and that halts at whatever fails.
 fn one_batch(bed: &Bed, topic: &str, count: usize) -> Config {
     Config::new(topic, bed.brokers(), bed.pool.clone())
+        .on_failure(OnFailure::Halt)
+        .out_of_horizon(OutOfHorizon::Halt)
         .batch_records_max(count)
         .batch_wait(Duration::from_secs(1))
 }
