@@ -47,6 +47,8 @@ const HINT_EVERY: Duration = Duration::from_secs(1);
 const OWN_FOR: Duration = Duration::from_secs(45);
 /// How long an owner that found a newer epoch keeps trying to own the partition.
 const OWN_AGAIN_FOR: Duration = Duration::from_secs(600);
+/// How long brokers have to let a client in by the newer group protocol. Too short only costs the newer protocol.
+const JOIN_MAX: Duration = Duration::from_secs(5);
 /// How often topics are looked at for being those that they were.
 const TOPICS_EVERY: Duration = Duration::from_secs(5);
 
@@ -214,7 +216,7 @@ impl Intake {
         if native::has_joined(&self.client) {
             tracing::info!("joined with the group protocol of kip-848");
             self.joining = None;
-        } else if since.elapsed() >= self.settings.start_deadline {
+        } else if since.elapsed() >= JOIN_MAX {
             self.join_as_classic("no broker answers to it")?;
         }
         Ok(())
@@ -474,7 +476,9 @@ impl Intake {
                 Ok(owned) => return Ok(owned),
                 Err(error) => error,
             };
-            if error.verdict() == Verdict::Stop || self.stop.is_set() {
+            // Brokers that are just restarting are waited for like the database.
+            let passes = error.verdict() == Verdict::Retry || error.kind() == Kind::Kafka;
+            if !passes || self.stop.is_set() {
                 return Err(error);
             }
             if error.is_lock_timeout() && self.end_holders(partitions) {
@@ -511,7 +515,14 @@ impl Intake {
 
     fn try_own(&mut self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
         let mut starts = self.starts(partitions)?;
-        self.topic_ids = beginning::topic_ids(&self.client, &self.settings.topics)?;
+        match beginning::topic_ids(&self.client, &self.settings.topics) {
+            Ok(ids) => self.topic_ids = ids,
+            Err(error) if self.topic_ids.is_empty() => return Err(error),
+            // Those of the last time will do; `watch_topics` goes on asking.
+            Err(error) => {
+                tracing::warn!(error = %error, "the ids of the topics are not known anew")
+            }
+        }
         let Shared { consumer, pool, .. } = &*self.shared;
         let wanted = |partition: &Partition| Wanted {
             partition: partition.clone(),
