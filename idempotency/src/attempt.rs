@@ -429,7 +429,7 @@ pub(crate) fn read(
     };
     let mut tally = Tally { duplicates: behind, ..Tally::default() };
     for delivery in deliveries {
-        let record = Record::read(delivery)?;
+        let record = Record::read(delivery, shared.id_from.as_ref())?;
         let route = shared.dispatch.find(record.meta.message_type());
         match shared.unhandled {
             Unhandled::Skip if route.is_none() => {

@@ -13,6 +13,7 @@ use crate::codec::{Codec, Json};
 use crate::config::{self, Config, GroupProtocol, Options};
 use crate::error::{Error, Kind};
 use crate::handler::{BatchHandler, Handler};
+use crate::id_source::IdFrom;
 use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::lanes::Lanes;
@@ -74,6 +75,7 @@ pub struct Consumer<S = ()> {
     topics: Vec<Arc<str>>,
     registry: Registry<S>,
     unhandled: Unhandled,
+    id_from: Option<IdFrom>,
     counters: Counters,
 }
 
@@ -85,6 +87,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             topics: Vec::new(),
             registry: Registry::default(),
             unhandled: Unhandled::default(),
+            id_from: None,
             counters: Counters::default(),
         }
     }
@@ -220,6 +223,13 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         self
     }
 
+    /// Where the message id stands in records without the header `ce_id`. Without this, such a record halts the
+    /// consumer. Default: nowhere else.
+    pub fn id_from(mut self, id_from: IdFrom) -> Self {
+        self.id_from = Some(id_from);
+        self
+    }
+
     /// A handle to the live counters; it stays valid after the consumer has ended.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
@@ -290,6 +300,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             pool,
             dispatch: Box::new(Routes { state, registry: self.registry }),
             unhandled: self.unhandled,
+            id_from: self.id_from,
             counters: self.counters,
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,

@@ -12,6 +12,7 @@ use crate::attempt::{Effects, read};
 use crate::batch::Batch;
 use crate::consumer::Unhandled;
 use crate::error::Error;
+use crate::id_source::IdFrom;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Tally};
 use crate::position::Offset;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) pool: PgPool,
     pub(crate) dispatch: Box<dyn Dispatch>,
     pub(crate) unhandled: Unhandled,
+    pub(crate) id_from: Option<IdFrom>,
     pub(crate) counters: Counters,
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,

@@ -92,6 +92,8 @@ pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
 #[cfg(feature = "kafka")]
+mod id_source;
+#[cfg(feature = "kafka")]
 mod intake;
 #[cfg(feature = "kafka")]
 mod lane;
@@ -138,6 +140,8 @@ pub use consumer::{Consumer, Unhandled};
 pub use error::{BoxError, Error, Kind};
 #[cfg(feature = "kafka")]
 pub use handler::{BatchCx, BatchHandler, Cx, Handler, Item, Outcome};
+#[cfg(feature = "kafka")]
+pub use id_source::{IdFrom, Unread};
 pub use message_id::MessageId;
 #[cfg(feature = "kafka")]
 pub use metrics::{Counters, Report};

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use crate::error::{Error, Kind};
+use crate::id_source::IdFrom;
 use crate::message_id::MessageId;
 use crate::position::{Offset, Position};
 
@@ -84,7 +85,7 @@ impl Headers {
         })
     }
 
-    fn get(&self, name: &str) -> Option<&[u8]> {
+    pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
         let name = Some(name.as_bytes());
         let (_, value) =
             self.spans.iter().find(|(found, _)| self.text.get(found.clone()) == name)?;
@@ -107,12 +108,20 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn read(delivery: Delivery) -> Result<Self, Error> {
+    /// `id_from` finds the id where the header `ce_id` is missing.
+    pub(crate) fn read(delivery: Delivery, id_from: Option<&IdFrom>) -> Result<Self, Error> {
+        let message_id: MessageId = match (delivery.headers.get("ce_id"), id_from) {
+            (None, Some(id_from)) => id_from.find(&delivery)?,
+            _ => {
+                let id = required(&delivery.headers, "ce_id").map_err(|error| {
+                    error.at(&delivery.position).mended_by(
+                        "every record needs its message id in the header ce_id, or where Consumer::id_from says",
+                    )
+                })?;
+                id.parse().map_err(|error: Error| error.at(&delivery.position))?
+            }
+        };
         let Delivery { position, timestamp, key, headers, payload } = delivery;
-        let id = required(&headers, "ce_id").map_err(|error| {
-            error.at(&position).mended_by("every record needs its message id in the header ce_id")
-        })?;
-        let message_id: MessageId = id.parse().map_err(|error: Error| error.at(&position))?;
         let message_type = required(&headers, "ce_type")
             .map_err(|error| {
                 error.at(&position).mended_by("every record needs its type in the header ce_type")

@@ -53,8 +53,8 @@ pub enum OnFailure {
     Halt,
 }
 
-/// What happens to a message whose id is older than claims are kept, or is from the future, so that the claim
-/// cannot tell whether it was applied before.
+/// What happens to a message that is older than claims are kept, or whose id is from the future, so that the claim
+/// cannot tell whether it was applied before: see [the horizon](crate::guard#the-horizon).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OutOfHorizon {
@@ -63,8 +63,8 @@ pub enum OutOfHorizon {
     Reject,
     /// It is parked until a person decides, and every later message of its key behind it.
     Park,
-    /// It is applied without a claim: once as long as Kafka delivers it once, since what is delivered again is
-    /// still recognised by its offset, and what is produced again is not.
+    /// It is claimed and applied all the same, once from now on. What had been applied before it was forgotten is
+    /// applied again. An id more than seven days from the future becomes a dead letter even so.
     Process,
     /// The consumer halts with an error that names it.
     Halt,

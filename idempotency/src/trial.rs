@@ -6,11 +6,11 @@ use sqlx::PgConnection;
 
 use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
-use crate::guard::{self, Claim, Inside, Refused};
+use crate::guard::{self, Beyond, Candidate, Claim};
 use crate::handler::Outcome;
 use crate::lane::{Shared, in_time};
 use crate::plan::Plan;
-use crate::record::Record;
+use crate::record::{Meta, Record};
 use crate::retry::{OnFailure, OutOfHorizon};
 use crate::route::RouteId;
 
@@ -25,7 +25,7 @@ pub(crate) enum Mark {
     Open,
     /// Ours to apply or to set aside.
     First,
-    /// The same without a claim, because its id lies outside the horizon.
+    /// The same without a claim, because it lies outside the horizon.
     Outside,
     /// Its effect is there already.
     Duplicate,
@@ -112,70 +112,46 @@ impl<'s, 'a> Trial<'s, 'a> {
         plan: &mut Plan<&'a [u8]>,
         segment: Range<usize>,
     ) -> Result<(), Error> {
-        let mut open: Vec<usize> =
+        let open: Vec<usize> =
             segment.filter(|at| self.marks.get(*at) == Some(&Mark::Open)).collect();
-        while !open.is_empty() {
-            let records = open.iter().filter_map(|at| self.work.records.get(*at));
-            let ids: Vec<_> = records.map(|record| record.meta.message_id()).collect();
-            let claiming = guard::claim_inside(conn, &self.shared.consumer, &ids);
-            let inside = in_time("the message ids cannot be claimed", claiming).await?;
-            let days = match inside {
-                Inside::Claims(claims) => {
-                    for (at, claim) in open.iter().zip(claims) {
-                        self.mark(
-                            *at,
-                            if claim == Claim::First { Mark::First } else { Mark::Duplicate },
-                        );
-                    }
-                    return Ok(());
-                }
-                Inside::Refused(days) => days,
+        let metas: Vec<&Meta> =
+            open.iter().filter_map(|at| self.work.records.get(*at)).map(|r| &r.meta).collect();
+        if metas.is_empty() {
+            return Ok(());
+        }
+        let candidates: Vec<Candidate> = metas
+            .iter()
+            .map(|meta| Candidate::new(meta.message_id()).written_at(meta.timestamp()))
+            .collect();
+        let out_of_horizon = self.shared.policy.out_of_horizon;
+        let beyond = match out_of_horizon {
+            OutOfHorizon::Process => Beyond::Accept,
+            OutOfHorizon::Reject | OutOfHorizon::Park | OutOfHorizon::Halt => Beyond::Tell,
+        };
+        let claiming = guard::claim_each(conn, &self.shared.consumer, &candidates, beyond);
+        let claims = in_time("the message ids cannot be claimed", claiming).await?;
+        for ((at, meta), claim) in open.into_iter().zip(metas).zip(claims) {
+            let (mark, reason) = match claim {
+                Claim::First => (Mark::First, None),
+                Claim::Duplicate => (Mark::Duplicate, None),
+                Claim::TooOld => (Mark::Outside, Some(Reason::TooOld)),
+                Claim::Future => (Mark::Outside, Some(Reason::Future)),
             };
-            if self.shared.policy.out_of_horizon == OutOfHorizon::Halt {
-                let error = guard::refusal(&ids, &days);
-                return Err(self.placed(error));
+            if let Some(place) = self.marks.get_mut(at) {
+                *place = mark;
             }
-            let before = open.len();
-            for (at, id) in std::mem::take(&mut open).into_iter().zip(ids) {
-                match days.iter().find(|(day, _)| *day == id.day()) {
-                    Some((_, refused)) => self.outside(plan, at, *refused),
-                    None => open.push(at),
-                }
-            }
-            if open.len() == before {
-                return Err(Error::new(Kind::Internal, "a claim was refused for a day of no id"));
-            }
+            let Some(reason) = reason else { continue };
+            plan.condemn(
+                at,
+                match out_of_horizon {
+                    OutOfHorizon::Halt => return Err(outside(meta, reason)),
+                    OutOfHorizon::Park => Fate::Park(Cause::new(reason)),
+                    // What may be accepted was claimed.
+                    OutOfHorizon::Reject | OutOfHorizon::Process => Fate::Bury(Cause::new(reason)),
+                },
+            );
         }
         Ok(())
-    }
-
-    fn mark(&mut self, at: usize, mark: Mark) {
-        if let Some(place) = self.marks.get_mut(at) {
-            *place = mark;
-        }
-    }
-
-    fn outside(&mut self, plan: &mut Plan<&'a [u8]>, at: usize, refused: Refused) {
-        self.mark(at, Mark::Outside);
-        let cause = Cause::new(match refused {
-            Refused::TooOld => Reason::TooOld,
-            Refused::Future => Reason::Future,
-        });
-        match self.shared.policy.out_of_horizon {
-            OutOfHorizon::Reject => plan.condemn(at, Fate::Bury(cause)),
-            OutOfHorizon::Park => plan.condemn(at, Fate::Park(cause)),
-            OutOfHorizon::Process | OutOfHorizon::Halt => {}
-        }
-    }
-
-    /// The guard names the message id; the lane knows where its record stands.
-    fn placed(&self, error: Error) -> Error {
-        let id = error.message_id();
-        let found = self.work.records.iter().find(|record| Some(record.meta.message_id()) == id);
-        match found {
-            Some(record) => error.at(record.meta.position()),
-            None => error,
-        }
     }
 
     /// Calls the handlers one after another; records of one handler that takes batches at once.
@@ -252,6 +228,20 @@ impl<'s, 'a> Trial<'s, 'a> {
             Err(error) => Err(self.blame(all, of_handler(error))),
         }
     }
+}
+
+fn outside(meta: &Meta, reason: Reason) -> Error {
+    let (text, mend) = match reason {
+        Reason::Future => (
+            "the message id was minted more than one day ahead of the database's clock",
+            "correct the producer's clock, or say by Config::out_of_horizon what to do with it",
+        ),
+        _ => (
+            "the message is older than its claim would be known",
+            "whether it was applied before is not known: say by Config::out_of_horizon what to do with it",
+        ),
+    };
+    Error::new(Kind::MessageId, text).mended_by(mend).at(meta.position()).about(meta.message_id())
 }
 
 /// What a handler did to its transaction, told by a statement of ours that failed in it.

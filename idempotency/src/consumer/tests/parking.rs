@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use super::*;
 use crate::handler::{BatchCx, Item};
-use crate::retry::OnFailure;
+use crate::retry::{OnFailure, OutOfHorizon};
 
 /// Parked messages are tried again soon.
 fn config(bed: &Bed, topic: &str) -> Config {
@@ -305,4 +305,197 @@ async fn a_handler_that_keeps_a_failed_statement_to_itself_is_found_and_others_g
 
     assert_eq!((bed.count(EFFECTS).await, bed.count(LETTERS).await), (8, 1));
     assert_eq!(bed.count("SELECT \"offset\" FROM tailrace.dead_letter").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn older_types_are_upcast_and_ids_are_found_where_they_are_said_to_be() {
+    #[derive(Deserialize)]
+    struct Older {
+        n: i64,
+    }
+    let bed = bed("parking_upcast").await;
+    let topic = bed.topic("parking_upcast", 1).await;
+    let older = Outgoing { payload: r#"{"n":7}"#.to_owned(), ..numbered("k", 0) };
+    let foreign = numbered("k", 8).without("ce_id").with("id", "invoice 2026/4711");
+    let records = [older.with("ce_type", "numbered.v0"), foreign.clone(), foreign];
+    produce(bed.brokers(), &topic, &records);
+
+    let running = start(
+        consumer(&bed, &topic, &topic)
+            .upcast("numbered.v0", |older: Older| Numbered { number: older.n })
+            .id_from(crate::IdFrom::header("id")),
+    );
+    running.delivered(3).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.duplicates), (2, 1));
+    assert_eq!(
+        text(&bed, "SELECT string_agg(number::text, ' ' ORDER BY n) FROM effect").await,
+        "7 8"
+    );
+}
+
+#[tokio::test]
+async fn an_upcast_to_what_no_handler_takes_is_told_before_anything_starts() {
+    let pool = PgPool::connect_lazy("postgres://127.0.0.1:1/none").unwrap();
+    let config = || Config::new("c", "b:1", pool.clone());
+    let wrong = Consumer::new(config()).topic("t").on("numbered.v1", effect);
+    let wrong = wrong.upcast("numbered.v0", |number: i64| number);
+    let early = Consumer::<()>::new(config()).topic("t");
+    let early = early.upcast("numbered.v0", |number: i64| Numbered { number });
+
+    let wrong = wrong.run(std::future::pending()).await.unwrap_err().to_string();
+    let early = early.run(std::future::pending()).await.unwrap_err().to_string();
+
+    assert!(wrong.contains("does not make what the handler before it takes"), "{wrong}");
+    assert!(early.contains("stands before any handler"), "{early}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_outside_the_horizon_end_as_configured_and_are_counted() {
+    let day = |ahead: i64| {
+        let day = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64 / 86_400 + ahead;
+        let [.., a, b, c, d, e, f] = (day * 86_400_000).to_be_bytes();
+        format!("{a:02x}{b:02x}{c:02x}{d:02x}-{e:02x}{f:02x}-7000-8000-{:012x}", ahead + 1000)
+    };
+    let records = [
+        numbered("old", 1).with("ce_id", &day(-500)),
+        numbered("future", 2).with("ce_id", &day(3)),
+        numbered("old", 3),
+        numbered("future", 4),
+    ];
+    let bed = bed("parking_horizon").await;
+    for (policy, effects, parked, letters) in [
+        (OutOfHorizon::Reject, 2, 0, "future too_old"),
+        (OutOfHorizon::Park, 0, 4, ""),
+        (OutOfHorizon::Process, 4, 0, ""),
+    ] {
+        let topic = bed.topic("parking_horizon", 1).await;
+        produce(bed.brokers(), &topic, &records);
+        let config = config(&bed, &topic).out_of_horizon(policy);
+        let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
+        running.delivered(4).await;
+        let report = running.stop().await.unwrap();
+
+        let outside = if policy == OutOfHorizon::Process { 0 } else { 2 };
+        assert_eq!(report.out_of_horizon, outside, "{policy:?}");
+        assert_eq!(
+            (bed.count(EFFECTS).await, bed.count(PARKED).await),
+            (effects, parked),
+            "{policy:?}"
+        );
+        let reasons = "SELECT coalesce(string_agg(reason, ' ' ORDER BY reason), '') FROM tailrace.dead_letter";
+        assert_eq!(text(&bed, reasons).await, letters, "{policy:?}");
+        let stuck = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'stuck'";
+        assert_eq!(bed.count(stuck).await, parked / 2, "{policy:?}");
+        bed.execute("TRUNCATE effect, tailrace.parked_message, tailrace.dead_letter").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadlock_between_the_rows_of_two_consumers_halves_batches_and_loses_nothing() {
+    type Crossing = (Arc<tokio::sync::Barrier>, AtomicBool);
+    async fn crossing(cx: Cx<'_, Crossing>, message: Numbered) -> Result<Outcome, BoxError> {
+        let key = cx.meta.key().and_then(|key| str::from_utf8(key).ok());
+        sqlx::query("UPDATE account SET total = total + $2 WHERE name = $1")
+            .bind(key)
+            .bind(message.number)
+            .execute(&mut *cx.conn)
+            .await?;
+        let (both, met) = cx.state;
+        // Each holds its first row before either asks for its second.
+        if !met.swap(true, Ordering::Relaxed) {
+            both.wait().await;
+        }
+        Ok(Outcome::Done)
+    }
+    let bed = bed("parking_deadlock").await;
+    bed.execute(
+        "CREATE TABLE account (name text PRIMARY KEY, total bigint NOT NULL);
+         INSERT INTO account VALUES ('a', 0), ('b', 0)",
+    )
+    .await;
+    let both = Arc::new(tokio::sync::Barrier::new(2));
+    let mut running = Vec::new();
+    for keys in [["a", "b"], ["b", "a"]] {
+        let topic = bed.topic("parking_deadlock", 1).await;
+        let records: Vec<_> = (0..40).map(|n| numbered(keys[usize::from(n % 2 == 1)], 1)).collect();
+        produce(bed.brokers(), &topic, &records);
+        let state = (Arc::clone(&both), AtomicBool::new(false));
+        let config = config(&bed, &topic).batch_wait(Duration::from_secs(1)).state(state);
+        running.push(start(Consumer::new(config).topic(&topic).on("numbered.v1", crossing)));
+    }
+    let mut retried = 0;
+    for running in running {
+        running.applied(40).await;
+        let report = running.stop().await.unwrap();
+        assert_eq!((report.applied, report.parked), (40, 0));
+        retried += report.retried_batches;
+    }
+
+    assert!(retried >= 1, "no deadlock came about");
+    assert_eq!(text(&bed, "SELECT string_agg(total::text, ' ') FROM account").await, "40 40");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_longer_than_the_poll_interval_keeps_the_consumer_in_the_group() {
+    /// The shortest that the brokers allow for a session is 6 s, and the interval is not shorter.
+    const BLOCKED: Duration = Duration::from_secs(7);
+    async fn blocked(
+        cx: Cx<'_, std::time::Instant>,
+        message: Numbered,
+    ) -> Result<Outcome, BoxError> {
+        if cx.state.elapsed() < BLOCKED {
+            sqlx::query("DO $$ BEGIN RAISE EXCEPTION 'planted' USING ERRCODE = '55P03'; END $$")
+                .execute(&mut *cx.conn)
+                .await?;
+        }
+        effect(Cx { conn: cx.conn, meta: cx.meta, state: &() }, message).await
+    }
+    let bed = bed("parking_interval").await;
+    let topic = bed.topic("parking_interval", 1).await;
+    produce(bed.brokers(), &topic, &records(5, 5));
+    let config = config(&bed, &topic)
+        .kafka_property("session.timeout.ms", "6000")
+        .kafka_property("max.poll.interval.ms", "6000")
+        .state(std::time::Instant::now());
+
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", blocked));
+    running.applied(5).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.fenced, report.duplicates), (0, 0));
+    assert_eq!(bed.count("SELECT epoch FROM tailrace.consumer_progress").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_ends_within_a_replay_leaves_the_message_to_the_next_owner() {
+    struct Hang {
+        replaying: Semaphore,
+        calls: AtomicI64,
+    }
+    async fn hangs(cx: Cx<'_, Arc<Hang>>, message: Numbered) -> Result<Outcome, BoxError> {
+        effect(Cx { conn: &mut *cx.conn, meta: cx.meta, state: &() }, message).await?;
+        if cx.state.calls.fetch_add(1, Ordering::Relaxed) < 2 {
+            return Err("planted".into());
+        }
+        cx.state.replaying.add_permits(1);
+        std::future::pending().await
+    }
+    let bed = bed("parking_killed").await;
+    let topic = bed.topic("parking_killed", 1).await;
+    produce(bed.brokers(), &topic, &records(3, 1));
+    let hang = Arc::new(Hang { replaying: Semaphore::new(0), calls: AtomicI64::new(0) });
+
+    let config = config(&bed, &topic).state(Arc::clone(&hang));
+    let hanging = start(Consumer::new(config).topic(&topic).on("numbered.v1", hangs));
+    hang.replaying.acquire().await.unwrap().forget();
+    hanging.task.abort();
+    let running = start(consumer(&bed, &topic, &topic));
+    running.applied(3).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!(report.replayed, 3);
+    assert_eq!((bed.count(EFFECTS).await, bed.count(PARKED).await), (3, 0));
+    assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
 }
