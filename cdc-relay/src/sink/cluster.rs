@@ -225,6 +225,7 @@ fn kind(code: RDKafkaErrorCode) -> Kind {
         | RDKafkaErrorCode::InvalidTopic => Kind::Rejected,
         RDKafkaErrorCode::PolicyViolation
         | RDKafkaErrorCode::InvalidReplicationFactor
+        | RDKafkaErrorCode::InvalidPartitions
         | RDKafkaErrorCode::InvalidConfig
         | RDKafkaErrorCode::UnsupportedFeature
         | RDKafkaErrorCode::UnsupportedVersion => Kind::Server,
