@@ -64,6 +64,23 @@ fn a_flag_wins_over_the_environment_that_over_the_file_that_over_the_default() {
 }
 
 #[test]
+fn what_is_given_to_the_program_that_prints_the_password_is_hidden() {
+    for (command, seen) in [
+        ("vault read -token=hunter2", "vault (arguments hidden)"),
+        ("/bin/password", "/bin/password"),
+        ("TOKEN=hunter2 vault", "(hidden)"),
+    ] {
+        let text = format!("[database]\npassword_command = '{command}'\n");
+        let url = "postgres://relay@db:6000/shop";
+        let layers = layers(&text, &[("DATABASE_URL", url), ("KAFKA_BROKERS", "common:1")]);
+
+        let settings = layers.settings().unwrap();
+
+        assert_eq!(shown(&settings, "database.password_command").0, seen);
+    }
+}
+
+#[test]
 fn every_fault_of_every_layer_is_told_with_its_place() {
     let mut layers = layers(
         "[relay]\nslto = 'x'\nslot = 'Big'\n[kafka]\nproperties.acks = 1\nbrokers.x = 1\n",
