@@ -17,6 +17,7 @@ mod relay_process;
 mod relay_reader;
 mod relay_site;
 mod relay_start;
+mod retention;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ enum Scenario {
     RelayStart(relay_start::Options),
     /// How fast a consumer turns records into effects
     Consumer(consumer::Options),
+    /// What it takes to forget claims, and what claims notice of it
+    Retention(retention::Options),
     /// The sidecar, which the scenarios of the relay start as a process of its own
     #[command(name = relay_process::SIDECAR, hide = true, disable_help_flag = true)]
     CdcRelay {
@@ -65,6 +68,7 @@ async fn main() -> ExitCode {
         Scenario::RelayLatency(options) => Box::pin(relay_latency::measure(options)).await,
         Scenario::RelayStart(options) => Box::pin(relay_start::measure(options)).await,
         Scenario::Consumer(options) => Box::pin(consumer::measure(options)).await,
+        Scenario::Retention(options) => Box::pin(retention::measure(options)).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);
             return tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await;

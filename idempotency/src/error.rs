@@ -41,7 +41,7 @@ pub enum Kind {
     Kafka,
     /// The offset where the consumer would go on is gone from the topic.
     OffsetGone,
-    /// A message id is missing, no UUID of version 7, or of a day outside the accepted range.
+    /// A message id is missing or of no message, or its claim may have been forgotten.
     MessageId,
     /// A record does not follow the wire contract: a header is missing or unreadable.
     Record,
@@ -51,6 +51,8 @@ pub enum Kind {
     Unhandled,
     /// A handler returned an error or panicked.
     Handler,
+    /// What a person asked for does not fit what is stored: it is not there, has changed, or is in use.
+    Conflict,
     /// An invariant of this crate does not hold.
     Internal,
 }
@@ -163,6 +165,7 @@ impl Error {
             | Kind::Record
             | Kind::Payload
             | Kind::Unhandled
+            | Kind::Conflict
             | Kind::Internal => Verdict::Stop,
         }
     }

@@ -80,6 +80,7 @@ mod flow;
 pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
+pub mod inbox;
 #[cfg(feature = "kafka")]
 mod intake;
 #[cfg(feature = "kafka")]
