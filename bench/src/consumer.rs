@@ -86,7 +86,7 @@ struct Round {
 /// Measures all variants.
 pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
     let variants = options.variants()?;
-    let stack = Stack::start(Needs::BOTH).await?;
+    let stack = Stack::start(Needs::BOTH.measured()).await?;
     let topic = stack.kafka().fresh_topic("consumer", PARTITIONS).await?;
     let brokers = stack.kafka().brokers().to_owned();
     consumer_topic::fill(&brokers, &topic, options.messages).await?;

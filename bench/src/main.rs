@@ -26,6 +26,11 @@ use clap::{Parser, Subcommand};
 
 use crate::figure::Figure;
 
+// As the sidecar has it: what is measured here is its processes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Measures the published figures of Tailrace
 #[derive(Parser)]
 #[command(version, about)]

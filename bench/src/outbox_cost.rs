@@ -41,10 +41,10 @@ create table debezium_outbox (
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     /// Rounds in which every variant has one turn
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 600)]
     runs: usize,
     /// Length of a turn, in milliseconds
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 15)]
     slice_ms: u64,
     /// Connections that write at the same time; may be repeated
     #[arg(long, default_values_t = [1, 8])]

@@ -64,7 +64,7 @@ pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
         true => Some(Debezium::find().await?),
         false => None,
     };
-    let stack = Stack::start(Needs::BOTH).await?;
+    let stack = Stack::start(Needs::BOTH.measured()).await?;
     figure::tell(&format!("{} messages of {PAYLOAD_BYTES} bytes", options.messages));
     let mut figures = Vec::new();
     for (number, cell) in cells.iter().enumerate() {

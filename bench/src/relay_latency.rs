@@ -83,7 +83,7 @@ struct Round {
 /// Measures all variants, one after another.
 pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
     let variants = options.variants()?;
-    let stack = Stack::start(Needs::BOTH).await?;
+    let stack = Stack::start(Needs::BOTH.measured()).await?;
     let steps = variants.len() * usize::from(options.runs);
     let bar = ProgressBar::new(u64::try_from(steps)?).with_message("runs");
     let mut figures = Vec::new();

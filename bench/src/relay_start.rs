@@ -72,7 +72,7 @@ pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
     if let Some(unknown) = options.variant.iter().find(|variant| !names.contains(variant)) {
         return Err(format!("no variant {unknown:?}; there are {}", names.join(", ")).into());
     }
-    let stack = Stack::start(Needs::BOTH).await?;
+    let stack = Stack::start(Needs::BOTH.measured()).await?;
     let bar = ProgressBar::new(u64::from(options.runs) * u64::try_from(all.len())?);
     let mut figures = Vec::new();
     let mut site = Site::new(&stack, "relay_start").await?;

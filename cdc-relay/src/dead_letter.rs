@@ -24,8 +24,14 @@ pub(crate) fn topic(relay_id: &str) -> String {
     format!("tailrace.dead-letter.{relay_id}")
 }
 
-/// The headers that a dead letter has beside those of its message.
-pub(crate) fn headers(content: &[u8], place: Place, why: &str) -> Vec<(&'static str, String)> {
+/// The headers that a dead letter has beside those of its message, of which so many bytes were left
+/// out.
+pub(crate) fn headers(
+    content: &[u8],
+    unread: usize,
+    place: Place,
+    why: &str,
+) -> Vec<(&'static str, String)> {
     let mut headers = vec![(REASON, why.to_owned()), (PLACE, place.to_string())];
     let frame = Frame::decode(content).ok();
     if let Some(frame) = &frame {
@@ -33,6 +39,6 @@ pub(crate) fn headers(content: &[u8], place: Place, why: &str) -> Vec<(&'static 
         headers.push((TIMESTAMP, frame.time_micros().div_euclid(1_000).to_string()));
     }
     let bytes = frame.map_or(content.len(), |frame| frame.payload().map_or(0, <[u8]>::len));
-    headers.push((BYTES, bytes.to_string()));
+    headers.push((BYTES, (bytes + unread).to_string()));
     headers
 }

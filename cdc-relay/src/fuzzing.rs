@@ -202,7 +202,8 @@ fn publish(content: &[u8]) {
         Ok(frame) => size(&Record::new(frame, "relay:1")),
         Err(unpublishable) => {
             let place = Place { commit_lsn: Lsn(7), ordinal: Ordinal(0) };
-            let letter = dead_letter::headers(content, place, &unpublishable.why);
+            let letter =
+                dead_letter::headers(content, unpublishable.unread, place, &unpublishable.why);
             size(&Record::dead_letter("letters", content, "relay:1", &letter, 0));
         }
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use std::fmt;
 
-pub(crate) use decode::{decode, decode_segment, decode_streamed};
+pub(crate) use decode::{decode, decode_head, decode_segment, decode_streamed};
 pub(crate) use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
 pub(crate) use tuple::{Column, Tuple};
 
@@ -115,6 +115,19 @@ pub(crate) enum Change<'a> {
         xid: Xid,
         /// The same as `xid` where all of it is.
         subtransaction: Xid,
+    },
+}
+
+/// As much of a change as stands in the beginning of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Head<'a> {
+    /// A logical message, and the beginning of its content.
+    Message { transactional: bool, prefix: &'a str, content: &'a [u8] },
+    /// A row.
+    Row {
+        relation: RelationId,
+        /// Whether it is a new one.
+        new: bool,
     },
 }
 

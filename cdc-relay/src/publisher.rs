@@ -22,6 +22,7 @@ use crate::trouble::{Refused, Trouble};
 use in_progress::{Committed, End, misplaced};
 
 mod in_progress;
+mod unread;
 
 /// Obstacles that a record may meet before it is given up: a topic that is not known yet, a queue
 /// without room, and each of them once more.
@@ -118,6 +119,13 @@ impl<S: Sink> Publisher<'_, S> {
                     self.status.reply_now();
                 }
                 Ok(())
+            }
+            Event::Unread { wal_start, head, unread } if self.in_segment() => {
+                self.keep_head(head, unread, wal_start).await
+            }
+            Event::Unread { wal_start, head, unread } => {
+                let head = pgoutput::decode_head(head, false, wal_start)?;
+                self.unread(head, unread, wal_start, now).await
             }
             Event::Data { wal_start, sent_at, body, .. } => {
                 if self.in_segment() {
@@ -332,7 +340,7 @@ impl<S: Sink> Publisher<'_, S> {
             Err(fault) => {
                 let table = self.tables.name(relation);
                 let why = format!("the row of {table} is no message: {}", fault.text);
-                let fault = Unpublishable { kind: fault.kind, why };
+                let fault = Unpublishable { kind: fault.kind, why, unread: 0 };
                 frame.clear();
                 self.tables.show(relation, row, &mut frame);
                 self.fault(&frame, fault, position, change_lsn, now).await?;
@@ -357,7 +365,7 @@ impl<S: Sink> Publisher<'_, S> {
             Err(fault) => return self.fault(content, fault, position, change_lsn, now).await,
         };
         if let Some(why) = self.trouble.verdict(place, frame.topic()) {
-            let fault = Unpublishable { kind: Kind::Rejected, why: why.to_owned() };
+            let fault = Unpublishable::rejected(why.to_owned());
             return self.fault(content, fault, position, change_lsn, now).await;
         }
         if self.config.skips(place) {
@@ -371,7 +379,7 @@ impl<S: Sink> Publisher<'_, S> {
         match refused {
             None => Ok(()),
             Some(why) => {
-                let fault = Unpublishable { kind: Kind::Rejected, why };
+                let fault = Unpublishable::rejected(why);
                 self.fault(content, fault, position, change_lsn, now).await
             }
         }
@@ -395,7 +403,7 @@ impl<S: Sink> Publisher<'_, S> {
         if self.config.skips(place) {
             return self.skip(place);
         }
-        let Unpublishable { kind, why } = fault;
+        let Unpublishable { kind, why, unread } = fault;
         if !self.config.sets_aside() {
             let text = format!("the message at {place} can not be published: {why}");
             return Err(record::skippable(kind, text, place));
@@ -404,7 +412,7 @@ impl<S: Sink> Publisher<'_, S> {
         let topic = self.dead_letter_topic.clone();
         let mut sequence = std::mem::take(&mut self.sequence);
         record::write_sequence(&mut sequence, &self.relay_id, &position);
-        let letter = dead_letter::headers(content, place, &why);
+        let letter = dead_letter::headers(content, unread, place, &why);
         let now_ms = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
         let record = Record::dead_letter(&topic, content, &sequence, &letter, now_ms);
         let refused = self.produce(&record, position, change_lsn, now).await?;

@@ -179,6 +179,14 @@ impl std::fmt::Debug for Record<'_> {
 pub(crate) struct Unpublishable {
     pub(crate) kind: Kind,
     pub(crate) why: String,
+    /// How many of its bytes were not kept.
+    pub(crate) unread: usize,
+}
+
+impl Unpublishable {
+    pub(crate) fn rejected(why: String) -> Self {
+        Unpublishable { kind: Kind::Rejected, why, unread: 0 }
+    }
 }
 
 /// Decodes a frame, and refuses what Kafka could never take.
@@ -186,13 +194,13 @@ pub(crate) fn decode(content: &[u8]) -> Result<Frame<'_>, Unpublishable> {
     let malformed = |error| Unpublishable {
         kind: Kind::Malformed,
         why: format!("its bytes are not a frame: {error}"),
+        unread: 0,
     };
-    let rejected = |why: String| Unpublishable { kind: Kind::Rejected, why };
     let frame = Frame::decode(content).map_err(malformed)?;
     // Any SQL can write a frame, so what the builder checks is checked again.
-    frame.validate().map_err(|error| rejected(error.to_string()))?;
+    frame.validate().map_err(|error| Unpublishable::rejected(error.to_string()))?;
     if checkpoint::is_topic(frame.topic()) {
-        return Err(rejected("its topic holds a relay's checkpoint".to_owned()));
+        return Err(Unpublishable::rejected("its topic holds a relay's checkpoint".to_owned()));
     }
     Ok(frame)
 }

@@ -27,6 +27,15 @@ use spool::Spool;
 pub(crate) use read_back::{Kept, ReadBack};
 pub(crate) use spool::probe;
 
+/// In front of what was kept of a change that is too large; no message of pgoutput begins with it.
+const HEAD_TAG: u8 = 0;
+
+/// How many bytes of a kept change are left out, and its beginning, if it is one that was too large.
+pub(crate) fn kept_head(message: &[u8]) -> Option<(usize, &[u8])> {
+    let (unread, head) = message.strip_prefix(&[HEAD_TAG])?.split_first_chunk()?;
+    Some((usize::try_from(u64::from_be_bytes(*unread)).unwrap_or(usize::MAX), head))
+}
+
 /// How much of transactions in progress is kept, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
@@ -80,10 +89,23 @@ impl Streamed {
             Segment::Change(xid) => self.assembler.keep(xid, lsn.0, body)?,
             Segment::Relation(xid) => self.assembler.keep(xid, arrival(), body)?,
         }
-        if self.assembler.memory() > self.bounds.memory {
-            self.make_room().await?;
-        }
-        Ok(())
+        self.within_bounds().await
+    }
+
+    /// Takes in the beginning of a change of the segment of which so many bytes are left out.
+    pub(crate) async fn take_head(
+        &mut self,
+        head: &[u8],
+        unread: usize,
+        lsn: Lsn,
+    ) -> Result<(), Error> {
+        let Segment::Change(xid) = decode_segment(head, lsn)? else {
+            let text = format!("a message that is never so long came at {lsn}");
+            return Err(Error::new(Kind::Malformed, text));
+        };
+        let unread = (unread as u64).to_be_bytes();
+        self.assembler.keep(xid, lsn.0, &[&[HEAD_TAG], &unread[..], head].concat())?;
+        self.within_bounds().await
     }
 
     /// A part of a transaction is rolled back, or all of it.
@@ -135,6 +157,13 @@ impl Streamed {
     /// Bytes in memory.
     pub(crate) fn memory(&self) -> usize {
         self.assembler.memory()
+    }
+
+    async fn within_bounds(&mut self) -> Result<(), Error> {
+        if self.assembler.memory() > self.bounds.memory {
+            self.make_room().await?;
+        }
+        Ok(())
     }
 
     /// Writes to files until half of the budget is free, so that each write is worth its call.

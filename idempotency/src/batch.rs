@@ -34,6 +34,11 @@ impl Batch {
         self.deliveries.push(delivery);
     }
 
+    /// Moves on past what was not this lane's.
+    pub(crate) fn pass(&mut self, offset: Offset) {
+        self.next_offset = self.next_offset.max(Some(offset));
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.room() == 0
     }
@@ -80,6 +85,18 @@ mod tests {
         check(Some(5), &[3, 4, 5, 6], &[5, 6], 2, Some(7));
         check(Some(5), &[3, 4], &[], 2, Some(5));
         check(None, &[0, 1, 0, 1, 2], &[0, 1, 2], 2, Some(3));
+    }
+
+    #[test]
+    fn a_lane_without_records_moves_on_past_those_of_others() {
+        let mut batch = Batch::new(Some(Offset::new(5)), 500);
+
+        batch.push(delivery(7));
+        batch.pass(Offset::new(3));
+        assert_eq!(batch.next_offset, Some(Offset::new(8)));
+        batch.pass(Offset::new(40));
+
+        assert_eq!(batch.into_parts().2, Some(Offset::new(40)));
     }
 
     #[test]

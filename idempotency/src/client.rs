@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use crate::assignment::Group;
 use crate::error::{Error, Kind};
 use crate::position::Offset;
 use crate::progress::Partition;
-use crate::record::Delivery;
 
 pub(crate) fn exists(
     client: &BaseConsumer<Group>,
@@ -40,10 +38,6 @@ pub(crate) fn exists(
         .mended_by("create it, or grant the right to read it, before the consumer starts"));
     }
     Ok(())
-}
-
-pub(crate) fn copy(message: &BorrowedMessage<'_>, topics: &[Arc<str>]) -> Result<Delivery, Error> {
-    Delivery::copy(message, interned(message.topic(), topics))
 }
 
 /// The shared name of a topic, so that a record does not carry its own copy.

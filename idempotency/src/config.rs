@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 
 use crate::error::{Error, Kind};
+use crate::lanes::LANES_LIMIT;
 
 /// Properties of librdkafka that the guarantees rest on.
 const RESERVED: &[&str] = &[
@@ -40,7 +41,7 @@ pub enum Start {
 
 /// The configuration of a [`Consumer`](crate::Consumer).
 ///
-/// The pool needs one connection per assigned partition for full speed, and works with one.
+/// The pool needs one connection per lane of each assigned partition for full speed, and works with one.
 #[derive(Clone)]
 pub struct Config<S = ()> {
     pub(crate) state: S,
@@ -59,6 +60,8 @@ pub(crate) struct Options {
     pub(crate) retry_for: Duration,
     pub(crate) start_deadline: Duration,
     pub(crate) shutdown_deadline: Duration,
+    pub(crate) rebalance_deadline: Duration,
+    pub(crate) lanes: u16,
     pub(crate) kafka_properties: Vec<(String, String)>,
 }
 
@@ -81,6 +84,8 @@ impl Config {
                 retry_for: Duration::from_secs(60),
                 start_deadline: Duration::from_secs(10),
                 shutdown_deadline: Duration::from_secs(20),
+                rebalance_deadline: Duration::from_secs(20),
+                lanes: 1,
                 kafka_properties: Vec::new(),
             },
         }
@@ -137,6 +142,25 @@ impl<S> Config<S> {
         self
     }
 
+    /// How long a former owner of a partition that is stopped inside its transaction can hold up the next one, at
+    /// least 100 ms. A quarter of it is left to the former owner to finish, then its session is ended; a handler
+    /// that computes for longer than this between two statements loses its transaction too. Default: 20 s.
+    #[must_use]
+    pub fn rebalance_deadline(mut self, deadline: Duration) -> Self {
+        self.options.rebalance_deadline = deadline;
+        self
+    }
+
+    /// How many batches of a partition run at once, 1 to 64. Records of a key keep their order, those of
+    /// different keys may overtake one another; records without a key take turns over the lanes. Each lane of
+    /// each assigned partition needs a connection for full speed. The number may change from one start to the
+    /// next. Default: 1.
+    #[must_use]
+    pub fn lanes(mut self, lanes: u16) -> Self {
+        self.options.lanes = lanes;
+        self
+    }
+
     /// A property of librdkafka, for example for TLS or SASL. Those that the guarantees rest on are refused
     /// by [`validate`](Self::validate).
     #[must_use]
@@ -178,6 +202,14 @@ impl<S> Config<S> {
             !self.options.shutdown_deadline.is_zero(),
             "shutdown_deadline must not be zero".to_owned(),
         );
+        check(
+            self.options.rebalance_deadline >= Duration::from_millis(100),
+            "rebalance_deadline must be at least 100 ms".to_owned(),
+        );
+        check(
+            (1..=LANES_LIMIT).contains(&self.options.lanes),
+            format!("lanes must be 1 to {LANES_LIMIT}"),
+        );
         for (name, _) in &self.options.kafka_properties {
             check(
                 !RESERVED.contains(&name.trim()),
@@ -206,6 +238,8 @@ impl<S> fmt::Debug for Config<S> {
             .field("retry_for", &self.options.retry_for)
             .field("start_deadline", &self.options.start_deadline)
             .field("shutdown_deadline", &self.options.shutdown_deadline)
+            .field("rebalance_deadline", &self.options.rebalance_deadline)
+            .field("lanes", &self.options.lanes)
             .field("kafka_properties", &properties)
             .finish_non_exhaustive()
     }

@@ -15,7 +15,9 @@ use crate::error::{Error, Kind};
 use crate::handler::{BatchHandler, Handler, JsonBatchRoute, JsonRoute, Route, Routes};
 use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
+use crate::lanes::Lanes;
 use crate::metrics::{Counters, Report};
+use crate::progress::Takeover;
 use crate::{retention, schema};
 
 /// How often the partitions of the next days are made while the consumer runs.
@@ -240,6 +242,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,
             retry_for: options.retry_for,
+            rebalance_deadline: options.rebalance_deadline,
         });
         let settings = Settings {
             client,
@@ -248,6 +251,10 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             start: options.start,
             start_deadline: options.start_deadline,
             drain_deadline: options.shutdown_deadline,
+            takeover: Takeover {
+                lanes: Lanes::new(options.lanes),
+                deadline: options.rebalance_deadline,
+            },
         };
         let runtime = tokio::runtime::Handle::current();
         let (served_sender, served) = oneshot::channel();
@@ -328,6 +335,9 @@ async fn make_partitions(pool: &PgPool) {
 
 fn client_config(options: &Options) -> ClientConfig {
     let mut client = ClientConfig::new();
+    // The client keeps a queue for each partition, and each is bounded for itself. A queue that was full is filled
+    // again at once, not after the default second, in which a fast lane would run dry.
+    client.set("queued.max.messages.kbytes", "4096").set("fetch.queue.backoff.ms", "5");
     for (name, value) in &options.kafka_properties {
         client.set(name, value);
     }

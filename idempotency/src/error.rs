@@ -41,6 +41,8 @@ pub enum Kind {
     Kafka,
     /// The offset where the consumer would go on is gone from the topic.
     OffsetGone,
+    /// A topic was deleted and made anew under its name, so the stored offsets are about another one.
+    TopicReplaced,
     /// A message id is missing or of no message, or its claim may have been forgotten.
     MessageId,
     /// A record does not follow the wire contract: a header is missing or unreadable.
@@ -144,6 +146,15 @@ impl Error {
         self.verdict() == Verdict::Retry
     }
 
+    /// Somebody else held a row until patience ended.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn is_lock_timeout(&self) -> bool {
+        let cause = self.source().and_then(|cause| cause.downcast_ref::<sqlx::Error>());
+        cause
+            .and_then(sqlx::Error::as_database_error)
+            .is_some_and(|error| error.code().as_deref() == Some("55P03"))
+    }
+
     /// The one place that turns an error into what the loop does about it.
     pub(crate) fn verdict(&self) -> Verdict {
         match self.0.kind {
@@ -161,6 +172,7 @@ impl Error {
             | Kind::Schema
             | Kind::Kafka
             | Kind::OffsetGone
+            | Kind::TopicReplaced
             | Kind::MessageId
             | Kind::Record
             | Kind::Payload

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sqlx::postgres::PgPoolOptions;
@@ -43,6 +44,13 @@ impl Bed {
 
     pub(crate) async fn topic(&self, name: &str, partitions: i32) -> String {
         self.stack.kafka().fresh_topic(name, partitions).await.unwrap()
+    }
+
+    /// The offset after the last record of a topic's first partition.
+    pub(crate) fn end_of(&self, topic: &str) -> i64 {
+        let client: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", self.brokers()).create().unwrap();
+        client.fetch_watermarks(topic, 0, DEADLINE).unwrap().1
     }
 
     pub(crate) async fn count(&self, query: &'static str) -> i64 {

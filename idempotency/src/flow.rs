@@ -1,35 +1,34 @@
-//! When a partition is paused and when it goes on.
+//! When a partition's records are taken over from the client, and when they are left with it.
 
-/// A lane's queue holds this many records; what does not fit is held by the intake.
+/// A lane that holds this many records takes no more.
 pub(crate) const QUEUE_RECORDS_MAX: usize = 4096;
-/// A lane's queue that holds this many bytes takes no further record.
+/// A lane that holds this many bytes takes no more records.
 pub(crate) const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Whether a partition is fetched.
+/// Whether a lane has room.
 ///
-/// The marks for pausing and for going on lie far apart: the client drops what it has fetched ahead when a
-/// partition is paused, so each pause costs a fetch.
+/// The marks for stopping and for going on lie apart, so that a lane at its limit is not looked at for each batch.
+/// What is left with the client costs nothing: it stops fetching the partition when enough lies there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Open,
-    Paused,
+    Full,
 }
 
 impl Flow {
-    /// What follows, given the records that found no place and what the queue holds.
-    pub(crate) fn after(self, held: usize, queued: usize, queued_bytes: usize) -> Self {
+    /// What follows, given what the lane holds.
+    pub(crate) fn after(self, records: usize, bytes: usize) -> Self {
         match self {
-            Self::Open if held > 0 => Self::Paused,
-            Self::Paused
-                if held == 0
-                    && queued <= QUEUE_RECORDS_MAX / 2
-                    && queued_bytes <= QUEUE_BYTES_MAX / 2 =>
-            {
-                Self::Open
-            }
+            Self::Open if records >= QUEUE_RECORDS_MAX || bytes >= QUEUE_BYTES_MAX => Self::Full,
+            Self::Full if has_drained(records, bytes) => Self::Open,
             same => same,
         }
     }
+}
+
+/// Whether a lane that was full goes on.
+pub(crate) fn has_drained(records: usize, bytes: usize) -> bool {
+    records <= QUEUE_RECORDS_MAX / 2 && bytes <= QUEUE_BYTES_MAX / 2
 }
 
 #[cfg(test)]
@@ -37,14 +36,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_pauses_when_a_record_finds_no_place_and_goes_on_at_half() {
-        use Flow::{Open, Paused};
+    fn a_lane_is_full_at_its_records_or_bytes_and_goes_on_at_half() {
+        use Flow::{Full, Open};
 
-        assert_eq!(Open.after(0, QUEUE_RECORDS_MAX, QUEUE_BYTES_MAX), Open);
-        assert_eq!(Open.after(1, QUEUE_RECORDS_MAX, 0), Paused);
-        assert_eq!(Paused.after(0, QUEUE_RECORDS_MAX - 1, 0), Paused);
-        assert_eq!(Paused.after(0, QUEUE_RECORDS_MAX / 2, QUEUE_BYTES_MAX), Paused);
-        assert_eq!(Paused.after(1, 0, 0), Paused);
-        assert_eq!(Paused.after(0, QUEUE_RECORDS_MAX / 2, QUEUE_BYTES_MAX / 2), Open);
+        assert_eq!(Open.after(QUEUE_RECORDS_MAX - 1, QUEUE_BYTES_MAX - 1), Open);
+        assert_eq!(Open.after(QUEUE_RECORDS_MAX, 0), Full);
+        assert_eq!(Open.after(0, QUEUE_BYTES_MAX), Full);
+        assert_eq!(Full.after(QUEUE_RECORDS_MAX - 1, 0), Full);
+        assert_eq!(Full.after(QUEUE_RECORDS_MAX / 2, QUEUE_BYTES_MAX), Full);
+        assert_eq!(Full.after(QUEUE_RECORDS_MAX / 2, QUEUE_BYTES_MAX / 2), Open);
     }
 }

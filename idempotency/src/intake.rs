@@ -1,40 +1,48 @@
 //! The intake owns the Kafka client on a thread of its own and hands records to the lanes.
 //!
-//! It never waits for a lane while records arrive: what does not fit is held and its partition paused.
+//! It never waits for a lane: what does not fit is left with the client, which keeps a queue for each partition.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
+use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::assignment::{Group, Rebalance};
-use crate::client::{self, add, complain, copy, interned, kafka_offset, list_of, refused};
+use crate::client::{self, add, complain, interned, kafka_offset, list_of, refused};
 use crate::config::Start;
 use crate::error::{Error, Kind, Verdict};
-use crate::flow::Flow;
-use crate::lane::{Gauge, Lane, LaneEnd, Shared, in_time};
+use crate::lane::{Lane, LaneEnd, Shared, in_time};
+use crate::lanes::{AppliedBefore, Plan};
+use crate::metrics::Tally;
+use crate::native::{Complaint, PartitionQueue};
 use crate::position::{Offset, Position};
-use crate::progress::{self, Owned, Partition};
-use crate::record::Delivery;
+use crate::progress::{self, Epoch, Owned, Partition, Takeover, Wanted};
 use crate::retry::{Backoff, chance};
-use crate::running::Running;
+use crate::running::{Gauge, Running, RunningLane};
 
-/// The longest that a poll waits while nothing needs attention.
-const POLL_WAIT: Duration = Duration::from_millis(50);
-/// The longest that a poll waits while a lane is full or a partition waits for its owner.
-const POLL_WAIT_BUSY: Duration = Duration::from_millis(5);
+/// The longest rest while nothing arrives. Records and rebalances end it.
+const REST_MAX: Duration = Duration::from_millis(50);
+/// The same while a partition waits for its owner.
+const REST_MAX_LOST: Duration = Duration::from_millis(5);
 /// How often lanes are looked after while records arrive without a pause.
 const LOOK_AFTER_EVERY: Duration = Duration::from_millis(5);
+/// How often lanes without records are told how far the others are.
+const PASS_EVERY: Duration = Duration::from_secs(1);
 /// How often progress is told to Kafka.
 const HINT_EVERY: Duration = Duration::from_secs(1);
-/// How long the epoch of assigned partitions is tried to be raised: longer than a stopped former owner can
-/// hold the row (see `progress::BEGIN`), far shorter than `max.poll.interval.ms`.
+/// How long the epoch of assigned partitions is tried to be raised while the database is busy or away: far shorter
+/// than `max.poll.interval.ms`. It is longer where the deadline for a rebalance is.
 const OWN_FOR: Duration = Duration::from_secs(45);
 /// How long an owner that found a newer epoch keeps trying to own the partition.
 const OWN_AGAIN_FOR: Duration = Duration::from_secs(600);
@@ -73,6 +81,7 @@ pub(crate) struct Settings {
     pub(crate) start: Start,
     pub(crate) start_deadline: Duration,
     pub(crate) drain_deadline: Duration,
+    pub(crate) takeover: Takeover,
 }
 
 /// A partition that turned out to have a newer owner although the group still gives it to us.
@@ -83,14 +92,17 @@ struct Lost {
 }
 
 pub(crate) struct Intake {
-    client: BaseConsumer<Group>,
+    client: Arc<BaseConsumer<Group>>,
+    /// The thread that all this happens on.
+    thread: Thread,
     runtime: Handle,
     shared: Arc<Shared>,
     settings: Settings,
     stop: Arc<Stop>,
-    lanes: BTreeMap<Partition, Running>,
+    running: BTreeMap<Partition, Running>,
     lost: BTreeMap<Partition, Lost>,
     looked_after: Instant,
+    passed: Instant,
     hinted: Instant,
 }
 
@@ -102,27 +114,34 @@ impl Intake {
         runtime: Handle,
         stop: Arc<Stop>,
     ) -> Result<Self, Error> {
-        let client: BaseConsumer<Group> =
+        let thread = thread::current();
+        let mut client: BaseConsumer<Group> =
             settings.client.create_with_context(Group::default()).map_err(|error| {
                 Error::new(Kind::Config, "the kafka client refuses its properties").caused_by(error)
             })?;
         for topic in &settings.topics {
             client::exists(&client, topic, &settings.brokers, settings.start_deadline)?;
         }
+        client.set_nonempty_callback({
+            let thread = thread.clone();
+            move || thread.unpark()
+        });
         let topics: Vec<&str> = settings.topics.iter().map(|topic| &**topic).collect();
         client.subscribe(&topics).map_err(|error| {
             Error::new(Kind::Kafka, "the topics cannot be subscribed").caused_by(error)
         })?;
         let now = Instant::now();
         Ok(Self {
-            client,
+            client: Arc::new(client),
+            thread,
             runtime,
             shared,
             settings,
             stop,
-            lanes: BTreeMap::new(),
+            running: BTreeMap::new(),
             lost: BTreeMap::new(),
             looked_after: now,
+            passed: now,
             hinted: now,
         })
     }
@@ -134,7 +153,7 @@ impl Intake {
             self.abort_lanes();
             return worked;
         }
-        let all = self.lanes.keys().cloned().collect::<Vec<_>>();
+        let all = self.running.keys().cloned().collect::<Vec<_>>();
         let drained = self.end_lanes(&all, self.settings.drain_deadline);
         worked.and(drained)
     }
@@ -159,70 +178,95 @@ impl Intake {
 
     fn work(&mut self) -> Result<(), Error> {
         while !self.stop.is_set() {
-            let busy = self.lost.values().any(|lost| lost.again_at.is_some())
-                || self.lanes.values().any(|lane| lane.flow == Flow::Paused);
-            let wait = if busy { POLL_WAIT_BUSY } else { POLL_WAIT };
-            let record = match self.client.poll(wait) {
-                None => None,
-                Some(Ok(message)) => Some(copy(&message, &self.settings.topics)?),
-                Some(Err(error)) => {
-                    complain(&error, self.client.context().complaint())
-                        .map_err(|error| self.located(error))?;
-                    None
-                }
-            };
-            let idle = record.is_none();
-            if let Some(delivery) = record {
-                self.accept(delivery)?;
+            let rebalanced = self.serve_client()?;
+            let taken = self.take()?;
+            if taken && self.looked_after.elapsed() < LOOK_AFTER_EVERY {
+                continue;
             }
-            while let Some(rebalance) = self.client.context().next_rebalance() {
-                match rebalance {
-                    Rebalance::Assigned(list) => self.assigned(&list)?,
-                    Rebalance::Revoked(list) => self.revoked(&list)?,
-                }
-            }
-            if idle || self.looked_after.elapsed() >= LOOK_AFTER_EVERY {
-                self.look_after()?;
+            self.look_after()?;
+            if !taken && !rebalanced {
+                let lost = self.lost.values().any(|lost| lost.again_at.is_some());
+                thread::park_timeout(if lost { REST_MAX_LOST } else { REST_MAX });
             }
         }
         Ok(())
     }
 
-    /// Hands a record to its lane.
-    fn accept(&mut self, delivery: Delivery) -> Result<(), Error> {
-        let partition = Partition {
-            topic: Arc::clone(&delivery.position.topic),
-            number: delivery.position.partition,
-        };
-        // Without a lane the partition is lost for now; its records come again when it is owned again.
-        let Some(lane) = self.lanes.get_mut(&partition) else { return Ok(()) };
-        self.shared.counters.count_delivered();
-        lane.offer(delivery);
-        if lane.flow == Flow::Open && lane.flow_now() == Flow::Paused {
-            lane.flow = Flow::Paused;
-            self.client.pause(&list_of(&partition, None)?).map_err(refused)?;
+    /// What the client has to say besides records: errors, and rebalances.
+    fn serve_client(&mut self) -> Result<bool, Error> {
+        match self.client.poll(Duration::ZERO) {
+            None => {}
+            Some(Ok(message)) => {
+                let position = Position {
+                    topic: interned(message.topic(), &self.settings.topics),
+                    partition: message.partition(),
+                    offset: Offset::new(message.offset()),
+                };
+                let text = "a record came past the queue of its partition";
+                return Err(Error::new(Kind::Internal, text).at(&position));
+            }
+            Some(Err(error)) => complain(&error, self.client.context().complaint())
+                .map_err(|error| self.located(error, None))?,
         }
-        Ok(())
+        let mut rebalanced = false;
+        while let Some(rebalance) = self.client.context().next_rebalance() {
+            rebalanced = true;
+            match rebalance {
+                Rebalance::Assigned(list) => self.assigned(&list)?,
+                Rebalance::Revoked(list) => self.revoked(&list)?,
+            }
+        }
+        Ok(rebalanced)
+    }
+
+    /// Hands to the lanes what the client has for them; answers whether there was any.
+    fn take(&mut self) -> Result<bool, Error> {
+        let mut any = false;
+        let mut complaint = None;
+        for (partition, running) in &mut self.running {
+            let taken = running.take();
+            any |= taken.delivered > 0;
+            self.shared.counters.count_delivered(taken.delivered);
+            if taken.applied_before > 0 {
+                let duplicates = taken.applied_before;
+                self.shared.counters.count_committed(Tally { duplicates, ..Tally::default() });
+            }
+            if let Some(found) = taken.complaint {
+                complaint = Some((partition.clone(), found));
+                break;
+            }
+        }
+        match complaint {
+            None => Ok(any),
+            Some((_, Complaint::Record(error))) => Err(error),
+            Some((
+                Partition { topic, number: partition },
+                Complaint::Kafka(code, text, offset),
+            )) => {
+                let at = Position { topic, partition, offset };
+                complain(&KafkaError::MessageConsumption(code), text)
+                    .map_err(|error| self.located(error, Some(&at)))?;
+                Ok(true)
+            }
+        }
     }
 
     fn look_after(&mut self) -> Result<(), Error> {
         self.looked_after = Instant::now();
-        let mut ended = Vec::new();
-        for (partition, lane) in &mut self.lanes {
-            if lane.task.is_finished() {
-                ended.push(partition.clone());
-                continue;
-            }
-            lane.offer_held();
-            if lane.flow == Flow::Paused && lane.flow_now() == Flow::Open {
-                lane.flow = Flow::Open;
-                self.client.resume(&list_of(partition, None)?).map_err(refused)?;
-            }
-        }
+        let ended = |(partition, running): (&Partition, &Running)| {
+            running.has_ended().then(|| partition.clone())
+        };
+        let ended: Vec<_> = self.running.iter().filter_map(ended).collect();
         for partition in ended {
             self.lane_ended(partition)?;
         }
         self.own_again()?;
+        if self.passed.elapsed() >= PASS_EVERY {
+            self.passed = self.looked_after;
+            for running in self.running.values_mut() {
+                running.pass();
+            }
+        }
         if self.hinted.elapsed() >= HINT_EVERY {
             self.hint();
         }
@@ -233,14 +277,14 @@ impl Intake {
     fn assigned(&mut self, list: &TopicPartitionList) -> Result<(), Error> {
         let partitions = self.partitions(list);
         tracing::info!(partitions = partitions.len(), "assigned");
-        let owned = self.own(&partitions, OWN_FOR).inspect_err(|_| {
+        let owned = self.own(&partitions).inspect_err(|_| {
             // The client waits for an answer even when there is no way on.
             drop(self.client.incremental_assign(&TopicPartitionList::new()));
         })?;
         let mut from = TopicPartitionList::new();
-        for owned in owned {
-            add(&mut from, &owned.partition, owned.next_offset)?;
-            self.start_lane(owned);
+        for (partition, plan) in owned {
+            add(&mut from, &partition, plan.resumes_at())?;
+            self.start(partition, plan)?;
         }
         self.client.incremental_assign(&from).map_err(refused)
     }
@@ -254,9 +298,7 @@ impl Intake {
         let patience = if lost { Duration::ZERO } else { self.settings.drain_deadline };
         // The client keeps a pause over revocation and assignment: the partition would never be fetched again.
         for partition in &partitions {
-            let lost = self.lost.remove(partition).is_some_and(|lost| lost.again_at.is_some());
-            let paused = self.lanes.get(partition).is_some_and(|lane| lane.flow == Flow::Paused);
-            if lost || paused {
+            if self.lost.remove(partition).is_some_and(|lost| lost.again_at.is_some()) {
                 self.client.resume(&list_of(partition, None)?).map_err(refused)?;
             }
         }
@@ -265,84 +307,86 @@ impl Intake {
         drained
     }
 
-    fn start_lane(&mut self, owned: Owned) {
-        let (queue, queued) = mpsc::channel(crate::flow::QUEUE_RECORDS_MAX);
+    /// Starts the lanes of a partition that is owned, before it is fetched.
+    fn start(&mut self, partition: Partition, plan: Plan) -> Result<(), Error> {
+        let fetched = PartitionQueue::open(&self.client, partition.clone(), self.thread.clone())?;
         let (stop, stopped) = watch::channel(false);
-        let gauge = Arc::new(Gauge::new());
-        let partition = owned.partition.clone();
-        let Owned { epoch, next_offset: began_at, .. } = owned;
-        let lane = Lane {
-            shared: Arc::clone(&self.shared),
-            owned,
-            queue: queued,
-            stop: stopped,
-            gauge: Arc::clone(&gauge),
-        };
-        let running = Running {
-            epoch,
-            began_at,
-            queue,
-            held: VecDeque::new(),
-            flow: Flow::Open,
-            stop,
-            gauge,
-            hinted: -1,
-            task: self.runtime.spawn(lane.run()),
-        };
-        self.lanes.insert(partition, running);
+        let epoch = Epoch(plan.epoch);
+        let mut lanes = Vec::with_capacity(plan.next_offsets.len());
+        for (number, next_offset) in (0i32..).zip(plan.next_offsets) {
+            let (queue, queued) = mpsc::channel(crate::flow::QUEUE_RECORDS_MAX);
+            let gauge = Arc::new(Gauge::new(self.thread.clone()));
+            let owned = Owned { partition: partition.clone(), lane: number, epoch, next_offset };
+            let lane = Lane {
+                shared: Arc::clone(&self.shared),
+                owned,
+                stop: stopped.clone(),
+                gauge: Arc::clone(&gauge),
+            };
+            let task = self.runtime.spawn(lane.run(queued));
+            lanes.push(RunningLane::new(next_offset, queue, gauge, task));
+        }
+        let before = AppliedBefore::new(plan.former);
+        let count = self.settings.takeover.lanes;
+        let running = Running::new(epoch, lanes, stop, fetched, count, before);
+        self.running.insert(partition, running);
+        Ok(())
     }
 
     /// Stops lanes at their batch's end, or cuts them off when patience ends.
     fn end_lanes(&mut self, partitions: &[Partition], patience: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + patience;
-        for lane in partitions.iter().filter_map(|partition| self.lanes.get(partition)) {
-            lane.stop.send_replace(true);
+        for running in partitions.iter().filter_map(|partition| self.running.get(partition)) {
+            running.stop.send_replace(true);
         }
         let mut result = Ok(());
         for partition in partitions {
-            let Some(lane) = self.lanes.get_mut(partition) else { continue };
-            let waited = async { tokio::time::timeout_at(deadline.into(), &mut lane.task).await };
-            match self.runtime.block_on(waited) {
-                Ok(ended) => {
-                    if let (Err(error), Ok(())) = (failure(ended, partition), &result) {
-                        result = Err(error);
+            let Some(running) = self.running.get_mut(partition) else { continue };
+            for lane in &mut running.lanes {
+                let waited =
+                    async { tokio::time::timeout_at(deadline.into(), &mut lane.task).await };
+                match self.runtime.block_on(waited) {
+                    Ok(ended) => {
+                        if let (Err(error), Ok(())) = (failure(ended, partition), &result) {
+                            result = Err(error);
+                        }
                     }
-                }
-                Err(_) => {
-                    lane.task.abort();
-                    tracing::warn!(
-                        topic = %partition.topic, partition = partition.number,
-                        "the running batch was cut off and is rolled back"
-                    );
+                    Err(_) => {
+                        lane.task.abort();
+                        tracing::warn!(
+                            topic = %partition.topic, partition = partition.number,
+                            "the running batch was cut off and is rolled back"
+                        );
+                    }
                 }
             }
         }
         if patience > Duration::ZERO {
             self.hint();
         }
-        self.lanes.retain(|partition, _| !partitions.contains(partition));
+        self.running.retain(|partition, _| !partitions.contains(partition));
         result
     }
 
     fn abort_lanes(&mut self) {
-        for lane in self.lanes.values() {
+        for lane in self.running.values().flat_map(|running| &running.lanes) {
             lane.task.abort();
         }
-        self.lanes.clear();
+        self.running.clear();
     }
 
-    /// A lane ended by itself.
+    /// A lane ended by itself. The epoch is that of all lanes of the partition: what one has found out holds for the
+    /// others, whose next transaction would meet the same.
     fn lane_ended(&mut self, partition: Partition) -> Result<(), Error> {
-        let Some(lane) = self.lanes.remove(&partition) else { return Ok(()) };
-        let Running { epoch, task, gauge, .. } = lane;
-        failure(self.runtime.block_on(task), &partition)?;
+        let Some(running) = self.running.get(&partition) else { return Ok(()) };
+        let (epoch, committed) = (running.epoch, running.has_committed());
+        self.end_lanes(std::slice::from_ref(&partition), self.settings.drain_deadline)?;
         tracing::warn!(
             topic = %partition.topic, partition = partition.number, epoch = epoch.0,
             "another process owns the partition"
         );
         self.shared.counters.count_fenced();
         self.client.pause(&list_of(&partition, None)?).map_err(refused)?;
-        let committed = gauge.committed.load(Ordering::Acquire) >= 0;
         if committed {
             self.lost.remove(&partition);
         }
@@ -372,24 +416,25 @@ impl Intake {
             }
         }
         for partition in due {
-            for owned in self.own(std::slice::from_ref(&partition), OWN_FOR)? {
-                let from = kafka_offset(owned.next_offset);
+            for (partition, plan) in self.own(std::slice::from_ref(&partition))? {
+                let from = kafka_offset(plan.resumes_at());
                 self.client
                     .seek(&partition.topic, partition.number, from, BROKER_WAIT_MAX)
                     .map_err(refused)?;
-                self.start_lane(owned);
+                self.start(partition.clone(), plan)?;
                 self.client.resume(&list_of(&partition, None)?).map_err(refused)?;
             }
         }
         Ok(())
     }
 
-    /// Raises the epoch of partitions, with patience for a database that is busy or away.
-    fn own(&self, partitions: &[Partition], patience: Duration) -> Result<Vec<Owned>, Error> {
+    /// Raises the epoch of partitions, with patience for a database that is busy or away. A former owner that still
+    /// holds a row when patience ends is stopped inside its transaction, and its session is ended.
+    fn own(&self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let mut backoff = Backoff::new(patience);
+        let mut backoff = Backoff::new(OWN_FOR.max(self.settings.takeover.deadline * 2));
         loop {
             let error = match self.try_own(partitions) {
                 Ok(owned) => return Ok(owned),
@@ -398,33 +443,57 @@ impl Intake {
             if error.verdict() == Verdict::Stop || self.stop.is_set() {
                 return Err(error);
             }
+            if error.is_lock_timeout() && self.end_holders(partitions) {
+                continue;
+            }
             let Some(wait) = backoff.failed(Instant::now(), chance()) else { return Err(error) };
             tracing::warn!(error = %error, wait_ms = wait.as_millis(), "ownership is tried again");
-            std::thread::sleep(wait);
+            thread::sleep(wait);
         }
     }
 
-    fn try_own(&self, partitions: &[Partition]) -> Result<Vec<Owned>, Error> {
+    /// Whether a session stood in the way and was ended.
+    fn end_holders(&self, partitions: &[Partition]) -> bool {
         let Shared { consumer, pool, .. } = &*self.shared;
-        let acquire = async || {
-            let acquired = pool.acquire().await;
-            acquired.map_err(|error| Error::database("no connection to postgres", error))
-        };
+        let ended =
+            self.runtime.block_on(in_time("the former owner's session cannot be ended", async {
+                progress::end_holders(&mut *acquire(pool).await?, consumer, partitions).await
+            }));
+        match ended {
+            Ok(ended) => {
+                tracing::warn!(
+                    sessions = ended,
+                    "a former owner held its partition up and was ended"
+                );
+                ended > 0
+            }
+            // Without the right to end it, it is the server that does when its patience ends.
+            Err(error) => {
+                tracing::warn!(error = %error, cause = error.cause().map(tracing::field::display), "a former owner holds its partition up");
+                false
+            }
+        }
+    }
+
+    fn try_own(&self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
+        let Shared { consumer, pool, .. } = &*self.shared;
         let unstored = match self.settings.start {
             Start::Earliest => Vec::new(),
             Start::Latest => self.runtime.block_on(in_time("progress cannot be read", async {
-                progress::unstored(&mut *acquire().await?, consumer, partitions).await
+                progress::unstored(&mut *acquire(pool).await?, consumer, partitions).await
             }))?,
         };
-        let starts = partitions
-            .iter()
-            .map(|partition| match unstored.contains(partition) {
-                true => self.newest(partition).map(Some),
-                false => Ok(None),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let wanted = |partition: &Partition| {
+            let start = match unstored.contains(partition) {
+                true => Some(self.newest(partition)?),
+                false => None,
+            };
+            Ok(Wanted { partition: partition.clone(), start, topic_id: None })
+        };
+        let wanted = partitions.iter().map(wanted).collect::<Result<Vec<_>, Error>>()?;
         self.runtime.block_on(in_time("the epoch cannot be raised", async {
-            progress::take(&mut *acquire().await?, consumer, partitions, &starts).await
+            let mut conn = acquire(pool).await?;
+            progress::take(&mut conn, consumer, &wanted, self.settings.takeover).await
         }))
     }
 
@@ -441,16 +510,17 @@ impl Intake {
         Ok(Offset::new(newest))
     }
 
-    /// Tells Kafka how far the lanes are, for tools that show lag. Nothing reads it back.
+    /// Tells Kafka how far the partitions are, for tools that show lag. Nothing reads it back.
     fn hint(&mut self) {
         self.hinted = Instant::now();
         let mut list = TopicPartitionList::new();
-        for (partition, lane) in &mut self.lanes {
-            let committed = lane.gauge.committed.load(Ordering::Acquire);
-            if committed > lane.hinted
-                && add(&mut list, partition, Some(Offset::new(committed))).is_ok()
+        for (partition, running) in &mut self.running {
+            let reached = running.reached();
+            if running.has_committed()
+                && reached > running.hinted
+                && add(&mut list, partition, reached).is_ok()
             {
-                lane.hinted = committed;
+                running.hinted = reached;
             }
         }
         if list.count() > 0
@@ -460,21 +530,23 @@ impl Intake {
         }
     }
 
-    /// The client does not say whose offset is gone, so the brokers are asked where each partition begins and
-    /// ends.
-    fn located(&self, error: Error) -> Error {
+    /// Where the client does not say which offset is gone, the brokers are asked where partitions begin and end.
+    fn located(&self, error: Error, at: Option<&Position>) -> Error {
         if error.kind() != Kind::OffsetGone {
             return error;
         }
         let error = error.mended_by(
-            "it has expired, or the topic was truncated or made anew: see what is lost, then set next_offset in tailrace.consumer_progress",
+            "it has expired, or the topic was truncated: see what is lost, then set where to go on with `tailrace inbox seek`",
         );
+        if let Some(at) = at.filter(|at| at.offset.get() >= 0) {
+            return error.at(at);
+        }
         let positions = self.client.position().unwrap_or_default();
-        for (partition, lane) in &self.lanes {
+        for (partition, running) in &self.running {
             let read = positions.find_partition(&partition.topic, partition.number);
             let goes_on = match read.map(|element| element.offset()) {
                 Some(KafkaOffset::Offset(offset)) => Some(Offset::new(offset)),
-                _ => lane.began_at,
+                _ => running.began_at(),
             };
             let bounds =
                 self.client.fetch_watermarks(&partition.topic, partition.number, BROKER_WAIT_MAX);
@@ -497,6 +569,10 @@ impl Intake {
             })
             .collect()
     }
+}
+
+async fn acquire(pool: &PgPool) -> Result<PoolConnection<Postgres>, Error> {
+    pool.acquire().await.map_err(|error| Error::database("no connection to postgres", error))
 }
 
 /// What a lane's end means for the consumer.

@@ -64,6 +64,8 @@
 #[cfg(feature = "kafka")]
 mod assignment;
 #[cfg(feature = "kafka")]
+mod attempt;
+#[cfg(feature = "kafka")]
 mod batch;
 #[cfg(feature = "kafka")]
 mod client;
@@ -80,14 +82,19 @@ mod flow;
 pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
+pub mod http_key;
 pub mod inbox;
 #[cfg(feature = "kafka")]
 mod intake;
 #[cfg(feature = "kafka")]
 mod lane;
+#[cfg(feature = "kafka")]
+mod lanes;
 mod message_id;
 #[cfg(feature = "kafka")]
 mod metrics;
+#[cfg(feature = "kafka")]
+mod native;
 mod position;
 #[cfg(feature = "kafka")]
 mod progress;

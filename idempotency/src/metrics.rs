@@ -51,8 +51,8 @@ impl Counters {
         }
     }
 
-    pub(crate) fn count_delivered(&self) {
-        self.0.delivered.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count_delivered(&self, records: u64) {
+        self.0.delivered.fetch_add(records, Ordering::Relaxed);
     }
 
     pub(crate) fn count_retry(&self) {

@@ -1,14 +1,15 @@
 //! The progress rows: taking ownership, the fence, and what holds after an uncertain commit.
 
-use sqlx::{Connection, PgConnection};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::error::{Error, Kind};
+use crate::lanes::{Lanes, Plan, Reached, Stored, plan};
 use crate::position::Offset;
 
-/// This version has one lane per partition.
-pub(crate) const LANE: i32 = 0;
-
-/// Counts the owners of a partition; only the holder of the newest can commit.
+/// Counts the owners of a partition; only the holder of the newest can commit. All its lanes share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Epoch(pub(crate) i64);
 
@@ -19,21 +20,46 @@ pub(crate) struct Partition {
     pub(crate) number: i32,
 }
 
-/// A partition that this process owns from now on.
+/// A lane of a partition that this process owns from now on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owned {
     pub(crate) partition: Partition,
+    pub(crate) lane: i32,
     pub(crate) epoch: Epoch,
     pub(crate) next_offset: Option<Offset>,
 }
 
-// A former owner that is stopped inside its transaction holds the row; it is given up by the server after
-// `idle_in_transaction_session_timeout` (see `BEGIN`), and the caller repeats until then.
-const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '5s'";
+/// A partition to own.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) partition: Partition,
+    /// Counts where nothing is stored; none is the beginning.
+    pub(crate) start: Option<Offset>,
+    /// Kafka's id of the topic, where known.
+    pub(crate) topic_id: Option<String>,
+}
 
-/// Begins a batch's transaction. A process that is stopped within it holds its rows no longer than this.
-pub(crate) const BEGIN: &str =
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '20s'";
+/// How a new owner treats the former one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Takeover {
+    pub(crate) lanes: Lanes,
+    /// A former owner that is stopped inside its transaction holds the partition up no longer than this.
+    pub(crate) deadline: Duration,
+}
+
+/// Begins a batch's transaction. The server gives up a process that is stopped within it after the time in which
+/// a new owner has to get hold of the partition; that holds even where the new owner may not end sessions.
+pub(crate) async fn begin(
+    pool: &PgPool,
+    deadline: Duration,
+) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline));
+    pool.begin_with(AssertSqlSafe(begin)).await
+}
+
+fn idle_timeout(deadline: Duration) -> String {
+    format!("SET LOCAL idle_in_transaction_session_timeout = {}", deadline.as_millis())
+}
 
 /// The partitions among these for which nothing is stored.
 pub(crate) async fn unstored(
@@ -47,69 +73,235 @@ pub(crate) async fn unstored(
          WHERE NOT EXISTS (
              SELECT FROM tailrace.consumer_progress AS stored
              WHERE stored.consumer = $1 AND stored.topic = asked.topic
-               AND stored.partition = asked.number AND stored.lane = $4
-               AND stored.next_offset IS NOT NULL)",
+               AND stored.partition = asked.number AND stored.next_offset IS NOT NULL)",
     )
     .bind(consumer)
     .bind(topics)
     .bind(numbers)
-    .bind(LANE)
     .fetch_all(conn)
     .await
     .map_err(|error| Error::database("progress cannot be read", error))?;
     Ok(rows.into_iter().map(|(topic, number)| Partition { topic: topic.into(), number }).collect())
 }
 
-/// Makes this process the owner: raises the epoch of all given partitions in one statement, and inserts the
-/// rows that are missing. A start in `starts` counts where nothing is stored.
+/// Makes this process the owner: raises the epoch of all lanes of all wanted partitions in one statement, and
+/// inserts the rows that are missing.
 ///
 /// It must be over before the first record is fetched: from then on no former owner can commit, so what is
 /// read here as `next_offset` stays true.
 pub(crate) async fn take(
     conn: &mut PgConnection,
     consumer: &str,
-    partitions: &[Partition],
-    starts: &[Option<Offset>],
-) -> Result<Vec<Owned>, Error> {
+    wanted: &[Wanted],
+    takeover: Takeover,
+) -> Result<Vec<(Partition, Plan)>, Error> {
     let failed =
         |error| Error::database("the epoch of assigned partitions cannot be raised", error);
-    let (topics, numbers) = columns(partitions);
-    let starts: Vec<Option<i64>> = starts.iter().map(|start| start.map(Offset::get)).collect();
     let mut tx = conn.begin().await.map_err(failed)?;
-    sqlx::query(LOCK_TIMEOUT).execute(&mut *tx).await.map_err(failed)?;
-    let rows: Vec<(String, i32, i64, Option<i64>)> = sqlx::query_as(
-        "INSERT INTO tailrace.consumer_progress AS stored
-             (consumer, topic, partition, lane, epoch, next_offset)
-         SELECT $1, topic, number, $5, 1, start
-         FROM unnest($2::text[], $3::int[], $4::bigint[]) AS asked (topic, number, start)
+    let patience = format!(
+        "{}; SET LOCAL lock_timeout = {}",
+        idle_timeout(takeover.deadline),
+        // The rest is for ending the holder's session and for asking again.
+        takeover.deadline.as_millis() / 4
+    );
+    sqlx::raw_sql(AssertSqlSafe(patience)).execute(&mut *tx).await.map_err(failed)?;
+    let mut stored = lock(&mut tx, consumer, wanted).await.map_err(failed)?;
+    let mut plans = Vec::with_capacity(wanted.len());
+    let mut fewer = false;
+    for wanted in wanted {
+        let (stored, topic_id) = stored.remove(&wanted.partition).unwrap_or_default();
+        same_topic(wanted, &stored, topic_id.as_deref())?;
+        fewer |= stored.next_offsets.len() > takeover.lanes.count();
+        plans.push((wanted.partition.clone(), plan(&stored, takeover.lanes, wanted.start)));
+    }
+    raise(&mut tx, consumer, wanted, &plans).await.map_err(failed)?;
+    if fewer {
+        drop_lanes(&mut tx, consumer, wanted, takeover.lanes).await.map_err(failed)?;
+    }
+    tx.commit().await.map_err(failed)?;
+    Ok(plans)
+}
+
+type ProgressRow = (String, i32, i32, i64, Option<i64>, Option<String>, Option<String>);
+
+/// Locks the rows of all lanes, so that what is decided over them is decided by one owner at a time.
+async fn lock(
+    conn: &mut PgConnection,
+    consumer: &str,
+    wanted: &[Wanted],
+) -> Result<BTreeMap<Partition, (Stored, Option<String>)>, sqlx::Error> {
+    let (topics, numbers) = columns(wanted.iter().map(|wanted| &wanted.partition));
+    // Two first owners at once would not see each other without a row to wait for.
+    let first: Vec<(String, i32)> = sqlx::query_as(
+        "INSERT INTO tailrace.consumer_progress (consumer, topic, partition, lane, epoch)
+         SELECT $1, topic, number, 0, 1 FROM unnest($2::text[], $3::int[]) AS asked (topic, number)
          ORDER BY topic, number
-         ON CONFLICT (consumer, topic, partition, lane) DO UPDATE
-             SET epoch = stored.epoch + 1,
-                 next_offset = coalesce(stored.next_offset, excluded.next_offset),
-                 updated_at = now()
-         RETURNING topic, partition, epoch, next_offset",
+         ON CONFLICT DO NOTHING
+         RETURNING topic, partition",
+    )
+    .bind(consumer)
+    .bind(&topics)
+    .bind(&numbers)
+    .fetch_all(&mut *conn)
+    .await?;
+    let rows: Vec<ProgressRow> = sqlx::query_as(
+        "SELECT topic, partition, lane, epoch, next_offset, topic_id, former_lanes::text
+         FROM tailrace.consumer_progress
+         WHERE consumer = $1
+           AND (topic, partition) IN (SELECT * FROM unnest($2::text[], $3::int[]))
+         ORDER BY topic, partition, lane
+         FOR UPDATE",
     )
     .bind(consumer)
     .bind(topics)
     .bind(numbers)
-    .bind(starts)
-    .bind(LANE)
-    .fetch_all(&mut *tx)
-    .await
-    .map_err(failed)?;
-    tx.commit().await.map_err(failed)?;
-    Ok(rows
-        .into_iter()
-        .map(|(topic, number, epoch, next_offset)| Owned {
-            partition: Partition { topic: topic.into(), number },
-            epoch: Epoch(epoch),
-            next_offset: next_offset.map(Offset::new),
-        })
-        .collect())
+    .fetch_all(conn)
+    .await?;
+    let mut found: BTreeMap<Partition, (Stored, Option<String>)> = BTreeMap::new();
+    for (topic, number, lane, epoch, next_offset, topic_id, former) in rows {
+        let partition = Partition { topic: topic.into(), number };
+        let (stored, known_id) = found.entry(partition).or_default();
+        // A lane whose row somebody removed has reached nothing.
+        let lane = usize::try_from(lane).unwrap_or(0);
+        stored.next_offsets.resize(stored.next_offsets.len().max(lane + 1), None);
+        if let Some(place) = stored.next_offsets.get_mut(lane) {
+            *place = next_offset.map(Offset::new);
+        }
+        stored.epoch = stored.epoch.max(epoch);
+        if let Some(former) = former {
+            stored.former = serde_json::from_str(&former)
+                .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        }
+        *known_id = known_id.take().or(topic_id);
+    }
+    for (topic, number) in first {
+        // Nobody has owned it yet.
+        found.remove(&Partition { topic: topic.into(), number });
+    }
+    Ok(found)
 }
 
-fn columns(partitions: &[Partition]) -> (Vec<String>, Vec<i32>) {
-    partitions.iter().map(|partition| (partition.topic.to_string(), partition.number)).unzip()
+/// An offset says nothing about a topic that only has the name of the one it was counted in.
+fn same_topic(wanted: &Wanted, stored: &Stored, stored_id: Option<&str>) -> Result<(), Error> {
+    let begun = stored.next_offsets.iter().any(Option::is_some);
+    match (stored_id, &wanted.topic_id) {
+        (Some(stored_id), Some(topic_id)) if begun && stored_id != topic_id => {
+            let Partition { topic, number } = &wanted.partition;
+            let text = format!(
+                "the topic {topic} was deleted and made anew, what is stored for partition {number} is about the former one"
+            );
+            Err(Error::new(Kind::TopicReplaced, text).mended_by(
+                "see whether records of the former topic are missing, then set where to go on with `tailrace inbox seek`",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn raise(
+    conn: &mut PgConnection,
+    consumer: &str,
+    wanted: &[Wanted],
+    plans: &[(Partition, Plan)],
+) -> Result<(), sqlx::Error> {
+    let (mut topics, mut numbers, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut epochs, mut nexts, mut ids, mut formers) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (wanted, (partition, plan)) in wanted.iter().zip(plans) {
+        for (lane, next) in (0i32..).zip(&plan.next_offsets) {
+            topics.push(&*partition.topic);
+            numbers.push(partition.number);
+            lanes.push(lane);
+            epochs.push(plan.epoch);
+            nexts.push(next.map(Offset::get));
+            ids.push(wanted.topic_id.as_deref());
+            formers.push((lane == 0).then(|| former(&plan.former)).flatten());
+        }
+    }
+    sqlx::query(
+        "INSERT INTO tailrace.consumer_progress AS stored
+             (consumer, topic, partition, lane, epoch, next_offset, topic_id, former_lanes)
+         SELECT $1, topic, number, lane, epoch, next_offset, topic_id, former::jsonb
+         FROM unnest($2::text[], $3::int[], $4::int[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
+             AS planned (topic, number, lane, epoch, next_offset, topic_id, former)
+         ORDER BY topic, number, lane
+         ON CONFLICT (consumer, topic, partition, lane) DO UPDATE
+             SET epoch = excluded.epoch,
+                 next_offset = excluded.next_offset,
+                 topic_id = coalesce(excluded.topic_id, stored.topic_id),
+                 former_lanes = excluded.former_lanes,
+                 updated_at = now()",
+    )
+    .bind(consumer)
+    .bind(topics)
+    .bind(numbers)
+    .bind(lanes)
+    .bind(epochs)
+    .bind(nexts)
+    .bind(ids)
+    .bind(formers)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+fn former(former: &[Reached]) -> Option<String> {
+    (!former.is_empty()).then(|| serde_json::json!(former).to_string())
+}
+
+async fn drop_lanes(
+    conn: &mut PgConnection,
+    consumer: &str,
+    wanted: &[Wanted],
+    lanes: Lanes,
+) -> Result<(), sqlx::Error> {
+    let (topics, numbers) = columns(wanted.iter().map(|wanted| &wanted.partition));
+    sqlx::query(
+        "DELETE FROM tailrace.consumer_progress
+         WHERE consumer = $1 AND lane >= $4
+           AND (topic, partition) IN (SELECT * FROM unnest($2::text[], $3::int[]))",
+    )
+    .bind(consumer)
+    .bind(topics)
+    .bind(numbers)
+    .bind(i32::try_from(lanes.count()).unwrap_or(i32::MAX))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Ends the sessions that hold rows of these partitions and answers with how many they were.
+///
+/// Nobody but an owner holds them, and for a batch's time only: what still holds them when a new owner's patience
+/// ends is a former one that is stopped, or so slow that its partition has moved on. Its transaction rolls back.
+/// A row names the transaction that holds it (`xmax`), and that one's lock on itself names its process; a process
+/// id that the holder had stored would not be readable before its commit.
+pub(crate) async fn end_holders(
+    conn: &mut PgConnection,
+    consumer: &str,
+    partitions: &[Partition],
+) -> Result<i64, Error> {
+    let (topics, numbers) = columns(partitions);
+    sqlx::query_scalar(
+        "WITH holder AS MATERIALIZED (
+             SELECT DISTINCT held.pid
+             FROM tailrace.consumer_progress AS stored
+             JOIN pg_catalog.pg_locks AS held
+               ON held.locktype = 'transactionid' AND held.granted AND held.transactionid = stored.xmax
+             WHERE stored.consumer = $1 AND held.pid <> pg_backend_pid()
+               AND (stored.topic, stored.partition) IN (SELECT * FROM unnest($2::text[], $3::int[])))
+         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM holder",
+    )
+    .bind(consumer)
+    .bind(topics)
+    .bind(numbers)
+    .fetch_one(conn)
+    .await
+    .map_err(|error| Error::database("the session of the former owner cannot be ended", error))
+}
+
+fn columns<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> (Vec<String>, Vec<i32>) {
+    partitions.into_iter().map(|partition| (partition.topic.to_string(), partition.number)).unzip()
 }
 
 /// Proof that the transaction holds the fence: its id, to be shown again before the commit.
@@ -121,8 +313,7 @@ pub(crate) struct Fenced(String);
 pub(crate) async fn advance(
     conn: &mut PgConnection,
     consumer: &str,
-    partition: &Partition,
-    epoch: Epoch,
+    owned: &Owned,
     next_offset: Offset,
 ) -> Result<Option<Fenced>, Error> {
     let row: Option<String> = sqlx::query_scalar(
@@ -131,10 +322,10 @@ pub(crate) async fn advance(
          RETURNING pg_current_xact_id()::text",
     )
     .bind(consumer)
-    .bind(&*partition.topic)
-    .bind(partition.number)
-    .bind(LANE)
-    .bind(epoch.0)
+    .bind(&*owned.partition.topic)
+    .bind(owned.partition.number)
+    .bind(owned.lane)
+    .bind(owned.epoch.0)
     .bind(next_offset.get())
     .fetch_optional(conn)
     .await
@@ -182,8 +373,7 @@ pub(crate) enum Settled {
 pub(crate) async fn settle(
     conn: &mut PgConnection,
     consumer: &str,
-    partition: &Partition,
-    epoch: Epoch,
+    owned: &Owned,
     next_offset: Offset,
 ) -> Result<Settled, Error> {
     let row: Option<(i64, Option<i64>)> = sqlx::query_as(
@@ -192,13 +382,17 @@ pub(crate) async fn settle(
          FOR UPDATE",
     )
     .bind(consumer)
-    .bind(&*partition.topic)
-    .bind(partition.number)
-    .bind(LANE)
+    .bind(&*owned.partition.topic)
+    .bind(owned.partition.number)
+    .bind(owned.lane)
     .fetch_optional(conn)
     .await
     .map_err(|error| Error::database("progress cannot be read", error))?;
-    Ok(settled(row.map(|(epoch, next)| (Epoch(epoch), next.map(Offset::new))), epoch, next_offset))
+    Ok(settled(
+        row.map(|(epoch, next)| (Epoch(epoch), next.map(Offset::new))),
+        owned.epoch,
+        next_offset,
+    ))
 }
 
 fn settled(row: Option<(Epoch, Option<Offset>)>, mine: Epoch, next_offset: Offset) -> Settled {

@@ -2,16 +2,11 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-
-use rdkafka::Message as _;
-use rdkafka::message::{BorrowedMessage, Headers as _};
 
 use crate::error::{Error, Kind};
 use crate::message_id::MessageId;
-use crate::position::{Offset, Position};
+use crate::position::Position;
 
 /// A record copied out of the client's memory, not yet looked at.
 #[derive(Debug)]
@@ -24,23 +19,15 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    /// Copies a record; `topic` is the shared name of the record's topic.
-    pub(crate) fn copy(message: &BorrowedMessage<'_>, topic: Arc<str>) -> Result<Self, Error> {
-        let position = Position {
-            topic,
-            partition: message.partition(),
-            offset: Offset::new(message.offset()),
-        };
-        // The client library panics at a header name that is not UTF-8, which any foreign producer may send.
-        let headers = catch_unwind(AssertUnwindSafe(|| Headers::copy(message)))
-            .map_err(|_| Error::new(Kind::Record, "a header's name is not UTF-8").at(&position))?;
-        Ok(Self {
-            timestamp: message.timestamp().to_millis().and_then(system_time),
-            key: message.key().map(<[u8]>::to_vec),
-            payload: message.payload().map(<[u8]>::to_vec),
-            headers,
-            position,
-        })
+    /// `milliseconds` are the record's timestamp as Kafka has it: negative where there is none.
+    pub(crate) fn new(
+        position: Position,
+        milliseconds: i64,
+        key: Option<Vec<u8>>,
+        headers: Headers,
+        payload: Option<Vec<u8>>,
+    ) -> Self {
+        Self { position, timestamp: system_time(milliseconds), key, headers, payload }
     }
 
     /// How much memory the record holds, near enough to bound a queue.
@@ -64,14 +51,6 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
-    fn copy(message: &BorrowedMessage<'_>) -> Self {
-        let mut headers = Self::default();
-        for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
-            headers.push(header.key, header.value);
-        }
-        headers
-    }
-
     pub(crate) fn push(&mut self, name: &str, value: Option<&[u8]>) {
         let name = self.append(name.as_bytes());
         let value = value.map(|value| self.append(value));

@@ -1,65 +1,236 @@
-//! A lane as the intake sees it: a queue to fill, records that found no place, and how the lane ends.
+//! A partition as the intake sees it: where its records come from, its lanes, and how far they are.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::thread::Thread;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::flow::{Flow, QUEUE_BYTES_MAX};
-use crate::lane::{Gauge, LaneEnd};
+use crate::flow::{self, Flow};
+use crate::lane::LaneEnd;
+use crate::lanes::{AppliedBefore, Lanes};
+use crate::native::{Complaint, PartitionQueue};
 use crate::position::Offset;
-use crate::progress;
+use crate::progress::Epoch;
 use crate::record::Delivery;
 
+/// Records on their way to a lane, in the order of their offsets.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    pub(crate) deliveries: Vec<Delivery>,
+    bytes: usize,
+    /// All records of the lane below this offset stand here or before.
+    pub(crate) passed: Option<Offset>,
+}
+
+/// What intake and lane know of each other while the lane runs.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    queued: AtomicUsize,
+    queued_bytes: AtomicUsize,
+    /// Set while the intake waits for the lane to have room.
+    full: AtomicBool,
+    intake: Thread,
+    /// The lane's progress as committed in Postgres; negative before the first commit.
+    pub(crate) committed: AtomicI64,
+}
+
+impl Gauge {
+    /// The gauge of a lane whose intake works on this thread.
+    pub(crate) fn new(intake: Thread) -> Self {
+        Self {
+            queued: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
+            intake,
+            committed: AtomicI64::new(-1),
+        }
+    }
+
+    /// The lane has taken a chunk over.
+    pub(crate) fn taken(&self, chunk: &Chunk) {
+        let records = self.queued.fetch_sub(chunk.deliveries.len(), Ordering::SeqCst);
+        let bytes = self.queued_bytes.fetch_sub(chunk.bytes, Ordering::SeqCst);
+        let (records, bytes) = (records - chunk.deliveries.len(), bytes - chunk.bytes);
+        if self.full.load(Ordering::SeqCst) && flow::has_drained(records, bytes) {
+            self.intake.unpark();
+        }
+    }
+}
+
 /// A running lane, seen from the intake.
-pub(crate) struct Running {
-    pub(crate) epoch: progress::Epoch,
+pub(crate) struct RunningLane {
     pub(crate) began_at: Option<Offset>,
-    pub(crate) queue: mpsc::Sender<Delivery>,
-    pub(crate) held: VecDeque<Delivery>,
-    pub(crate) flow: Flow,
-    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) queue: mpsc::Sender<Chunk>,
     pub(crate) gauge: Arc<Gauge>,
-    pub(crate) hinted: i64,
     pub(crate) task: JoinHandle<LaneEnd>,
+    next: Chunk,
+    flow: Flow,
+    /// Up to here the lane knows what is its own.
+    told: Option<Offset>,
+}
+
+impl RunningLane {
+    pub(crate) fn new(
+        began_at: Option<Offset>,
+        queue: mpsc::Sender<Chunk>,
+        gauge: Arc<Gauge>,
+        task: JoinHandle<LaneEnd>,
+    ) -> Self {
+        let next = Chunk::default();
+        Self { began_at, queue, gauge, task, next, flow: Flow::Open, told: began_at }
+    }
+
+    fn push(&mut self, delivery: Delivery) {
+        let bytes = delivery.bytes();
+        self.next.bytes += bytes;
+        self.gauge.queued.fetch_add(1, Ordering::SeqCst);
+        self.gauge.queued_bytes.fetch_add(bytes, Ordering::SeqCst);
+        self.told = Some(delivery.position.offset.next());
+        self.next.deliveries.push(delivery);
+    }
+
+    /// Hands over what was gathered. What finds no place waits for the next time.
+    fn hand_over(&mut self) {
+        if self.next.deliveries.is_empty() && self.next.passed.is_none() {
+            return;
+        }
+        match self.queue.try_send(std::mem::take(&mut self.next)) {
+            // A lane that has ended is found out about when it is looked after.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(chunk)) => self.next = chunk,
+        }
+    }
+
+    fn pass(&mut self, seen: Offset) {
+        if self.told < Some(seen) {
+            self.told = Some(seen);
+            self.next.passed = Some(seen);
+        }
+        self.hand_over();
+    }
+
+    fn has_room(&mut self) -> bool {
+        let room = |lane: &Self| {
+            let queued = lane.gauge.queued.load(Ordering::SeqCst);
+            lane.flow.after(queued, lane.gauge.queued_bytes.load(Ordering::SeqCst))
+        };
+        let before = self.flow;
+        self.flow = room(self);
+        if self.flow != before {
+            self.gauge.full.store(self.flow == Flow::Full, Ordering::SeqCst);
+            // The lane may have drained before it could know that somebody waits.
+            self.flow = room(self);
+        }
+        self.flow == Flow::Open
+    }
+
+    fn reached(&self) -> Option<Offset> {
+        let committed = self.gauge.committed.load(Ordering::Acquire);
+        self.began_at.max((committed >= 0).then(|| Offset::new(committed)))
+    }
+}
+
+/// A partition whose lanes run.
+pub(crate) struct Running {
+    pub(crate) epoch: Epoch,
+    pub(crate) lanes: Vec<RunningLane>,
+    pub(crate) stop: watch::Sender<bool>,
+    /// What Kafka was told last.
+    pub(crate) hinted: Option<Offset>,
+    fetched: PartitionQueue,
+    count: Lanes,
+    applied_before: AppliedBefore,
+    /// The offset after the last record that arrived.
+    seen: Option<Offset>,
+}
+
+/// What one visit to a partition's queue brought.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) delivered: u64,
+    /// Applied while there was another number of lanes.
+    pub(crate) applied_before: u64,
+    pub(crate) complaint: Option<Complaint>,
 }
 
 impl Running {
-    /// Gives a record to the lane, or holds it behind those that are held already.
-    pub(crate) fn offer(&mut self, delivery: Delivery) {
-        self.held.push_back(delivery);
-        self.offer_held();
+    pub(crate) fn new(
+        epoch: Epoch,
+        lanes: Vec<RunningLane>,
+        stop: watch::Sender<bool>,
+        fetched: PartitionQueue,
+        count: Lanes,
+        applied_before: AppliedBefore,
+    ) -> Self {
+        Self { epoch, lanes, stop, hinted: None, fetched, count, applied_before, seen: None }
     }
 
-    pub(crate) fn offer_held(&mut self) {
-        while let Some(delivery) = self.held.pop_front() {
-            let bytes = delivery.bytes();
-            if self.queued_bytes() >= QUEUE_BYTES_MAX {
-                self.held.push_front(delivery);
-                return;
-            }
-            self.gauge.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-            match self.queue.try_send(delivery) {
-                Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(delivery)) => {
-                    self.gauge.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                    self.held.push_front(delivery);
+    /// Hands records over to the lanes, if all have room: behind a lane that is full others wait as well, since
+    /// records of all of them lie in one queue.
+    pub(crate) fn take(&mut self) -> Taken {
+        let mut taken = Taken::default();
+        let mut room = true;
+        for lane in &mut self.lanes {
+            room &= lane.has_room();
+        }
+        if !room {
+            return taken;
+        }
+        let Self { fetched, lanes, count, applied_before, seen, .. } = self;
+        fetched.take(|fetched| {
+            let delivery = match fetched {
+                Ok(delivery) => delivery,
+                Err(complaint) => {
+                    taken.complaint.get_or_insert(complaint);
                     return;
                 }
-                // The lane has ended; the intake finds out why when it looks after it.
-                Err(mpsc::error::TrySendError::Closed(_)) => self.held.clear(),
+            };
+            // What follows a record that cannot be taken over must not be applied before it.
+            if taken.complaint.as_ref().is_some_and(Complaint::is_about_a_record) {
+                return;
+            }
+            taken.delivered += 1;
+            let offset = delivery.position.offset;
+            *seen = Some(offset.next());
+            if applied_before.holds(delivery.key.as_deref(), offset) {
+                taken.applied_before += 1;
+            } else if let Some(lane) = lanes.get_mut(count.of(delivery.key.as_deref(), offset)) {
+                lane.push(delivery);
+            }
+        });
+        for lane in lanes {
+            lane.hand_over();
+        }
+        taken
+    }
+
+    /// Tells lanes that have had no record for a while that what came since was not theirs. Else their progress, and
+    /// with it that of the partition, would stand still, and a restart would read everything since again.
+    pub(crate) fn pass(&mut self) {
+        if let Some(seen) = self.seen {
+            for lane in &mut self.lanes {
+                lane.pass(seen);
             }
         }
     }
 
-    pub(crate) fn flow_now(&self) -> Flow {
-        let queued = self.queue.max_capacity() - self.queue.capacity();
-        self.flow.after(self.held.len(), queued, self.queued_bytes())
+    /// Everything below is applied.
+    pub(crate) fn reached(&self) -> Option<Offset> {
+        self.lanes.iter().map(RunningLane::reached).min().flatten()
     }
 
-    fn queued_bytes(&self) -> usize {
-        self.gauge.queued_bytes.load(Ordering::Relaxed)
+    pub(crate) fn began_at(&self) -> Option<Offset> {
+        self.lanes.iter().map(|lane| lane.began_at).min().flatten()
+    }
+
+    pub(crate) fn has_committed(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.gauge.committed.load(Ordering::Acquire) >= 0)
+    }
+
+    /// Whether a lane has come to its end.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.task.is_finished())
     }
 }

@@ -105,6 +105,43 @@ async fn a_record_that_the_brokers_refuse_is_found_and_becomes_a_dead_letter() {
     assert_eq!(bytes, ["40000", "40000"]);
 }
 
+#[tokio::test]
+async fn a_message_too_large_to_be_received_becomes_a_dead_letter_and_is_not_kept_in_memory() {
+    const BYTES: usize = 150 * 1024 * 1024;
+    let mut site = site("unread").await;
+    let mut dice = Dice::new("unread");
+    let mut relay = site.cdc_relay(&site.run_arguments());
+    relay.says("leading", LEAD_MAX).await;
+    let mut written = site.write(8, 2, &mut dice).await;
+    let topic = site.topics.first().expect("a site has topics");
+    let empty = Message::builder(topic, "t.v1").source("/sql").key("order-7").payload("");
+    let mut frame = frame::encode(&empty.build().expect("it keeps every rule"));
+    let length = u32::try_from(BYTES).expect("a frame may be so long").to_be_bytes();
+    frame.splice(frame.len() - length.len().., length);
+
+    for prefix in ["tailrace", "of somebody else"] {
+        let written =
+            "select pg_logical_emit_message(true, $1, $2 || convert_to(repeat('x', $3), 'UTF8'))";
+        let written = sqlx::query(written).bind(prefix).bind(&frame);
+        let count = i32::try_from(BYTES).expect("it fits");
+        written.bind(count).execute(&site.pool).await.expect("postgres takes it");
+    }
+    written.add(site.write(8, 2, &mut dice).await);
+    published(&site).await;
+    let resident = relay.resident_bytes_max().expect("a running process has a size");
+    stop(&mut relay).await;
+
+    all_is_well(&site, &written).await;
+    assert!(resident < BYTES as u64, "{resident} bytes");
+    site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
+    let letters = site.read_to_end().await;
+    let [letter] = &*letters else { panic!("{letters:?}") };
+    assert!(letter.header("dead_letter_reason").contains("longer than 32 MiB"), "{letter:?}");
+    assert_eq!(letter.header("dead_letter_bytes"), BYTES.to_string());
+    assert_eq!(letter.header("ce_type"), "t.v1");
+    assert_eq!(letter.key.as_deref(), Some(&b"order-7"[..]));
+}
+
 /// Each with what the error must name. The last two only their topic does not take.
 fn bad_frames(site: &Site) -> [(Vec<u8>, [&'static str; 2]); 5] {
     let encoded = |builder: tailrace_outbox::Builder| {

@@ -117,6 +117,32 @@ async fn tables_that_change_inside_a_streamed_transaction_are_read_as_they_were(
     assert!(!relay.log().contains("dead letter"), "{}", relay.log());
 }
 
+#[tokio::test]
+async fn a_row_too_large_to_be_received_becomes_a_dead_letter_streamed_or_not() {
+    const ROW: &str = "INSERT INTO event (topic, key, kind, body)
+                       VALUES ('t', 'large', 'K', repeat('x', 40 * 1024 * 1024))";
+    for (name, off) in [("unread_streamed", false), ("unread_unstreamed", true)] {
+        let (mut site, mut one) = site_of_events(name).await;
+        let mut relay = leads(&site, Streaming { off, ..STREAMING }).await;
+
+        let mut a = one.begin().await.expect("a transaction");
+        insert(&site, &mut a, "a", 0..1_000).await;
+        run(&mut a, ROW).await;
+        insert(&site, &mut a, "a", 1_000..2_000).await;
+        run(&mut a, "SAVEPOINT s").await;
+        run(&mut a, ROW).await;
+        run(&mut a, "ROLLBACK TO s").await;
+        a.commit().await.expect("it commits");
+        let found = published(&site, &mut relay, 2_000).await;
+
+        assert_eq!(found, expect(&[("a", 0..2_000)]));
+        site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
+        let letters = site.read_to_end().await;
+        let [letter] = &*letters else { panic!("{letters:?}") };
+        assert!(letter.header("dead_letter_reason").contains("longer than 32 MiB"), "{letter:?}");
+    }
+}
+
 /// Killed in the middle of a transaction that is split, and gone on with in the other way each
 /// time: an ordinal means the same in both.
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! From the bytes of one message to a change.
 
-use super::{Change, OldRow, Relation, RelationId, Segment, Timestamp, Tuple, Xid};
+use super::{Change, Head, OldRow, Relation, RelationId, Segment, Timestamp, Tuple, Xid};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::replication::reader::{Fault, Reader};
@@ -31,6 +31,31 @@ pub(crate) fn decode_streamed(body: &[u8], lsn: Lsn) -> Result<(Xid, Change<'_>)
     read_streamed(&mut reader)
         .and_then(|change| reader.end().map(|()| change))
         .map_err(|fault| fault.error(format_args!("streamed pgoutput message at {lsn}")))
+}
+
+/// Reads the beginning of a change that is too large to be received; `streamed` says whether the number
+/// of its transaction stands in front, as in a segment.
+pub(crate) fn decode_head(head: &[u8], streamed: bool, lsn: Lsn) -> Result<Head<'_>, Error> {
+    let mut reader = Reader::new(head);
+    read_head(&mut reader, streamed)
+        .map_err(|fault| fault.error(format_args!("the beginning of a pgoutput message at {lsn}")))
+}
+
+fn read_head<'a>(reader: &mut Reader<'a>, streamed: bool) -> Result<Head<'a>, Fault> {
+    let strange = reader.fault("a kind of message that is never so long");
+    let kind = reader.u8()?;
+    if streamed {
+        reader.u32()?;
+    }
+    Ok(match kind {
+        b'M' => {
+            let (transactional, _, prefix) = message_head(reader)?;
+            reader.u32()?;
+            Head::Message { transactional, prefix, content: reader.rest() }
+        }
+        b'I' | b'U' | b'D' => Head::Row { relation: RelationId(reader.u32()?), new: kind == b'I' },
+        _ => return Err(strange),
+    })
 }
 
 fn read_segment(reader: &mut Reader<'_>) -> Result<Segment, Fault> {
@@ -134,18 +159,18 @@ fn read_change<'a>(reader: &mut Reader<'a>, kind: u8, unknown: Fault) -> Result<
 }
 
 fn message<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {
+    let (transactional, lsn, prefix) = message_head(reader)?;
+    Ok(Change::Message { transactional, lsn, prefix, content: reader.sized()? })
+}
+
+fn message_head<'a>(reader: &mut Reader<'a>) -> Result<(bool, Lsn, &'a str), Fault> {
     let fault = reader.fault("unknown message flags");
     let transactional = match reader.u8()? {
         0 => false,
         1 => true,
         _ => return Err(fault),
     };
-    Ok(Change::Message {
-        transactional,
-        lsn: reader.lsn()?,
-        prefix: reader.text()?,
-        content: reader.sized()?,
-    })
+    Ok((transactional, reader.lsn()?, reader.text()?))
 }
 
 fn update<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {

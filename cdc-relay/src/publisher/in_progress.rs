@@ -5,9 +5,9 @@ use std::time::Instant;
 use super::Publisher;
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
-use crate::pgoutput::{Change, Timestamp, Xid, decode_streamed};
+use crate::pgoutput::{Change, Timestamp, Xid, decode_head, decode_streamed};
 use crate::sink::Sink;
-use crate::streamed::{Kept, ReadBack};
+use crate::streamed::{Kept, ReadBack, kept_head};
 
 /// A streamed transaction that has committed. It takes the way of every other, from the place of
 /// its commit on; nothing else is received before it is through.
@@ -42,6 +42,19 @@ impl<S: Sink> Publisher<'_, S> {
             return Ok(());
         };
         streamed.take(message, lsn, || tables.arrives()).await?;
+        self.tell_streamed();
+        Ok(())
+    }
+
+    /// Keeps the beginning of a change of a segment that is too large to be received.
+    pub(super) async fn keep_head(
+        &mut self,
+        head: &[u8],
+        unread: usize,
+        lsn: Lsn,
+    ) -> Result<(), Error> {
+        let Some(streamed) = &mut self.streamed else { return Ok(()) };
+        streamed.take_head(head, unread, lsn).await?;
         self.tell_streamed();
         Ok(())
     }
@@ -109,6 +122,10 @@ impl<S: Sink> Publisher<'_, S> {
         message: &[u8],
         now: Instant,
     ) -> Result<(), Error> {
+        if let Some((unread, head)) = kept_head(message) {
+            let head = decode_head(head, true, Lsn(place))?;
+            return self.unread(head, unread, Lsn(place), now).await;
+        }
         match decode_streamed(message, Lsn(place))? {
             (_, Change::Relation(relation)) => {
                 self.tables.relation(&relation, place);

@@ -22,6 +22,16 @@ const KEEP_BYTES: usize = 4 * 1024 * 1024;
 /// `MaxAllocSize` (src/include/utils/memutils.h), 1 GB less one byte; the length counts itself.
 const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 4;
 
+/// A longer message of the stream is not kept whole. Nothing that long can be published: it is twice
+/// what a producer of the relay hands over, and bytes as text take two characters each.
+const WHOLE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// What is kept of a longer one: whose it is stands at its beginning.
+const HEAD_BYTES: usize = 64 * 1024;
+
+/// What the stream consists of.
+const COPY_DATA: u8 = b'd';
+
 /// Kind and length of a message.
 const HEADER_BYTES: usize = 5;
 
@@ -30,25 +40,32 @@ pub(super) struct Buffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes still to come of a message whose head was handed out.
+    unread: usize,
     /// All that was ever received, for whoever watches the line.
     arrived: Arc<AtomicU64>,
 }
 
-/// A whole message: its kind, and where its body lies in the buffer.
+/// A message: its kind, and where its body lies in the buffer.
 pub(super) struct Frame {
     pub(super) tag: u8,
     pub(super) body: Range<usize>,
+    /// How many bytes of the body are left out: too many to be kept, they are dropped as they come.
+    pub(super) unread: usize,
 }
 
 impl Buffer {
     pub(super) fn new() -> Self {
-        Buffer { bytes: vec![0; REST_BYTES], start: 0, end: 0, arrived: Arc::default() }
+        Buffer { bytes: vec![0; REST_BYTES], start: 0, end: 0, unread: 0, arrived: Arc::default() }
     }
 
-    /// Takes the next message off, if the whole of it is here.
+    /// Takes the next message off, if the whole of it is here; of one that is too long, its head.
     ///
     /// Its body can be read with [`Buffer::body`] until [`Buffer::spare`] is called.
     pub(super) fn frame(&mut self) -> Result<Option<Frame>, Error> {
+        let dropped = self.unread.min(self.end - self.start);
+        self.start += dropped;
+        self.unread -= dropped;
         let mut header = Reader::new(self.waiting());
         let (Ok(tag), Ok(length)) = (header.u8(), header.u32()) else {
             return Ok(None);
@@ -61,14 +78,19 @@ impl Buffer {
             )
             .hint("make sure that the address is that of a Postgres server"));
         }
+        let unread = match tag {
+            COPY_DATA if length > WHOLE_BYTES_MAX => length - HEAD_BYTES,
+            _ => 0,
+        };
         // The length counts itself, but not the kind before it.
-        let end = self.start + length + 1;
+        let end = self.start + length + 1 - unread;
         if end > self.end {
             return Ok(None);
         }
         let body = self.start + HEADER_BYTES..end;
         self.start = end;
-        Ok(Some(Frame { tag, body }))
+        self.unread = unread;
+        Ok(Some(Frame { tag, body, unread }))
     }
 
     /// The bytes of a frame, or of a part of it.
@@ -118,7 +140,9 @@ impl Buffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{Buffer, KEEP_BYTES, MESSAGE_BYTES_MAX, READ_BYTES, REST_BYTES};
+    use super::{
+        Buffer, HEAD_BYTES, KEEP_BYTES, MESSAGE_BYTES_MAX, READ_BYTES, REST_BYTES, WHOLE_BYTES_MAX,
+    };
     use crate::error::Kind;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -169,6 +193,26 @@ mod tests {
         assert!(buffer.bytes.len() <= 8 * KEEP_BYTES);
         buffer.spare();
         assert_eq!(buffer.bytes.len(), REST_BYTES);
+    }
+
+    #[test]
+    fn of_a_message_that_is_too_long_only_the_head_is_kept() {
+        let body: Vec<u8> = (0..=255).cycle().take(WHOLE_BYTES_MAX + 12_345).collect();
+        let mut buffer = Buffer::new();
+        let mut found = Vec::new();
+
+        for piece in [message(b'd', &body), message(b'd', b"next")].concat().chunks(9_999) {
+            fill(&mut buffer, piece, piece.len());
+            while let Some(frame) = buffer.frame().unwrap() {
+                found.push((buffer.body(frame.body).to_vec(), frame.unread));
+            }
+            assert!(buffer.bytes.len() <= 2 * REST_BYTES);
+        }
+
+        let [(head, unread), (next, 0)] = &*found else { panic!("{} found", found.len()) };
+        assert!(body.starts_with(head) && head.len() + 4 == HEAD_BYTES);
+        assert_eq!(head.len() + unread, body.len());
+        assert_eq!(next, b"next");
     }
 
     #[test]

@@ -72,7 +72,9 @@ pub fn server(bytes: &[u8]) {
         let mut stream = Stream::new(connection, "slot");
         loop {
             match stream.next().await {
-                Ok(Event::Data { body, .. }) => assert!(body.len() <= bytes.len()),
+                Ok(Event::Data { body, .. } | Event::Unread { head: body, .. }) => {
+                    assert!(body.len() <= bytes.len())
+                }
                 Ok(Event::Keepalive { .. }) => {}
                 Err(error) => return known(&error),
             }

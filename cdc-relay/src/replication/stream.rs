@@ -53,6 +53,15 @@ pub(crate) enum Event<'a> {
         /// The message, for [`crate::pgoutput::decode`].
         body: &'a [u8],
     },
+    /// A change too large to be kept, and to be published.
+    Unread {
+        /// The change's place.
+        wal_start: Lsn,
+        /// The beginning of the message, for [`crate::pgoutput::decode_head`].
+        head: &'a [u8],
+        /// How many bytes are left out.
+        unread: usize,
+    },
     /// The server is alive.
     Keepalive {
         /// How far the server has read: whatever was committed before has been sent.
@@ -65,6 +74,7 @@ pub(crate) enum Event<'a> {
 /// An event whose body is still a place in the buffer, so that the search for it may go on.
 enum Found {
     Data { wal_start: Lsn, wal_end: Lsn, sent_at: Timestamp, body: Range<usize> },
+    Unread { wal_start: Lsn, head: Range<usize>, unread: usize },
     Keepalive { wal_end: Lsn, reply_requested: bool },
 }
 
@@ -123,7 +133,7 @@ impl Stream {
             None => return Err(self.over()),
         };
         loop {
-            while let Some(Frame { tag, body }) = self.buffer.frame()? {
+            while let Some(Frame { tag, body, .. }) = self.buffer.frame()? {
                 match tag {
                     b'Z' => {
                         let mut farewell = BytesMut::new();
@@ -143,9 +153,9 @@ impl Stream {
 
     /// Looks for an event in what has been received.
     fn find(&mut self) -> Result<Option<Found>, Error> {
-        while let Some(Frame { tag, body }) = self.buffer.frame()? {
+        while let Some(Frame { tag, body, unread }) = self.buffer.frame()? {
             match tag {
-                b'd' => return self.copy_data(body).map(Some),
+                b'd' => return self.copy_data(body, unread).map(Some),
                 b'E' => return Err(self.refusal(body)),
                 // The end of the copy, or, when the server shuts down, of the command.
                 b'c' | b'C' => {
@@ -161,16 +171,25 @@ impl Stream {
         Ok(None)
     }
 
-    fn copy_data(&self, range: Range<usize>) -> Result<Found, Error> {
+    fn copy_data(&self, range: Range<usize>, unread: usize) -> Result<Found, Error> {
         let end = range.end;
         let mut reader = Reader::new(self.buffer.body(range));
-        Found::read(&mut reader, end).map_err(|fault| fault.error("the replication stream"))
+        let found = Found::read(&mut reader, end);
+        Ok(match found.map_err(|fault| fault.error("the replication stream"))? {
+            Found::Data { wal_start, body: head, .. } if unread > 0 => {
+                Found::Unread { wal_start, head, unread }
+            }
+            found => found,
+        })
     }
 
     fn event(&self, found: Found) -> Event<'_> {
         match found {
             Found::Data { wal_start, wal_end, sent_at, body } => {
                 Event::Data { wal_start, wal_end, sent_at, body: self.buffer.body(body) }
+            }
+            Found::Unread { wal_start, head, unread } => {
+                Event::Unread { wal_start, head: self.buffer.body(head), unread }
             }
             Found::Keepalive { wal_end, reply_requested } => {
                 Event::Keepalive { wal_end, reply_requested }

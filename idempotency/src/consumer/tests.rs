@@ -2,6 +2,7 @@
 
 mod batches;
 mod faults;
+mod lanes;
 mod ownership;
 
 use std::sync::Arc;

@@ -83,18 +83,14 @@ pub async fn seek(
         Ok(sought) => sought,
         Err(error) => return rolled_back(tx, error).await,
     };
-    sqlx::query(
-        "UPDATE tailrace.consumer_progress SET epoch = $4, next_offset = $5, updated_at = now()
-         WHERE consumer = $1 AND topic = $2 AND partition = $3",
-    )
-    .bind(consumer)
-    .bind(topic)
-    .bind(partition)
-    .bind(sought.epoch + 1)
-    .bind(offset)
-    .execute(&mut *tx)
-    .await
-    .map_err(unchanged)?;
+    let epoch: i64 = sqlx::query_scalar("SELECT tailrace.seek_consumer($1, $2, $3, $4)")
+        .bind(consumer)
+        .bind(topic)
+        .bind(partition)
+        .bind(offset)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unchanged)?;
     let from: Vec<String> = sought.from.iter().map(|offset| json(*offset)).collect();
     let audit = Audit {
         action: "seek",
@@ -107,11 +103,7 @@ pub async fn seek(
             from.join(", "),
             sought.epoch
         )),
-        after: Some(format!(
-            "{{\"next_offset\": {}, \"epoch\": {}}}",
-            json(offset),
-            sought.epoch + 1
-        )),
+        after: Some(format!("{{\"next_offset\": {}, \"epoch\": {}}}", json(offset), epoch)),
     };
     audit.write(&mut tx, by).await?;
     tx.commit().await.map_err(unchanged)?;

@@ -293,27 +293,28 @@ async fn what_is_stored_of_a_key_is_erased_also_from_the_audit() {
 #[tokio::test]
 async fn a_stopped_consumer_is_set_elsewhere_and_an_owner_that_was_overlooked_commits_nothing() {
     use crate::position::Offset;
-    use crate::progress::{self, Partition, Settled};
+    use crate::progress::{self, Epoch, Owned, Partition};
 
     let bed = installed("inbox_seek").await;
     let mut conn = bed.pool.acquire().await.unwrap();
-    let partition = [Partition { topic: "orders".into(), number: 0 }];
-    let owned = progress::take(&mut conn, "billing", &partition, &[Some(Offset::new(90))]).await;
-    let owned = owned.unwrap().remove(0);
+    bed.execute(
+        "INSERT INTO tailrace.consumer_progress (consumer, topic, partition, lane, epoch, next_offset)
+         VALUES ('billing', 'orders', 0, 0, 3, 90), ('billing', 'orders', 0, 1, 3, 95)",
+    )
+    .await;
+    let partition = Partition { topic: "orders".into(), number: 0 };
+    let (epoch, next) = (Epoch(3), Offset::new(91));
+    let owned = Owned { partition, lane: 0, epoch, next_offset: Some(Offset::new(90)) };
     let by = By::new("anna");
     let seek_to =
         async |conn: &mut PgConnection, to| seek(conn, "billing", "orders", 0, to, &by).await;
+    let stopped = "UPDATE tailrace.consumer_progress SET updated_at = now() - interval '5 minutes'";
 
     let missing = seek(&mut conn, "billing", "nope", 0, To::Start, &by).await.unwrap_err();
     let lively = seek_to(&mut conn, To::Offset(7)).await.unwrap_err();
-    bed.execute("UPDATE tailrace.consumer_progress SET updated_at = now() - interval '5 minutes'")
-        .await;
+    bed.execute(stopped).await;
     let mut batch = bed.begin().await;
-    let next = Offset::new(91);
-    progress::advance(&mut batch, "billing", &partition[0], owned.epoch, next)
-        .await
-        .unwrap()
-        .unwrap();
+    progress::advance(&mut batch, "billing", &owned, next).await.unwrap().unwrap();
     let busy = seek_to(&mut conn, To::Offset(7)).await.unwrap_err();
     batch.rollback().await.unwrap();
     let negative = seek_to(&mut conn, To::Offset(-1)).await.unwrap_err();
@@ -325,22 +326,19 @@ async fn a_stopped_consumer_is_set_elsewhere_and_an_owner_that_was_overlooked_co
         assert!(error.hint().is_some());
     }
     assert_eq!(negative.kind(), Kind::Config);
-    assert_eq!((&planned, &sought.from), (&sought, &vec![Some(90)]));
-    let mut zombie = bed.begin().await;
-    let advanced =
-        progress::advance(&mut zombie, "billing", &partition[0], owned.epoch, next).await.unwrap();
+    assert_eq!((&planned, &sought.from), (&sought, &vec![Some(90), Some(95)]));
+    let advanced = progress::advance(&mut conn, "billing", &owned, next).await.unwrap();
     assert_eq!(advanced, None);
-    let settled =
-        progress::settle(&mut zombie, "billing", &partition[0], owned.epoch, next).await.unwrap();
-    assert_eq!(settled, Settled::NotOurs);
-    zombie.rollback().await.unwrap();
-    let again = progress::take(&mut conn, "billing", &partition, &[None]).await.unwrap().remove(0);
-    assert_eq!(again.next_offset, Some(Offset::new(7)));
-    bed.execute("UPDATE tailrace.consumer_progress SET updated_at = now() - interval '5 minutes'")
-        .await;
+    let lanes = async |condition: &str| {
+        let sql = format!("SELECT count(*) FROM tailrace.consumer_progress WHERE {condition}");
+        let lanes: i64 =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&bed.pool).await.unwrap();
+        lanes
+    };
+    assert_eq!(lanes("next_offset = 7 AND epoch > 3").await, 2);
+    bed.execute(stopped).await;
     seek_to(&mut conn, To::Start).await.unwrap();
-    let afresh = progress::take(&mut conn, "billing", &partition, &[Some(Offset::new(3))]).await;
-    assert_eq!(afresh.unwrap().remove(0).next_offset, Some(Offset::new(3)));
+    assert_eq!(lanes("next_offset IS NULL").await, 2);
     assert_eq!(
         bed.count("SELECT count(*) FROM tailrace.inbox_audit WHERE action = 'seek'").await,
         2

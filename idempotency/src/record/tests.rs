@@ -1,4 +1,5 @@
 use super::*;
+use crate::position::Offset;
 
 const ID: &str = "019a9c6e-0000-7000-8000-000000000001";
 

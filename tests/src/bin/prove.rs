@@ -11,6 +11,11 @@ use tests::process::Node;
 use tests::proof::Bench;
 use tests::{PROOFS, Proof, Scale};
 
+// As the sidecar has it: what is run here is its processes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Shows on real servers that what the product promises holds.
 #[derive(Parser)]
 struct Cli {

@@ -79,6 +79,7 @@ impl Kafka {
                     proxied: needs.proxied,
                     secure,
                     authorizer: needs.authorizer,
+                    measured: needs.measured,
                 };
                 let create = move || Cluster::create(&install, &settings, &shape);
                 let cluster = blocking(create).await?;

@@ -38,6 +38,8 @@ pub struct Needs {
     pub tls: bool,
     /// The Kafka asks whether a client may.
     pub authorizer: bool,
+    /// The broker is given the optimising compiler, which costs at the start and gains later.
+    pub measured: bool,
     /// The Postgres is of this major version, whatever the environment says: it is never taken
     /// from there.
     pub postgres_version: Option<u32>,
@@ -53,6 +55,7 @@ impl Needs {
         proxied: false,
         tls: false,
         authorizer: false,
+        measured: false,
         postgres_version: None,
     };
     /// A Postgres alone.
@@ -89,6 +92,12 @@ impl Needs {
     /// by the other ways may do everything.
     pub const fn authorizer(self) -> Needs {
         Needs { tls: true, authorizer: true, ..self }
+    }
+
+    /// The same for taking figures: a broker of our own runs as it would in production, at the
+    /// price of a slower start.
+    pub const fn measured(self) -> Needs {
+        Needs { measured: true, ..self }
     }
 
     /// The same with a Postgres of this major version, 15 to 18.

@@ -4,8 +4,9 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::*;
+use crate::lanes::Lanes;
 use crate::position::Offset;
-use crate::progress::{self, Partition};
+use crate::progress::{self, Epoch, Owned, Partition, Takeover, Wanted};
 
 fn outsider(bed: &Bed, group: &str) -> BaseConsumer {
     ClientConfig::new()
@@ -59,24 +60,31 @@ async fn a_rebalance_in_the_middle_doubles_loses_and_reorders_nothing() {
     assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
 }
 
+/// Makes the test the owner of a partition with one lane.
+async fn own(bed: &Bed, consumer: &str, partition: &Partition) -> Owned {
+    let wanted = [Wanted { partition: partition.clone(), start: None, topic_id: None }];
+    let takeover = Takeover { lanes: Lanes::new(1), deadline: DEADLINE };
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let (partition, plan) =
+        progress::take(&mut conn, consumer, &wanted, takeover).await.unwrap().remove(0);
+    Owned { partition, lane: 0, epoch: Epoch(plan.epoch), next_offset: plan.resumes_at() }
+}
+
 const OWNED_TWICE: &str = "SELECT count(*) FROM tailrace.consumer_progress WHERE epoch > 1";
 
 #[tokio::test]
 async fn the_fence_holds_back_a_former_owner() {
     let bed = bed("ownership_fence").await;
     let partition = Partition { topic: "orders".into(), number: 3 };
-    let partitions = std::slice::from_ref(&partition);
-    let mut conn = bed.pool.acquire().await.unwrap();
-    let former = progress::take(&mut conn, "billing", partitions, &[None]).await.unwrap().remove(0);
+    let former = own(&bed, "billing", &partition).await;
     let mut tx = bed.begin().await;
-    let advance = progress::advance(&mut tx, "billing", &partition, former.epoch, Offset::new(10));
+    let advance = progress::advance(&mut tx, "billing", &former, Offset::new(10));
     assert!(advance.await.unwrap().is_some());
     tx.commit().await.unwrap();
 
-    let owner = progress::take(&mut conn, "billing", partitions, &[None]).await.unwrap().remove(0);
+    let owner = own(&bed, "billing", &partition).await;
     let mut tx = bed.begin().await;
-    let late =
-        progress::advance(&mut tx, "billing", &partition, former.epoch, Offset::new(20)).await;
+    let late = progress::advance(&mut tx, "billing", &former, Offset::new(20)).await;
 
     assert_eq!(late.unwrap(), None);
     assert_eq!(owner.next_offset, Some(Offset::new(10)));
@@ -108,14 +116,15 @@ async fn an_owner_stopped_inside_its_transaction_holds_the_next_one_up_for_a_bou
     let topic = bed.topic("ownership_stopped", 1).await;
     produce(bed.brokers(), &topic, &records(10, 1));
     let partition = Partition { topic: topic.as_str().into(), number: 0 };
-    let mut conn = bed.pool.acquire().await.unwrap();
-    let partitions = std::slice::from_ref(&partition);
-    let zombie = progress::take(&mut conn, &topic, partitions, &[None]).await.unwrap().remove(0);
-    let mut tx = bed.pool.begin_with(progress::BEGIN).await.unwrap();
-    let advance = progress::advance(&mut tx, &topic, &partition, zombie.epoch, Offset::new(10));
+    let zombie = own(&bed, &topic, &partition).await;
+    // The server's own patience is out of the way: it is the new owner that ends the session.
+    let mut tx = progress::begin(&bed.pool, Duration::from_secs(3600)).await.unwrap();
+    let advance = progress::advance(&mut tx, &topic, &zombie, Offset::new(10));
     assert!(advance.await.unwrap().is_some());
 
-    let running = start(consumer(&bed, &topic, &topic));
+    let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+        .rebalance_deadline(Duration::from_secs(2));
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
     running.applied(10).await;
     running.stop().await.unwrap();
 

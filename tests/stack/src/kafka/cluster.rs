@@ -28,11 +28,12 @@ pub(super) struct Shape {
     pub(super) proxied: bool,
     pub(super) secure: Option<Secure>,
     pub(super) authorizer: bool,
+    pub(super) measured: bool,
 }
 
 impl Shape {
     pub(super) const SINGLE: Shape =
-        Shape { brokers: 1, proxied: false, secure: None, authorizer: false };
+        Shape { brokers: 1, proxied: false, secure: None, authorizer: false, measured: false };
 }
 
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Cluster {
     ) -> Result<Self, Error> {
         let id = cluster_id();
         let mut nodes = (1..=shape.brokers)
-            .map(|number| Node::create(install.clone(), settings, number))
+            .map(|number| Node::create(install.clone(), settings, number, shape.measured))
             .collect::<Result<Vec<Node>, Error>>()?;
         listen(&mut nodes, shape)?;
         each(&nodes, |node| node.format(&id, shape.secure.as_ref()))?;

@@ -57,6 +57,7 @@ pub(super) struct Listeners {
 pub(super) struct Node {
     install: Install,
     number: u32,
+    measured: bool,
     listeners: Option<Listeners>,
     process: Mutex<Option<Process>>,
     /// After the process: it removes the directory.
@@ -75,10 +76,11 @@ impl Node {
         install: Install,
         settings: &Settings,
         number: u32,
+        measured: bool,
     ) -> Result<Self, Error> {
         let home = Home::create(&settings.temporary, "tailrace_kafka", Farewell::Kill, None)?;
         fs::write(home.path().join("log4j2.xml"), LOG4J).map_err(unwritten)?;
-        Ok(Node { install, number, listeners: None, process: Mutex::new(None), home })
+        Ok(Node { install, number, measured, listeners: None, process: Mutex::new(None), home })
     }
 
     /// Takes these ports from the next start on; `voters` are the numbers and controller ports of
@@ -202,13 +204,11 @@ impl Node {
 
     fn java(&self, options: &[OsString], class: &str) -> Command {
         let mut command = self.home.command(self.install.java(), options);
+        if !self.measured {
+            command.arg(QUICK_COMPILER);
+        }
         command
-            .args([
-                QUICK_COMPILER,
-                "-XX:+UseSerialGC",
-                "-Dlog4j2.configurationFile=log4j2.xml",
-                "-cp",
-            ])
+            .args(["-XX:+UseSerialGC", "-Dlog4j2.configurationFile=log4j2.xml", "-cp"])
             .arg(self.install.class_path())
             .arg(class);
         command
