@@ -33,6 +33,10 @@ Exit codes: 0 done, 1 a check found a fault, 2 arguments, settings or tables tha
 6 Postgres is out of reach or busy, 8 nothing was changed for want of --yes";
 
 #[derive(Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one value, for as long as the program runs"
+)]
 enum Command {
     /// Functions and tables of the outbox, and the partitions of its journal
     #[command(subcommand, after_help = EXIT_CODES)]

@@ -259,9 +259,8 @@ pub async fn finish(
     if answer.body.len() > BODY_BYTES_MAX {
         return fault("the answer has over 1 MB", "answer with a reference to what is large");
     }
-    let status = match i16::try_from(answer.status) {
-        Ok(status @ 100..=599) => status,
-        _ => return fault("the answer's status is not one of HTTP", "give one from 100 to 599"),
+    let Ok(status @ 100..=599) = i16::try_from(answer.status) else {
+        return fault("the answer's status is not one of HTTP", "give one from 100 to 599");
     };
     let (names, values): (Vec<&str>, Vec<&[u8]>) =
         answer.headers.iter().map(|(name, value)| (&**name, &**value)).unzip();
