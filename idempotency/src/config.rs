@@ -22,6 +22,10 @@ const RESERVED: &[&str] = &[
     "partition.assignment.strategy",
 ];
 
+/// Properties that only the older group protocol has; with the newer one they are set at the brokers.
+const CLASSIC_PROPERTIES: &[&str] =
+    &["session.timeout.ms", "heartbeat.interval.ms", "group.protocol.type"];
+
 /// The most records that one transaction may hold.
 const BATCH_RECORDS_LIMIT: usize = 10_000;
 
@@ -38,9 +42,29 @@ pub enum Start {
     /// At the oldest record that the topic still holds.
     #[default]
     Earliest,
-    /// After the newest committed record. The place is stored at the first assignment, so a restart before
-    /// the first record skips nothing.
+    /// After the newest committed record. The place is stored for all partitions of the topic when the consumer meets
+    /// it first: a restart before the first record skips nothing, and a partition that the topic gets later is read
+    /// from its beginning.
     Latest,
+    /// Where the group of this name has committed in Kafka, for a service that takes over from another consumer; at
+    /// the oldest record in partitions without such an offset.
+    KafkaCommitted,
+}
+
+/// How the members of a consumer group share the partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GroupProtocol {
+    /// The newer protocol where the brokers serve it, else the older one; a consumer finds out when it joins. The older
+    /// one also where a property of it is set (see [`Config::kafka_property`]). Members of either can share a group
+    /// while a service is rolled out, unless the brokers forbid it (`group.consumer.migration.policy`).
+    #[default]
+    Auto,
+    /// The protocol of all brokers, cooperative: only partitions that move are interrupted.
+    Classic,
+    /// That of KIP-848 (Kafka 4.0): the brokers decide who reads what, and no member waits for the slowest. The
+    /// consumer halts where they do not serve it.
+    Consumer,
 }
 
 /// The configuration of a [`Consumer`](crate::Consumer).
@@ -67,6 +91,7 @@ pub(crate) struct Options {
     pub(crate) shutdown_deadline: Duration,
     pub(crate) rebalance_deadline: Duration,
     pub(crate) lanes: u16,
+    pub(crate) group_protocol: GroupProtocol,
     pub(crate) kafka_properties: Vec<(String, String)>,
 }
 
@@ -92,6 +117,7 @@ impl Config {
                 shutdown_deadline: Duration::from_secs(20),
                 rebalance_deadline: Duration::from_secs(20),
                 lanes: 1,
+                group_protocol: GroupProtocol::default(),
                 kafka_properties: Vec::new(),
             },
         }
@@ -100,6 +126,12 @@ impl Config {
     /// The state that handlers share. Default: `()`.
     pub fn state<S>(self, state: S) -> Config<S> {
         Config { state, options: self.options }
+    }
+}
+
+impl Options {
+    pub(crate) fn has_classic_properties(&self) -> bool {
+        self.kafka_properties.iter().any(|(name, _)| CLASSIC_PROPERTIES.contains(&name.trim()))
     }
 }
 
@@ -225,6 +257,13 @@ impl<S> Config<S> {
         self
     }
 
+    /// How the members of the group share the partitions. Default: [`GroupProtocol::Auto`].
+    #[must_use]
+    pub fn group_protocol(mut self, protocol: GroupProtocol) -> Self {
+        self.options.group_protocol = protocol;
+        self
+    }
+
     /// A property of librdkafka, for example for TLS or SASL. Those that the guarantees rest on are refused
     /// by [`validate`](Self::validate).
     #[must_use]
@@ -287,6 +326,14 @@ impl<S> Config<S> {
             (1..=LANES_LIMIT).contains(&self.options.lanes),
             format!("lanes must be 1 to {LANES_LIMIT}"),
         );
+        check(
+            self.options.group_protocol != GroupProtocol::Consumer
+                || !self.options.has_classic_properties(),
+            format!(
+                "group_protocol is Consumer, in which the brokers set {}",
+                CLASSIC_PROPERTIES.join(", ")
+            ),
+        );
         for (name, _) in &self.options.kafka_properties {
             check(
                 !RESERVED.contains(&name.trim()),
@@ -318,6 +365,7 @@ impl<S> fmt::Debug for Config<S> {
             .field("shutdown_deadline", &self.options.shutdown_deadline)
             .field("rebalance_deadline", &self.options.rebalance_deadline)
             .field("lanes", &self.options.lanes)
+            .field("group_protocol", &self.options.group_protocol)
             .field("kafka_properties", &properties)
             .finish_non_exhaustive()
     }

@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use tokio::sync::oneshot;
 
 use crate::codec::{Codec, Json};
-use crate::config::{self, Config, Options};
+use crate::config::{self, Config, GroupProtocol, Options};
 use crate::error::{Error, Kind};
 use crate::handler::{BatchHandler, Handler};
 use crate::id_source::IdFrom;
@@ -290,6 +290,10 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
         let Config { state, options } = self.config;
         let client = client_config(&options);
+        let protocol = match options.group_protocol {
+            GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
+            protocol => protocol,
+        };
         let Options { consumer, brokers, pool, .. } = options;
         let shared = Arc::new(Shared {
             consumer,
@@ -307,6 +311,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         });
         let settings = Settings {
             client,
+            protocol,
             brokers,
             topics: self.topics,
             start: options.start,
@@ -411,8 +416,7 @@ fn client_config(options: &Options) -> ClientConfig {
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("isolation.level", "read_committed")
-        .set("auto.offset.reset", "error")
-        .set("partition.assignment.strategy", "cooperative-sticky");
+        .set("auto.offset.reset", "error");
     client
 }
 

@@ -283,9 +283,10 @@ const CLAIM: &str = "
         ON CONFLICT DO NOTHING
         RETURNING message_id
     )
-    SELECT message_id, NULL::int, NULL::int FROM claimed
-    UNION ALL
-    SELECT NULL, day, state FROM odd";
+    SELECT CASE WHEN (SELECT count(*) FROM claimed) < cardinality($2::uuid[])
+                THEN ARRAY(SELECT message_id FROM claimed) END,
+           ARRAY(SELECT day FROM odd ORDER BY day),
+           ARRAY(SELECT state FROM odd ORDER BY day)";
 
 async fn try_claim(
     conn: &mut PgConnection,
@@ -295,30 +296,24 @@ async fn try_claim(
     future_max: i32,
 ) -> Result<Found, Error> {
     let days: Vec<i32> = days.iter().map(|day| day.0).collect();
-    let mut found = Found { first: HashSet::with_capacity(ids.len()), ..Found::default() };
-    let rows: Vec<(Option<Uuid>, Option<i32>, Option<i32>)> = sqlx::query_as(CLAIM)
+    // Almost always all ids are new; then no list of them has to come back.
+    let (claimed, days, states): (Option<Vec<Uuid>>, Vec<i32>, Vec<i32>) = sqlx::query_as(CLAIM)
         .bind(consumer)
-        .bind(ids)
+        .bind(&ids)
         .bind(days)
         .bind(future_max)
         .bind(PAST_DAYS_MAX)
-        .fetch_all(conn)
+        .fetch_one(conn)
         .await
         .map_err(cannot_claim)?;
-    for row in rows {
-        match row {
-            (Some(id), _, _) => {
-                found.first.insert(id);
-            }
-            (None, Some(day), Some(1)) => {
-                found.outside.insert(Day(day), Claim::TooOld);
-            }
-            (None, Some(day), Some(2)) => {
-                found.outside.insert(Day(day), Claim::Future);
-            }
-            (None, Some(day), Some(3)) => found.missing.push(Day(day)),
-            (None, Some(day), _) => found.late.push(Day(day)),
-            (None, None, _) => {}
+    let first = claimed.unwrap_or(ids).into_iter().collect();
+    let mut found = Found { first, ..Found::default() };
+    for (day, state) in days.into_iter().map(Day).zip(states) {
+        match state {
+            1 => drop(found.outside.insert(day, Claim::TooOld)),
+            2 => drop(found.outside.insert(day, Claim::Future)),
+            3 => found.missing.push(day),
+            _ => found.late.push(day),
         }
     }
     Ok(found)

@@ -69,6 +69,8 @@ mod attempt;
 #[cfg(feature = "kafka")]
 mod batch;
 #[cfg(feature = "kafka")]
+mod beginning;
+#[cfg(feature = "kafka")]
 mod client;
 #[cfg(feature = "kafka")]
 mod codec;
@@ -132,7 +134,7 @@ pub use codec::Protobuf;
 #[cfg(feature = "kafka")]
 pub use codec::{Codec, Json};
 #[cfg(feature = "kafka")]
-pub use config::{Config, Start};
+pub use config::{Config, GroupProtocol, Start};
 #[cfg(feature = "kafka")]
 pub use consumer::{Consumer, Unhandled};
 pub use error::{BoxError, Error, Kind};

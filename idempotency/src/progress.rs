@@ -84,6 +84,52 @@ pub(crate) async fn unstored(
     Ok(rows.into_iter().map(|(topic, number)| Partition { topic: topic.into(), number }).collect())
 }
 
+/// The topics among these in which nothing is stored of any partition.
+pub(crate) async fn unmet(
+    conn: &mut PgConnection,
+    consumer: &str,
+    topics: &[&str],
+) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar(
+        "SELECT topic FROM unnest($2::text[]) AS asked (topic)
+         WHERE NOT EXISTS (
+             SELECT FROM tailrace.consumer_progress AS stored
+             WHERE stored.consumer = $1 AND stored.topic = asked.topic AND stored.next_offset IS NOT NULL)",
+    )
+    .bind(consumer)
+    .bind(topics)
+    .fetch_all(conn)
+    .await
+    .map_err(|error| Error::database("progress cannot be read", error))
+}
+
+/// Stores where partitions begin, in one statement: of several members that meet a topic at once, one decides.
+pub(crate) async fn begin_at(
+    conn: &mut PgConnection,
+    consumer: &str,
+    begins: &[(Partition, Offset)],
+) -> Result<(), Error> {
+    let (topics, numbers) = columns(begins.iter().map(|(partition, _)| partition));
+    let offsets: Vec<i64> = begins.iter().map(|(_, offset)| offset.get()).collect();
+    sqlx::query(
+        "INSERT INTO tailrace.consumer_progress AS stored
+             (consumer, topic, partition, lane, epoch, next_offset)
+         SELECT $1, topic, number, 0, 1, next_offset
+         FROM unnest($2::text[], $3::int[], $4::bigint[]) AS asked (topic, number, next_offset)
+         ORDER BY topic, number
+         ON CONFLICT (consumer, topic, partition, lane) DO UPDATE
+             SET next_offset = excluded.next_offset WHERE stored.next_offset IS NULL",
+    )
+    .bind(consumer)
+    .bind(topics)
+    .bind(numbers)
+    .bind(offsets)
+    .execute(conn)
+    .await
+    .map_err(|error| Error::database("where partitions begin cannot be stored", error))?;
+    Ok(())
+}
+
 /// Makes this process the owner: raises the epoch of all lanes of all wanted partitions in one statement, and
 /// inserts the rows that are missing.
 ///
@@ -186,16 +232,20 @@ fn same_topic(wanted: &Wanted, stored: &Stored, stored_id: Option<&str>) -> Resu
     let begun = stored.next_offsets.iter().any(Option::is_some);
     match (stored_id, &wanted.topic_id) {
         (Some(stored_id), Some(topic_id)) if begun && stored_id != topic_id => {
-            let Partition { topic, number } = &wanted.partition;
-            let text = format!(
-                "the topic {topic} was deleted and made anew, what is stored for partition {number} is about the former one"
-            );
-            Err(Error::new(Kind::TopicReplaced, text).mended_by(
-                "see whether records of the former topic are missing, then set where to go on with `tailrace inbox seek`",
-            ))
+            Err(replaced(&wanted.partition))
         }
         _ => Ok(()),
     }
+}
+
+/// The error about a topic that has the name of another one.
+pub(crate) fn replaced(Partition { topic, number }: &Partition) -> Error {
+    let text = format!(
+        "the topic {topic} was deleted and made anew, what is stored for its partition {number} is about the former one"
+    );
+    Error::new(Kind::TopicReplaced, text).mended_by(
+        "see whether records of the former topic are missing, then set where to go on with `tailrace inbox seek`",
+    )
 }
 
 async fn raise(

@@ -60,6 +60,11 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
+    /// Room for what most records have, so that it does not grow header by header.
+    pub(crate) fn with_usual_room() -> Self {
+        Self { text: Vec::with_capacity(256), spans: Vec::with_capacity(8) }
+    }
+
     pub(crate) fn push(&mut self, name: &str, value: Option<&[u8]>) {
         let name = self.append(name.as_bytes());
         let value = value.map(|value| self.append(value));
@@ -81,7 +86,10 @@ impl Headers {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(found, _)| *found == name).and_then(|(_, value)| value)
+        let name = Some(name.as_bytes());
+        let (_, value) =
+            self.spans.iter().find(|(found, _)| self.text.get(found.clone()) == name)?;
+        self.text.get(value.clone()?)
     }
 }
 

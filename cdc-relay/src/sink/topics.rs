@@ -1,7 +1,7 @@
 //! What a Kafka sink knows about topics: its checkpoint topic, and those that records go to.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
@@ -25,6 +25,10 @@ use crate::record::Record;
 const DEAD_LETTERS: [(&str, &str); 3] =
     [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "17000000")];
 
+/// How long a topic that takes no records is not asked for again: a flood of messages for it is not
+/// to hold up the others by a question each.
+const CLOSED: Duration = Duration::from_secs(1);
+
 /// The topics of a session.
 #[derive(Debug)]
 pub(super) struct Topics {
@@ -34,8 +38,8 @@ pub(super) struct Topics {
     partitions: Partitions,
     /// Of the topics that are known in this session.
     rules: HashMap<String, TopicRules>,
-    /// A topic that takes no records, and why: asked for anew with each record to it.
-    closed: Option<(String, String)>,
+    /// Topics that take no records: since when it is known, and why.
+    closed: HashMap<String, (Instant, String)>,
 }
 
 impl Topics {
@@ -52,7 +56,7 @@ impl Topics {
             new: new.clone(),
             partitions: Partitions::default(),
             rules: HashMap::new(),
-            closed: None,
+            closed: HashMap::new(),
         };
         if topics.partition_count(producer, &topics.checkpoint_topic).await?.is_none() {
             let replicas = new.replication_factor;
@@ -101,8 +105,8 @@ impl Topics {
             let fault = rules.fault(record, unix_ms_signed());
             return fault.map_or(Ok(()), |why| Err(Obstacle::Refused(why)));
         }
-        match self.closed.take() {
-            Some((closed, why)) if closed == topic => Err(Obstacle::Refused(why)),
+        match self.closed.get(topic) {
+            Some((since, why)) if since.elapsed() < CLOSED => Err(Obstacle::Refused(why.clone())),
             _ => Err(Obstacle::Unprepared),
         }
     }
@@ -117,17 +121,18 @@ impl Topics {
         let count = match self.found_or_made(producer, record).await {
             Ok(Some(count)) => count,
             Ok(None) => {
-                let why = format!("topic {topic:?} does not exist");
-                self.closed = Some((topic.to_owned(), why));
+                self.close(topic, format!("topic {topic:?} does not exist"));
                 return Ok(());
             }
-            // Others are not held up by a topic that is not for this principal.
-            Err(error) if error.kind() == Kind::Permission => {
-                self.closed = Some((topic.to_owned(), error.to_string()));
+            // Others are not held up by a topic that is not for this principal, or that the brokers
+            // will not have: its name may be anybody's choice.
+            Err(error) if matches!(error.kind(), Kind::Permission | Kind::Rejected) => {
+                self.close(topic, error.to_string());
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
+        self.closed.remove(topic);
         if self.rules.len() >= TOPICS_MAX {
             self.rules.clear();
         }
@@ -142,6 +147,13 @@ impl Topics {
             );
         }
         Ok(())
+    }
+
+    fn close(&mut self, topic: &str, why: String) {
+        if self.closed.len() >= TOPICS_MAX {
+            self.closed.clear();
+        }
+        self.closed.insert(topic.to_owned(), (Instant::now(), why));
     }
 
     async fn found_or_made(

@@ -5,6 +5,7 @@ mod faults;
 mod lanes;
 mod ownership;
 mod parking;
+mod topics;
 
 use std::sync::Arc;
 
