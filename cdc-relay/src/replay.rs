@@ -212,6 +212,10 @@ impl Replay {
     async fn range(&self, client: &mut Client) -> Result<Range, Error> {
         let from = rows::bound(&self.from, client).await?.first();
         let to = rows::bound(self.to.as_deref().unwrap_or("now"), client).await?.end();
+        if to < from {
+            return Err(Error::new(Kind::Config, "the replay's --to is before its --from")
+                .hint("exchange the two"));
+        }
         Ok(Range::new(from, to, self.topics.clone()))
     }
 }

@@ -129,6 +129,10 @@ async fn a_range_of_the_journal_is_published_again_as_it_was() {
     refuses(&mut site.cdc_relay(&nothing), SETTINGS, &["no replay to resume"]).await;
     let no_time = arguments(&site, &["--from", "soon"]);
     refuses(&mut site.cdc_relay(&no_time), SETTINGS, &["\"soon\" is neither"]).await;
+    let backwards = arguments(&site, &["--from", to, "--to", from]);
+    refuses(&mut site.cdc_relay(&backwards), SETTINGS, &["--to is before its --from"]).await;
+    let in_vain = Replay::from("2020-01-01").to("2020-01-02").plan(&config(&site)).await;
+    assert_eq!(in_vain.expect("it counts").len(), 0);
     // What can not be published is named, and holds up nothing.
     let never = message_to(&colliding(first), 4_000);
     let behind = message_to(&elsewhere, 4_001);

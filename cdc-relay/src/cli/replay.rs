@@ -42,7 +42,11 @@ pub(super) async fn replay(
     let dry_run = arguments.dry_run;
     let replay = arguments.replay();
     if dry_run {
-        for planned in replay.plan(config).await? {
+        let plan = replay.plan(config).await?;
+        if plan.is_empty() {
+            say("no message is in this range\n");
+        }
+        for planned in plan {
             let (messages, bytes) = (planned.messages, planned.bytes);
             say(&format!("{}: {messages} messages, {bytes} bytes\n", planned.topic));
         }

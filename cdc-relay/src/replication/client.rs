@@ -109,7 +109,7 @@ impl Client {
             if attempt == Attempt::TlsIfOffered {
                 tracing::warn!(
                     error = %error,
-                    source = ?std::error::Error::source(&error),
+                    cause = error.causes(),
                     "connecting without TLS, as sslmode=prefer allows"
                 );
             }

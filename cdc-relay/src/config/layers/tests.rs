@@ -114,6 +114,32 @@ fn every_fault_of_every_layer_is_told_with_its_place() {
 }
 
 #[test]
+fn a_variable_takes_a_table_whole() {
+    let tables = "public.my_outbox=debezium, source=/orders\n\n shop.events = debezium\n";
+    let layers = |given: &[(&'static str, &'static str)]| {
+        let common = [("DATABASE_URL", URL), ("KAFKA_BROKERS", "a:1")];
+        layers("", &[&common[..], given].concat()).settings()
+    };
+
+    let settings = layers(&[
+        ("CDC_RELAY__RELAY__TABLES", tables),
+        ("CDC_RELAY__KAFKA__PROPERTIES", "sasl.password=hunter2=x\nlinger.ms=3"),
+        ("CDC_RELAY__TOPICS__CONFIGS__RETENTION_MS", "1"),
+    ])
+    .unwrap();
+    let fault = layers(&[("CDC_RELAY__KAFKA__PROPERTIES", "hunter2")]).unwrap_err();
+
+    let origin = "environment CDC_RELAY__RELAY__TABLES".to_owned();
+    let value = "debezium, source=/orders".to_owned();
+    assert_eq!(shown(&settings, "relay.tables.public.my_outbox"), (value, origin));
+    assert_eq!(shown(&settings, "relay.tables.shop.events").0, " debezium");
+    assert_eq!(shown(&settings, "kafka.properties.linger.ms").0, "3");
+    assert_eq!(shown(&settings, "kafka.properties.sasl.password").0, "(hidden)");
+    assert!(fault.to_string().contains("CDC_RELAY__KAFKA__PROPERTIES has a line"), "{fault}");
+    assert!(!fault.to_string().contains("hunter2"), "{fault}");
+}
+
+#[test]
 fn what_has_changed_is_told_by_its_key() {
     let environment = [("DATABASE_URL", URL), ("KAFKA_BROKERS", "a:1")];
     let settings = |file: &str| layers(file, &environment).settings().unwrap();
