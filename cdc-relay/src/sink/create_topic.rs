@@ -66,8 +66,8 @@ async fn ask(cluster: &Cluster, wanted: &Wanted<'_>, only_asks: bool) -> Result<
 
 /// The error of a topic that the brokers do not make.
 ///
-/// What is [`Kind::Rejected`] or [`Kind::Permission`] is about this topic and says nothing of others; what
-/// is [`Kind::Server`] is about how the relay makes topics.
+/// What is [`Kind::Rejected`] or [`Kind::Permission`] is about this topic and says nothing of
+/// others; what is [`Kind::Server`] is about how the relay makes topics.
 fn refused(cluster: &Cluster, wanted: &Wanted<'_>, what: &str, code: RDKafkaErrorCode) -> Error {
     let right = Right::on_topic("Create", wanted.name);
     let error = right.error(cluster, what, code);

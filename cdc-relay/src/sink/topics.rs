@@ -17,6 +17,7 @@ use super::{Obstacle, Saved};
 use crate::checkpoint;
 use crate::config::NewTopics;
 use crate::error::{Error, Kind};
+use crate::metrics::{PARTITION_CHANGES, SLOT};
 use crate::publisher::unix_ms;
 use crate::record::Record;
 
@@ -29,6 +30,11 @@ const DEAD_LETTERS: [(&str, &str); 3] =
 /// to hold up the others by a question each.
 const CLOSED: Duration = Duration::from_secs(1);
 
+/// How often the brokers are asked for the partitions of the topics in use, and for each topic how
+/// much more seldom.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
+const LOOK_AFTER_PER_TOPIC: Duration = Duration::from_millis(10);
+
 /// The topics of a session.
 #[derive(Debug)]
 pub(super) struct Topics {
@@ -40,6 +46,9 @@ pub(super) struct Topics {
     rules: HashMap<String, TopicRules>,
     /// Topics that take no records: since when it is known, and why.
     closed: HashMap<String, (Instant, String)>,
+    looked: Instant,
+    /// The relay's slot, which its metrics are named after.
+    slot: String,
 }
 
 impl Topics {
@@ -47,10 +56,13 @@ impl Topics {
     pub(super) async fn connect(
         cluster: &Cluster,
         relay_id: &str,
+        slot: &str,
         new: &NewTopics,
         producer: &Producer,
     ) -> Result<Self, Error> {
         let topics = Topics {
+            slot: slot.to_owned(),
+            looked: Instant::now(),
             cluster: cluster.clone(),
             checkpoint_topic: checkpoint::topic(relay_id),
             new: new.clone(),
@@ -137,16 +149,46 @@ impl Topics {
             self.rules.clear();
         }
         self.rules.insert(topic.to_owned(), TopicRules::ask(&self.cluster, topic).await);
-        if let Some(before) = self.partitions.learn(topic, count) {
-            tracing::warn!(
-                topic,
-                before,
-                now = count,
-                "the number of partitions has changed: records of a key that were published \
-                 before are in another partition, and are not in order with what follows"
-            );
-        }
+        self.learn(topic, count);
         Ok(())
+    }
+
+    /// Asks now and then whether somebody has changed the partitions of a topic in use.
+    ///
+    /// Each producer learns the counts by it and goes by them from then on. So all of a session's
+    /// are asked at once, and when they have nothing under way: else the records of one key could
+    /// go to one partition by one of them and to another by the other, for as long as their own
+    /// times of asking differ.
+    pub(super) async fn look(&mut self, producers: &[&Producer]) {
+        let known = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
+        if self.looked.elapsed() < LOOK_AFTER + LOOK_AFTER_PER_TOPIC * known {
+            return;
+        }
+        for producer in producers {
+            match producer.partition_counts().await {
+                Ok(counts) => {
+                    for (topic, count) in counts {
+                        if self.rules.contains_key(&topic) {
+                            self.learn(&topic, count);
+                        }
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "partitions are asked for another time"),
+            }
+        }
+        self.looked = Instant::now();
+    }
+
+    fn learn(&mut self, topic: &str, count: i32) {
+        let Some(before) = self.partitions.learn(topic, count) else { return };
+        metrics::counter!(PARTITION_CHANGES, SLOT => self.slot.clone()).increment(1);
+        tracing::warn!(
+            topic,
+            before,
+            now = count,
+            "the number of partitions has changed: records of a key that were published before \
+             may be in another partition, and are not in order with what follows"
+        );
     }
 
     fn close(&mut self, topic: &str, why: String) {
