@@ -121,6 +121,7 @@ async fn a_hang_up_takes_up_new_settings_and_keeps_the_old_where_they_are_wrong(
         (slot("another", ""), "need a restart", 1),
         (slot(&site.slot, ""), "no setting has changed", 1),
         (slot(&site.slot, "prefix = 'other'\n"), "need a restart", 1),
+        (slot(&site.slot, "[relay.tables]\n'public.none' = 'debezium'\n"), "there is no table", 1),
         (slot(&site.slot, "delivery = 'at-least-once'\n"), "new session", 2),
         (slot(&site.slot, ""), "relay.delivery", 3),
     ] {
