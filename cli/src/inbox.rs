@@ -116,7 +116,7 @@ pub(crate) struct Chosen {
     /// Set aside for this reason: failed, rejected, undecodable, …
     #[arg(long)]
     reason: Option<String>,
-    /// In this state: queued, waiting, stuck, discard, dead
+    /// In this state: queued, waiting, calling, stuck, discard, dead
     #[arg(long, value_parser = words::state)]
     state: Option<State>,
     /// Set aside longer ago than this: 90m, 2d

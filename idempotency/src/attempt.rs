@@ -5,19 +5,21 @@ use std::time::{Duration, Instant};
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
 
+use crate::calls::Calls;
 use crate::consumer::Unhandled;
 use crate::dead_letter::{self, Letter};
 use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, Shared, in_time, stopped};
 use crate::metrics::Tally;
-use crate::parked_rows::{NewRow, State, Table};
+use crate::parked_rows::{First, NewRow, State, Table};
 use crate::parking::{Head, Parked, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
 use crate::position::Offset;
 use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
 use crate::retry::{Backoff, OnFailure, chance};
+use crate::route::RouteId;
 use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
 
 /// Applies a lane's batches, and knows what the lane has parked.
@@ -25,6 +27,7 @@ pub(crate) struct Effects {
     pub(crate) shared: std::sync::Arc<Shared>,
     pub(crate) owned: Owned,
     pub(crate) parked: Parked,
+    pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
     width: Width,
 }
@@ -75,7 +78,7 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        Ok(Self { shared, owned: owned.clone(), parked, stop, width })
+        Ok(Self { shared, owned: owned.clone(), parked, calls: Calls::default(), stop, width })
     }
 
     /// Whether so many keys are parked that nothing more is taken.
@@ -280,9 +283,13 @@ impl Effects {
                     rows.push(self.park(record, Some(cause), plan.failures(at), &mut sealed));
                 }
                 Some(Aside::Behind) => rows.push(self.park(record, None, 0, &mut sealed)),
+                Some(Aside::Fate(Fate::Call)) => {
+                    sealed.tally.taken_for_call += 1;
+                    rows.push(self.park(record, None, 0, &mut sealed));
+                }
             }
         }
-        sealed.tally.parked = rows.len() as u64;
+        sealed.tally.parked = rows.len() as u64 - sealed.tally.taken_for_call;
         sealed.tally.count_letters(&letters);
         if !rows.is_empty() {
             in_time("messages cannot be parked", self.table().insert(conn, &rows)).await?;
@@ -331,7 +338,8 @@ impl Effects {
             Some(cause) => self.next_state(cause, attempts),
         };
         if !is_parked {
-            sealed.parked.push((queue, Head { offset, wait: state.wait() }));
+            let call = call_of(&self.shared, record.meta.message_type());
+            sealed.parked.push((queue, Head { offset, wait: state.wait(), call }));
         }
         if let Some(cause) = cause {
             self.tell_parked(record, cause, attempts, state);
@@ -453,6 +461,17 @@ pub(crate) fn read(
     Ok(Batch { work, tally, next_offset })
 }
 
+/// The handler of a type, where it makes calls.
+pub(crate) fn call_of(shared: &Shared, message_type: &str) -> Option<RouteId> {
+    shared.dispatch.find(message_type).filter(|route| shared.dispatch.limits(*route).is_some())
+}
+
+/// What a lane remembers of a queue's first row.
+pub(crate) fn head_of(shared: &Shared, first: First) -> Head {
+    let call = call_of(shared, &first.message_type);
+    Head { offset: first.offset, wait: first.wait, call }
+}
+
 /// The heads of the queues that are this lane's.
 async fn heads(shared: &Shared, owned: &Owned) -> Result<Vec<(Queue, Head)>, Error> {
     let mut heads = in_time("parked messages cannot be read", async {
@@ -462,7 +481,7 @@ async fn heads(shared: &Shared, owned: &Owned) -> Result<Vec<(Queue, Head)>, Err
     .await?;
     let lane = usize::try_from(owned.lane).unwrap_or(0);
     heads.retain(|(queue, head)| shared.lanes.of(queue.key(), head.offset) == lane);
-    Ok(heads)
+    Ok(heads.into_iter().map(|(queue, first)| (queue, head_of(shared, first))).collect())
 }
 
 pub(crate) async fn acquire(

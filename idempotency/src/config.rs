@@ -32,6 +32,9 @@ const BATCH_RECORDS_LIMIT: usize = 10_000;
 /// Repetitions in place hold up the whole lane.
 const RETRIES_LIMIT: u32 = 10;
 
+/// Each call is a task, and its record is held in memory.
+const CALLS_LIMIT: usize = 1000;
+
 /// Kafka's bound on the length of a group id is that of its protocol's strings; this one keeps keys short.
 const CONSUMER_NAME_LENGTH_MAX: usize = 200;
 
@@ -87,6 +90,7 @@ pub(crate) struct Options {
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
     pub(crate) policy: Policy,
+    pub(crate) calls_max: usize,
     pub(crate) start_deadline: Duration,
     pub(crate) shutdown_deadline: Duration,
     pub(crate) rebalance_deadline: Duration,
@@ -113,6 +117,7 @@ impl Config {
                 batch_wait: Duration::from_millis(5),
                 retry_for: Duration::from_secs(60),
                 policy: Policy::default(),
+                calls_max: 16,
                 start_deadline: Duration::from_secs(10),
                 shutdown_deadline: Duration::from_secs(20),
                 rebalance_deadline: Duration::from_secs(20),
@@ -202,6 +207,13 @@ impl<S> Config<S> {
     #[must_use]
     pub fn parked_keys_max(mut self, keys: usize) -> Self {
         self.options.policy.parked_keys_max = keys;
+        self
+    }
+
+    /// How many calls of a lane are made at once, 1 to 1,000: see [`Call`](crate::Call). Default: 16.
+    #[must_use]
+    pub fn calls_max(mut self, calls: usize) -> Self {
+        self.options.calls_max = calls;
         self
     }
 
@@ -308,6 +320,10 @@ impl<S> Config<S> {
         let policy = &self.options.policy;
         check(policy.retries <= RETRIES_LIMIT, format!("retries must be {RETRIES_LIMIT} at most"));
         check(policy.attempts_max > 0, "attempts_max must not be zero".to_owned());
+        check(
+            (1..=CALLS_LIMIT).contains(&self.options.calls_max),
+            format!("calls_max must be 1 to {CALLS_LIMIT}"),
+        );
         check(policy.parked_keys_max > 0, "parked_keys_max must not be zero".to_owned());
         check(
             !policy.parked_wait.is_zero() && policy.parked_wait <= policy.parked_wait_max,
@@ -361,6 +377,7 @@ impl<S> fmt::Debug for Config<S> {
             .field("batch_wait", &self.options.batch_wait)
             .field("retry_for", &self.options.retry_for)
             .field("policy", &self.options.policy)
+            .field("calls_max", &self.options.calls_max)
             .field("start_deadline", &self.options.start_deadline)
             .field("shutdown_deadline", &self.options.shutdown_deadline)
             .field("rebalance_deadline", &self.options.rebalance_deadline)

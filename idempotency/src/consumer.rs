@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 use tokio::sync::oneshot;
 
+use crate::call::{Call, CallHandler, Prepared, RecordHandler, TypedCall};
 use crate::codec::{Codec, Json};
 use crate::config::{self, Config, GroupProtocol, Options};
 use crate::error::{Error, Kind};
@@ -191,6 +193,82 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         self
     }
 
+    /// Registers a handler whose effect lies outside Postgres, such as a payment: it is prepared in one transaction,
+    /// made outside of any with the message's id as its idempotency key, and recorded in another.
+    ///
+    /// ```no_run
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tailrace_idempotency::*;
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Payment {
+    ///     order: i64,
+    ///     cents: i64,
+    /// }
+    ///
+    /// async fn prepare(cx: Cx<'_>, payment: Payment) -> Result<Prepared<Payment>, BoxError> {
+    ///     let asked = "insert into payment (order_id, state) values ($1, 'asked')";
+    ///     sqlx::query(asked).bind(payment.order).execute(cx.conn).await?;
+    ///     Ok(Prepared::Call(payment))
+    /// }
+    ///
+    /// async fn charge(cx: CallCx<'_>, payment: Payment) -> Result<Answer<String>, BoxError> {
+    ///     let receipt = provider::charge(cx.key.to_string(), payment.cents).await?;
+    ///     Ok(Answer::Done(receipt))
+    /// }
+    ///
+    /// async fn paid(cx: Cx<'_>, payment: Payment, receipt: String) -> Result<(), BoxError> {
+    ///     let paid = "update payment set state = 'paid', receipt = $2 where order_id = $1";
+    ///     sqlx::query(paid).bind(payment.order).bind(receipt).execute(cx.conn).await?;
+    ///     Ok(())
+    /// }
+    ///
+    /// # mod provider {
+    /// #     pub async fn charge(_: String, _: i64) -> Result<String, std::io::Error> { unimplemented!() }
+    /// # }
+    /// # fn consumer(pool: sqlx::PgPool) -> Consumer {
+    /// Consumer::new(Config::new("payments", "localhost:9092", pool))
+    ///     .topic("payments")
+    ///     .on_call("payment.requested.v1", Call::new(prepare, charge, paid))
+    /// # }
+    /// ```
+    pub fn on_call<E, I, A>(
+        self,
+        message_type: impl Into<String>,
+        call: Call<
+            impl for<'a> Handler<'a, S, E, Prepared<I>> + 'static,
+            impl for<'a> CallHandler<'a, S, I, A> + 'static,
+            impl for<'a> RecordHandler<'a, S, I, A> + 'static,
+        >,
+    ) -> Self
+    where
+        E: DeserializeOwned + Send + 'static,
+        I: Serialize + DeserializeOwned + Send + 'static,
+        A: Send + Sync + 'static,
+    {
+        self.on_call_with(Json, message_type, call)
+    }
+
+    /// As [`on_call`](Self::on_call), with payloads that another codec reads.
+    pub fn on_call_with<E, I, A>(
+        mut self,
+        codec: impl Codec<E>,
+        message_type: impl Into<String>,
+        call: Call<
+            impl for<'a> Handler<'a, S, E, Prepared<I>> + 'static,
+            impl for<'a> CallHandler<'a, S, I, A> + 'static,
+            impl for<'a> RecordHandler<'a, S, I, A> + 'static,
+        >,
+    ) -> Self
+    where
+        E: Send + 'static,
+        I: Serialize + DeserializeOwned + Send + 'static,
+        A: Send + Sync + 'static,
+    {
+        let route = TypedCall::new(decode_by(codec), call);
+        self.registry.add(message_type.into(), Box::new(route));
+        self
+    }
+
     /// Hands messages of an older type to the handler that was registered last, as what it takes: the older payload
     /// is read as JSON and turned into the newer one.
     pub fn upcast<Old, New>(
@@ -305,6 +383,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,
             retry_for: options.retry_for,
+            calls_max: options.calls_max,
             policy: options.policy,
             lanes: Lanes::new(options.lanes),
             rebalance_deadline: options.rebalance_deadline,

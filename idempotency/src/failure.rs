@@ -84,6 +84,8 @@ pub(crate) enum Fate {
     Park(Cause),
     /// It becomes a dead letter; its key goes on.
     Bury(Cause),
+    /// It waits there too, for its call to be made, which is no failure.
+    Call,
 }
 
 /// An error and its sources, without what Postgres quotes of a row.

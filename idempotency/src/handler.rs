@@ -79,25 +79,27 @@ impl Outcome {
 /// An error in which a transient fault of the database is found, as itself or among its
 /// [sources](std::error::Error::source), repeats the batch. Any other error (a violated constraint, one of your own),
 /// and a panic, is the message's own failure: see [`OnFailure`](crate::OnFailure).
+///
+/// `O` is what it answers with: [`Outcome`], but for the first step of a [`Call`](crate::Call).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler of `{E}`",
     note = "a handler is an `async fn(Cx<'_, State>, Payload) -> Result<Outcome, Error>` whose `State` is that of the consumer's `Config`"
 )]
-pub trait Handler<'a, S, E>: Send + Sync {
+pub trait Handler<'a, S, E, O = Outcome>: Send + Sync {
     /// The handler's error.
     type Error: Into<BoxError>;
     /// The running handler.
-    type Future: Future<Output = Result<Outcome, Self::Error>> + Send + 'a;
+    type Future: Future<Output = Result<O, Self::Error>> + Send + 'a;
 
     /// Starts the handler.
     fn call(&self, cx: Cx<'a, S>, message: E) -> Self::Future;
 }
 
-impl<'a, S, E, F, Fut, Err> Handler<'a, S, E> for F
+impl<'a, S, E, O, F, Fut, Err> Handler<'a, S, E, O> for F
 where
     S: 'a,
     F: Fn(Cx<'a, S>, E) -> Fut + Send + Sync,
-    Fut: Future<Output = Result<Outcome, Err>> + Send + 'a,
+    Fut: Future<Output = Result<O, Err>> + Send + 'a,
     Err: Into<BoxError>,
 {
     type Error = Err;

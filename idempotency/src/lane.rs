@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
+    /// Calls of a lane that are made at once.
+    pub(crate) calls_max: usize,
     pub(crate) policy: Policy,
     pub(crate) lanes: Lanes,
     pub(crate) rebalance_deadline: Duration,
@@ -80,16 +82,21 @@ impl Lane {
         };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         loop {
+            let (look_at, is_full) = (effects.look_at(), effects.is_full());
             tokio::select! {
                 biased;
-                () = stopped(&mut self.stop) => return LaneEnd::Stopped,
-                () = reached(effects.look_at()) => match effects.replay().await {
+                () = stopped(&mut self.stop) => return effects.finish_calls().await,
+                called = effects.calls.next() => match effects.called(called).await {
                     Ok(()) => continue,
                     Err(end) => return end,
                 },
-                gathered = inlet.gather(&mut batch), if !effects.is_full() => {
+                () = reached(look_at) => match effects.replay().await {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
+                gathered = inlet.gather(&mut batch), if !is_full => {
                     if gathered.is_none() {
-                        return LaneEnd::Stopped;
+                        return effects.finish_calls().await;
                     }
                 }
             }

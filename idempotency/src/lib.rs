@@ -58,6 +58,9 @@
 //!   `tailrace.dead_letter`; a record without an id, or another owner of the database's tables, halts.
 //! - A handler may run more than once for a message; its effect on Postgres happens once. It must touch
 //!   nothing but the transaction it is given.
+//! - What touches anything else is a [`Call`], registered by [`Consumer::on_call`]: prepared in one transaction, made
+//!   outside of any, repeated after a crash with the same idempotency key, and recorded once. A [`Breaker`] keeps it
+//!   from a service that fails or is slow.
 //!
 //! The records' form is that of CloudEvents 1.0.2 in Kafka's binary content mode: id in `ce_id` (UUID v7),
 //! type in `ce_type`, payload as JSON in the value.
@@ -70,6 +73,16 @@ mod attempt;
 mod batch;
 #[cfg(feature = "kafka")]
 mod beginning;
+#[cfg(feature = "kafka")]
+mod breaker;
+#[cfg(feature = "kafka")]
+mod call;
+#[cfg(feature = "kafka")]
+mod calling;
+#[cfg(feature = "kafka")]
+mod calls;
+#[cfg(feature = "kafka")]
+mod circuit;
 #[cfg(feature = "kafka")]
 mod client;
 #[cfg(feature = "kafka")]
@@ -92,9 +105,9 @@ pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
 pub mod http_key;
-pub mod inbox;
 #[cfg(feature = "kafka")]
 mod id_source;
+pub mod inbox;
 #[cfg(feature = "kafka")]
 mod intake;
 #[cfg(feature = "kafka")]
@@ -130,6 +143,12 @@ pub mod schema;
 #[cfg(feature = "kafka")]
 mod trial;
 
+#[cfg(feature = "kafka")]
+pub use breaker::Breaker;
+#[cfg(feature = "kafka")]
+pub use call::{Answer, Call, CallCx, CallHandler, Prepared, RecordHandler};
+#[cfg(feature = "kafka")]
+pub use circuit::{BreakerState, SlidingWindow};
 #[cfg(feature = "kafka")]
 #[cfg(feature = "protobuf")]
 pub use codec::Protobuf;

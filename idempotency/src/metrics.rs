@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::breaker::Told;
 use crate::dead_letter::Letter;
 use crate::failure::Reason;
 
@@ -24,6 +25,11 @@ struct Counts {
     rejected: AtomicU64,
     out_of_horizon: AtomicU64,
     failed_attempts: AtomicU64,
+    taken_for_call: AtomicU64,
+    calls: AtomicU64,
+    failed_calls: AtomicU64,
+    slow_calls: AtomicU64,
+    breaker_openings: AtomicU64,
     retried_batches: AtomicU64,
     fenced: AtomicU64,
 }
@@ -42,7 +48,7 @@ pub struct Report {
     pub skipped: u64,
     /// Records that were parked: those that failed, and those behind them.
     pub parked: u64,
-    /// Parked messages whose effect was committed later; they count as `applied` too.
+    /// Parked messages, and those that made a call, whose effect was committed later; they count as `applied` too.
     pub replayed: u64,
     /// Messages that became dead letters, for whatever reason.
     pub dead_lettered: u64,
@@ -52,6 +58,17 @@ pub struct Report {
     pub out_of_horizon: u64,
     /// Attempts of messages that failed by their own fault, in a batch or while parked.
     pub failed_attempts: u64,
+    /// Records that were taken over for their call ([`Consumer::on_call`](crate::Consumer::on_call)); once it is made
+    /// and recorded they count as `applied` too.
+    pub taken_for_call: u64,
+    /// Calls that have ended.
+    pub calls: u64,
+    /// Those that ended with an error, a panic or their time-out.
+    pub failed_calls: u64,
+    /// Those that took as long as their breaker calls slow.
+    pub slow_calls: u64,
+    /// Times that a circuit breaker opened; whether one is open now says [`Breaker::state`](crate::Breaker::state).
+    pub breaker_openings: u64,
     /// Batches that were rolled back at a transient fault and repeated.
     pub retried_batches: u64,
     /// Times that a partition turned out to have a newer owner.
@@ -73,6 +90,11 @@ impl Counters {
             rejected: read(&self.0.rejected),
             out_of_horizon: read(&self.0.out_of_horizon),
             failed_attempts: read(&self.0.failed_attempts),
+            taken_for_call: read(&self.0.taken_for_call),
+            calls: read(&self.0.calls),
+            failed_calls: read(&self.0.failed_calls),
+            slow_calls: read(&self.0.slow_calls),
+            breaker_openings: read(&self.0.breaker_openings),
             retried_batches: read(&self.0.retried_batches),
             fenced: read(&self.0.fenced),
         }
@@ -84,6 +106,13 @@ impl Counters {
 
     pub(crate) fn count_failure(&self) {
         self.0.failed_attempts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_call(&self, failed: bool, told: Told) {
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
+        self.0.failed_calls.fetch_add(u64::from(failed), Ordering::Relaxed);
+        self.0.slow_calls.fetch_add(u64::from(told.slow), Ordering::Relaxed);
+        self.0.breaker_openings.fetch_add(u64::from(told.opened), Ordering::Relaxed);
     }
 
     pub(crate) fn count_retry(&self) {
@@ -101,6 +130,7 @@ impl Counters {
         add(&self.0.duplicates, tally.duplicates);
         add(&self.0.skipped, tally.skipped);
         add(&self.0.parked, tally.parked);
+        add(&self.0.taken_for_call, tally.taken_for_call);
         add(&self.0.dead_lettered, tally.dead_lettered);
         add(&self.0.rejected, tally.rejected);
         add(&self.0.out_of_horizon, tally.out_of_horizon);
@@ -122,6 +152,7 @@ pub(crate) struct Tally {
     pub(crate) duplicates: u64,
     pub(crate) skipped: u64,
     pub(crate) parked: u64,
+    pub(crate) taken_for_call: u64,
     pub(crate) replayed: u64,
     pub(crate) dead_lettered: u64,
     pub(crate) rejected: u64,

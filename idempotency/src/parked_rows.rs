@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use crate::error::{Error, Kind};
 use crate::failure::Cause;
-use crate::parking::{Head, Queue};
+use crate::parking::Queue;
 use crate::position::Offset;
 use crate::progress::Partition;
 use crate::record::Stored;
@@ -72,6 +72,25 @@ pub(crate) struct Row {
     pub(crate) ready: bool,
     /// The time until then, while it is not stuck.
     pub(crate) wait: Option<Duration>,
+    /// What its call is made with, once that is prepared.
+    pub(crate) intent: Option<Vec<u8>>,
+}
+
+/// The first row of a queue, without what is in it.
+#[derive(Debug)]
+pub(crate) struct First {
+    pub(crate) offset: Offset,
+    pub(crate) message_type: String,
+    /// The time until it may be tried; none while it is stuck.
+    pub(crate) wait: Option<Duration>,
+}
+
+/// A head that may be seen to now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ready {
+    pub(crate) offset: Offset,
+    /// It was given up, or taken away.
+    pub(crate) over: bool,
 }
 
 /// Whose rows.
@@ -83,10 +102,13 @@ pub(crate) struct Table<'a> {
 
 impl Table<'_> {
     /// The heads of all queues of the partition.
-    pub(crate) async fn heads(&self, conn: &mut PgConnection) -> Result<Vec<(Queue, Head)>, Error> {
+    pub(crate) async fn heads(
+        &self,
+        conn: &mut PgConnection,
+    ) -> Result<Vec<(Queue, First)>, Error> {
         let rows: Vec<HeadColumns> = sqlx::query_as(
             r#"SELECT DISTINCT ON (key, CASE WHEN key IS NULL THEN "offset" END)
-                   key, "offset", state = 'stuck', extract(epoch FROM retry_at - now())::float8
+                   key, "offset", message_type, state = 'stuck', extract(epoch FROM retry_at - now())::float8
                FROM tailrace.parked_message
                WHERE consumer = $1 AND topic = $2 AND partition = $3
                ORDER BY key, CASE WHEN key IS NULL THEN "offset" END, "offset""#,
@@ -97,10 +119,10 @@ impl Table<'_> {
         .fetch_all(conn)
         .await
         .map_err(unread)?;
-        let heads = rows.into_iter().map(|(key, offset, stuck, seconds)| {
+        let heads = rows.into_iter().map(|(key, offset, message_type, stuck, seconds)| {
             let offset = Offset::new(offset);
             let wait = (!stuck).then(|| until(seconds));
-            (Queue::of(key.as_deref(), offset), Head { offset, wait })
+            (Queue::of(key.as_deref(), offset), First { offset, message_type, wait })
         });
         Ok(heads.collect())
     }
@@ -110,14 +132,14 @@ impl Table<'_> {
         &self,
         conn: &mut PgConnection,
         heads: &[Offset],
-    ) -> Result<Vec<Offset>, Error> {
+    ) -> Result<Vec<Ready>, Error> {
         let heads: Vec<i64> = heads.iter().map(|head| head.get()).collect();
-        let ready: Vec<i64> = sqlx::query_scalar(
-            r#"SELECT asked.head FROM unnest($4::bigint[]) AS asked (head)
+        let ready: Vec<(i64, bool)> = sqlx::query_as(
+            r#"SELECT asked.head, coalesce(parked.state = 'discard', true) FROM unnest($4::bigint[]) AS asked (head)
                LEFT JOIN tailrace.parked_message AS parked
                    ON parked.consumer = $1 AND parked.topic = $2 AND parked.partition = $3
                       AND parked."offset" = asked.head
-               WHERE parked.state IS NULL OR parked.state IN ('discard', 'queued')
+               WHERE parked.state IS NULL OR parked.state IN ('discard', 'queued', 'calling')
                   OR (parked.state = 'waiting' AND parked.retry_at <= now())
                ORDER BY asked.head"#,
         )
@@ -128,7 +150,8 @@ impl Table<'_> {
         .fetch_all(conn)
         .await
         .map_err(unread)?;
-        Ok(ready.into_iter().map(Offset::new).collect())
+        let ready = ready.into_iter();
+        Ok(ready.map(|(offset, over)| Ready { offset: Offset::new(offset), over }).collect())
     }
 
     /// The first messages of a queue, locked against the command line.
@@ -141,8 +164,8 @@ impl Table<'_> {
         let mut query = QueryBuilder::<Postgres>::new(
             r#"SELECT "offset", key, message_id, message_type, payload, header_names, header_values,
                    (extract(epoch FROM written_at) * 1000)::bigint, attempts, state,
-                   state IN ('discard', 'queued') OR (state = 'waiting' AND retry_at <= now()),
-                   extract(epoch FROM retry_at - now())::float8
+                   state IN ('discard', 'queued', 'calling') OR (state = 'waiting' AND retry_at <= now()),
+                   extract(epoch FROM retry_at - now())::float8, intent
                FROM tailrace.parked_message WHERE "#,
         );
         self.of_queue(&mut query, queue);
@@ -240,6 +263,28 @@ impl Table<'_> {
         Ok(())
     }
 
+    /// The call of a message is about to be made with this.
+    pub(crate) async fn calling(
+        &self,
+        conn: &mut PgConnection,
+        offset: Offset,
+        intent: &[u8],
+    ) -> Result<(), Error> {
+        sqlx::query(
+            r#"UPDATE tailrace.parked_message SET state = 'calling', retry_at = NULL, intent = $5
+               WHERE consumer = $1 AND topic = $2 AND partition = $3 AND "offset" = $4"#,
+        )
+        .bind(self.consumer)
+        .bind(&*self.partition.topic)
+        .bind(self.partition.number)
+        .bind(offset.get())
+        .bind(intent)
+        .execute(conn)
+        .await
+        .map_err(unwritten)?;
+        Ok(())
+    }
+
     /// Messages that have had their effect or became dead letters leave.
     pub(crate) async fn delete(
         &self,
@@ -266,7 +311,7 @@ impl Table<'_> {
         &self,
         conn: &mut PgConnection,
         queue: &Queue,
-    ) -> Result<Option<Head>, Error> {
+    ) -> Result<Option<First>, Error> {
         let Some(next) = self.read(conn, queue, 1).await?.into_iter().next() else {
             return Ok(None);
         };
@@ -282,11 +327,12 @@ impl Table<'_> {
         .execute(conn)
         .await
         .map_err(unwritten)?;
-        Ok(Some(Head { offset, wait: Some(Duration::ZERO) }))
+        let wait = Some(Duration::ZERO);
+        Ok(Some(First { offset, message_type: next.stored.message_type, wait }))
     }
 }
 
-type HeadColumns = (Option<Vec<u8>>, i64, bool, Option<f64>);
+type HeadColumns = (Option<Vec<u8>>, i64, String, bool, Option<f64>);
 
 type Columns = (
     i64,
@@ -301,6 +347,7 @@ type Columns = (
     String,
     bool,
     Option<f64>,
+    Option<Vec<u8>>,
 );
 
 impl From<Columns> for Row {
@@ -313,9 +360,9 @@ impl From<Columns> for Row {
             columns.4,
             columns.5,
             columns.6,
-            (columns.7, columns.8, columns.9, columns.10, columns.11),
+            (columns.7, columns.8, columns.9, columns.10, columns.11, columns.12),
         );
-        let (written_at_ms, attempts, state, ready, seconds) = rest;
+        let (written_at_ms, attempts, state, ready, seconds, intent) = rest;
         let stored = Stored {
             offset,
             key,
@@ -332,6 +379,7 @@ impl From<Columns> for Row {
             discarded: state == "discard",
             ready,
             wait: (state != "stuck").then(|| until(seconds)),
+            intent,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::position::Offset;
+use crate::route::RouteId;
 
 /// How often the table is looked at for what a person has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -37,14 +38,17 @@ impl Queue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) offset: Offset,
-    /// The time until it is tried again; none while it is stuck.
+    /// The time until it is tried again; none while it is stuck, or while its call is made.
     pub(crate) wait: Option<Duration>,
+    /// Its handler, where that makes calls.
+    pub(crate) call: Option<RouteId>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Due {
     offset: Offset,
     at: Option<Instant>,
+    call: Option<RouteId>,
 }
 
 /// The parked queues of a lane.
@@ -69,6 +73,7 @@ impl Parked {
         let due = head.map(|head| Due {
             offset: head.offset,
             at: head.wait.and_then(|wait| now.checked_add(wait)),
+            call: head.call,
         });
         match (queue, due) {
             (Queue::Key(key), Some(due)) => drop(self.keys.insert(key, due)),
@@ -83,24 +88,33 @@ impl Parked {
         self.looked = Some(now);
     }
 
-    /// When to look at the table again; none while nothing is parked.
-    pub(crate) fn look_at(&self, now: Instant) -> Option<Instant> {
+    /// When to look at the table again; none while nothing is parked. `free_at` says when a call may be made, and none
+    /// where somebody will tell.
+    pub(crate) fn look_at(
+        &self,
+        now: Instant,
+        free_at: impl Fn(RouteId) -> Option<Instant>,
+    ) -> Option<Instant> {
         if self.len() == 0 {
             return None;
         }
         let looked = self.looked.unwrap_or(now);
-        let due = self.all().filter_map(|due| due.at).min();
+        let due = self.all().filter_map(|due| match due.call {
+            None => due.at,
+            Some(route) => Some(due.at?.max(free_at(route)?)),
+        });
+        let due = due.min();
         let latest = looked + LOOK_EVERY;
         let earliest = self.looked.map_or(now, |looked| looked + LOOK_AGAIN);
         Some(due.map_or(latest, |due| due.min(latest).max(earliest)))
     }
 
-    pub(crate) fn head(&self, queue: &Queue) -> Option<Offset> {
+    pub(crate) fn head(&self, queue: &Queue) -> Option<Head> {
         let due = match queue {
             Queue::Key(key) => self.keys.get(key),
             Queue::Single(offset) => self.singles.get(offset),
         };
-        due.map(|due| due.offset)
+        due.map(|due| Head { offset: due.offset, wait: None, call: due.call })
     }
 
     /// The heads of all queues.
@@ -117,6 +131,16 @@ impl Parked {
             .collect()
     }
 
+    /// The queue with this head.
+    pub(crate) fn queue(&self, head: Offset) -> Option<Queue> {
+        self.queues(&[head]).pop()
+    }
+
+    /// The heads that make calls, with their handlers.
+    pub(crate) fn calls(&self) -> HashMap<Offset, RouteId> {
+        self.all().filter_map(|due| Some((due.offset, due.call?))).collect()
+    }
+
     fn all(&self) -> impl Iterator<Item = &Due> {
         self.keys.values().chain(self.singles.values())
     }
@@ -131,11 +155,12 @@ mod tests {
     }
 
     fn head(offset: i64, wait_ms: Option<u64>) -> Option<Head> {
-        Some(Head { offset: Offset::new(offset), wait: wait_ms.map(Duration::from_millis) })
+        let wait = wait_ms.map(Duration::from_millis);
+        Some(Head { offset: Offset::new(offset), wait, call: None })
     }
 
     fn look_in(parked: &Parked, now: Instant) -> Option<u128> {
-        parked.look_at(now).map(|at| at.saturating_duration_since(now).as_millis())
+        parked.look_at(now, |_| None).map(|at| at.saturating_duration_since(now).as_millis())
     }
 
     #[test]
@@ -156,6 +181,22 @@ mod tests {
 
         assert_eq!(look_in(&parked, now), Some(1000));
         assert!(parked.holds(b"soon") && !parked.holds(b"other"));
+    }
+
+    #[test]
+    fn a_call_is_looked_after_when_it_may_be_made() {
+        let now = Instant::now();
+        let mut parked = Parked::default();
+        let call = Some(RouteId::new(0));
+        parked.set(key("a"), head(1, Some(0)).map(|head| Head { call, ..head }), now);
+        parked.looked(now);
+        let look_in = |free_ms: Option<u64>| {
+            let free_at = free_ms.map(|free| now + Duration::from_millis(free));
+            parked.look_at(now, |_| free_at).unwrap().saturating_duration_since(now).as_millis()
+        };
+
+        assert_eq!([look_in(Some(0)), look_in(Some(300)), look_in(None)], [20, 300, 1000]);
+        assert_eq!(parked.calls().len(), 1);
     }
 
     #[test]

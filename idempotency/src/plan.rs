@@ -210,7 +210,7 @@ impl<K: Hash + Eq + Clone> Plan<K> {
 
     /// A record will not be run any more.
     pub(crate) fn condemn(&mut self, record: usize, fate: Fate) {
-        if let (Fate::Park(_), Some(Some(key))) = (&fate, self.keys.get(record)) {
+        if let (Fate::Park(_) | Fate::Call, Some(Some(key))) = (&fate, self.keys.get(record)) {
             let from = self.behind_from.entry(key.clone()).or_insert(record + 1);
             *from = (*from).min(record + 1);
         }

@@ -5,15 +5,16 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::attempt::{Effects, acquire, commit, roll_back};
+use crate::attempt::{Effects, acquire, call_of, commit, head_of, roll_back};
+use crate::calls::Start;
 use crate::consumer::Unhandled;
 use crate::error::{Error, Kind};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, in_time};
 use crate::metrics::Tally;
-use crate::parked_rows::Row;
+use crate::parked_rows::{Ready, Row};
 use crate::parking::{Head, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
 use crate::position::Offset;
@@ -26,19 +27,29 @@ const QUEUES_MAX: usize = 16;
 /// Messages of a queue in one transaction.
 const RECORDS_MAX: usize = 100;
 /// How long a queue is left alone after the database failed its replay.
-const FAULT_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const FAULT_WAIT: Duration = Duration::from_secs(1);
 
 /// What a replay did, if it commits.
 #[derive(Debug)]
-struct Replayed {
-    head: Option<Head>,
-    tally: Tally,
+pub(crate) struct Replayed {
+    pub(crate) head: Option<Head>,
+    pub(crate) tally: Tally,
+    /// The call to be made then.
+    pub(crate) start: Option<Start>,
+}
+
+impl Replayed {
+    /// Nothing was done.
+    pub(crate) fn idle(head: Option<Head>) -> Self {
+        Self { head, tally: Tally::default(), start: None }
+    }
 }
 
 impl Effects {
     /// When to look for parked messages that may be tried; none while nothing is parked.
     pub(crate) fn look_at(&self) -> Option<Instant> {
-        self.parked.look_at(Instant::now())
+        let now = Instant::now();
+        self.parked.look_at(now, |route| self.free_at(route, now))
     }
 
     /// Looks at the table and replays what may be tried now. A fault of the database only postpones it.
@@ -52,20 +63,28 @@ impl Effects {
             }
             Err(error) => return Err(LaneEnd::Failed(error)),
         };
-        let queues = self.parked.queues(ready.get(..QUEUES_MAX).unwrap_or(&ready));
+        let calls = self.parked.calls();
+        let in_turn = |ready: &Ready| {
+            self.is_in_turn(*ready, calls.get(&ready.offset).copied(), Instant::now())
+        };
+        let ready: Vec<Ready> = ready.into_iter().filter(in_turn).collect();
         if ready.len() <= QUEUES_MAX {
             self.parked.looked(Instant::now());
         }
-        for queue in queues {
+        for ready in ready.into_iter().take(QUEUES_MAX) {
             if *self.stop.borrow() {
                 return Ok(());
             }
+            // Those before it may have taken the last places of calls.
+            if !self.is_in_turn(ready, calls.get(&ready.offset).copied(), Instant::now()) {
+                continue;
+            }
+            let Some(queue) = self.parked.queue(ready.offset) else { continue };
             let replayed = match self.replay_queue(&queue).await {
                 Ok(Some(replayed)) => replayed,
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err((error, head)) if error.is_transient() => {
-                    let head = self.postponed(&queue, &error, head).await?;
-                    Replayed { head, tally: Tally::default() }
+                    Replayed::idle(self.postponed(&queue, &error, head).await?)
                 }
                 Err((error, _)) => return Err(LaneEnd::Failed(error)),
             };
@@ -76,18 +95,21 @@ impl Effects {
                 );
             }
             self.shared.counters.count_committed(replayed.tally);
-            self.parked.set(queue, replayed.head, Instant::now());
+            self.parked.set(queue.clone(), replayed.head, Instant::now());
+            if let Some(start) = replayed.start {
+                self.calls.start(std::sync::Arc::clone(&self.shared), queue, start);
+            }
         }
         Ok(())
     }
 
     /// What is next in a queue whose replay the database failed. In a handler such a fault counts as an attempt, so
     /// that a message that always meets one is stuck in the end.
-    async fn postponed(
+    pub(crate) async fn postponed(
         &self,
         queue: &Queue,
         error: &Error,
-        head: Option<Offset>,
+        head: Option<Head>,
     ) -> Result<Option<Head>, LaneEnd> {
         tracing::warn!(
             error = %error, code = error.database_code(), topic = %self.owned.partition.topic,
@@ -102,7 +124,7 @@ impl Effects {
                 Err(error) => return Err(LaneEnd::Failed(error)),
             }
         }
-        Ok(head.map(|offset| Head { offset, wait: Some(FAULT_WAIT) }))
+        Ok(head.map(|head| Head { wait: Some(FAULT_WAIT), ..head }))
     }
 
     /// A transaction that only notes a failed attempt of a queue's head; none when the partition has another owner.
@@ -124,14 +146,15 @@ impl Effects {
             let (offset, attempts) = (Offset::new(row.stored.offset), row.attempts + 1);
             let state = self.next_state(cause, attempts);
             table.postpone(&mut tx, offset, state, attempts, cause).await?;
-            Ok(Some(Head { offset, wait: state.wait() }))
+            let call = call_of(&self.shared, &row.stored.message_type);
+            Ok(Some(Head { offset, wait: state.wait(), call }))
         });
         let noted = noted.await?;
         commit(tx).await?;
         Ok(Some(noted))
     }
 
-    async fn ready(&self) -> Result<Vec<Offset>, Error> {
+    async fn ready(&self) -> Result<Vec<Ready>, Error> {
         in_time("parked messages cannot be read", async {
             let mut conn = acquire(&self.shared).await?;
             self.table().ready(&mut conn, &self.parked.heads()).await
@@ -141,26 +164,29 @@ impl Effects {
 
     /// One transaction; none when the partition has another owner. An error comes with the head that the queue has
     /// at least until somebody looks again.
-    async fn replay_queue(
-        &self,
-        queue: &Queue,
-    ) -> Result<Option<Replayed>, (Error, Option<Offset>)> {
+    async fn replay_queue(&self, queue: &Queue) -> Result<Option<Replayed>, (Error, Option<Head>)> {
         let head = self.parked.head(queue);
         let failed = |error| (error, head);
         let mut tx = self.begin().await.map_err(failed)?;
-        match self.replay_in(&mut tx, queue).await {
+        let replayed = self.replay_in(&mut tx, queue).await;
+        self.end(tx, replayed).await.map_err(failed)
+    }
+
+    /// Commits what was done, if the partition is still ours.
+    pub(crate) async fn end(
+        &self,
+        tx: Transaction<'static, Postgres>,
+        replayed: Result<Option<Replayed>, Error>,
+    ) -> Result<Option<Replayed>, Error> {
+        match replayed {
             Ok(Some(replayed)) => {
                 // After a commit whose answer was lost the queue is read again, so nothing needs to be settled.
-                commit(tx).await.map_err(failed)?;
+                commit(tx).await?;
                 Ok(Some(replayed))
             }
-            Ok(None) => {
+            other => {
                 roll_back(tx).await;
-                Ok(None)
-            }
-            Err(error) => {
-                roll_back(tx).await;
-                Err(failed(error))
+                other
             }
         }
     }
@@ -176,13 +202,22 @@ impl Effects {
         };
         let table = self.table();
         let reading = table.read(conn, queue, RECORDS_MAX);
-        let rows = in_time("parked messages cannot be read", reading).await?;
-        let idle = |head| Replayed { head, tally: Tally::default() };
-        let Some(first) = rows.first() else { return Ok(Some(idle(None))) };
-        if !first.ready {
-            let offset = Offset::new(first.stored.offset);
-            return Ok(Some(idle(Some(Head { offset, wait: first.wait }))));
+        let mut rows = in_time("parked messages cannot be read", reading).await?;
+        let Some(first) = rows.first() else { return Ok(Some(Replayed::idle(None))) };
+        let offset = Offset::new(first.stored.offset);
+        let call = call_of(&self.shared, &first.stored.message_type);
+        // It was another head that was remembered, where the call of this one is being made.
+        if !first.ready || self.calls.holds(offset) {
+            let wait = first.wait.filter(|_| !first.ready);
+            return Ok(Some(Replayed::idle(Some(Head { offset, wait, call }))));
         }
+        if let Some(route) = call.filter(|_| !first.discarded) {
+            let row = rows.swap_remove(0);
+            return self.prepare_call(conn, queue, row, route, &fenced).await.map(Some);
+        }
+        let makes_call =
+            |row: &Row| !row.discarded && call_of(&self.shared, &row.stored.message_type).is_some();
+        rows.truncate(rows.iter().position(makes_call).unwrap_or(rows.len()));
         let attempts: Vec<u32> = rows.iter().map(|row| row.attempts).collect();
         let discarded: Vec<bool> = rows.iter().map(|row| row.discarded).collect();
         let work = self.restore(rows)?;
@@ -204,7 +239,7 @@ impl Effects {
         self.release(conn, queue, &work, &plan, &attempts, until).await.map(Some)
     }
 
-    fn restore(&self, rows: Vec<Row>) -> Result<Work, Error> {
+    pub(crate) fn restore(&self, rows: Vec<Row>) -> Result<Work, Error> {
         let mut work = Work { records: Vec::new(), routes: Vec::new() };
         for row in rows {
             let topic = std::sync::Arc::clone(&self.owned.partition.topic);
@@ -215,7 +250,7 @@ impl Effects {
         Ok(work)
     }
 
-    async fn run<'w>(
+    pub(crate) async fn run<'w>(
         &self,
         conn: &mut PgConnection,
         trial: &mut Trial<'_, 'w>,
@@ -239,7 +274,7 @@ impl Effects {
     }
 
     /// Takes away what has ended, notes the failure of what has not, and says what is next.
-    async fn release(
+    pub(crate) async fn release(
         &self,
         conn: &mut PgConnection,
         queue: &Queue,
@@ -262,7 +297,7 @@ impl Effects {
                     failed = Some((record, cause, attempts));
                     break;
                 }
-                Some(Aside::Behind) => break,
+                Some(Aside::Behind | Aside::Fate(Fate::Call)) => break,
             }
             gone.push(record.meta.position().offset);
         }
@@ -275,15 +310,17 @@ impl Effects {
                 table.delete(conn, &gone).await?;
             }
             let Some((record, cause, attempts)) = failed else {
-                return table.promote(conn, queue).await;
+                let next = table.promote(conn, queue).await?;
+                return Ok(next.map(|next| head_of(&self.shared, next)));
             };
             let offset = record.meta.position().offset;
             let state = self.next_state(cause, attempts);
             self.tell_parked(record, cause, attempts, state);
             table.postpone(conn, offset, state, attempts, cause).await?;
-            Ok(Some(Head { offset, wait: state.wait() }))
+            let call = call_of(&self.shared, record.meta.message_type());
+            Ok(Some(Head { offset, wait: state.wait(), call }))
         })
         .await?;
-        Ok(Replayed { head, tally })
+        Ok(Replayed { head, tally, start: None })
     }
 }

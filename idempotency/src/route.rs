@@ -6,6 +6,7 @@ use std::fmt;
 
 use sqlx::PgConnection;
 
+use crate::call::{Answer, Limits, Prepared};
 use crate::codec::Codec;
 use crate::error::{BoxError, Error, Kind};
 use crate::handler::{
@@ -16,6 +17,13 @@ use crate::record::{Meta, Record};
 /// The place of a handler in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RouteId(usize);
+
+#[cfg(test)]
+impl RouteId {
+    pub(crate) fn new(place: usize) -> Self {
+        Self(place)
+    }
+}
 
 /// Finds and runs handlers; the lane behind it knows neither their state nor their payloads' types.
 pub(crate) trait Dispatch: Send + Sync {
@@ -32,7 +40,39 @@ pub(crate) trait Dispatch: Send + Sync {
         route: RouteId,
         records: &'a [&'a Record],
     ) -> BoxFuture<'a, Handled>;
+
+    /// Bounds of the calls that a handler makes outside Postgres; none where it makes none.
+    fn limits(&self, route: RouteId) -> Option<&Limits>;
+
+    /// The first step of a call, inside a transaction.
+    fn prepare<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        route: RouteId,
+        record: &'a Record,
+    ) -> BoxFuture<'a, Result<Prepared<Vec<u8>>, Error>>;
+
+    /// The second step, outside of any.
+    fn call<'a>(
+        &'a self,
+        route: RouteId,
+        record: &'a Record,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<Answer<Outcall>, Error>>;
+
+    /// The third step, inside a transaction again.
+    fn record<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        route: RouteId,
+        record: &'a Record,
+        intent: &'a [u8],
+        result: Outcall,
+    ) -> BoxFuture<'a, Result<(), Error>>;
 }
+
+/// What a call brought, on its way from the second step to the third.
+pub(crate) type Outcall = Box<dyn Any + Send + Sync>;
 
 /// What came of a call.
 #[derive(Debug)]
@@ -83,17 +123,77 @@ impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
                 Ok(ended) => {
                     ended.map_err(|error| failed(&first.meta, records.len()).caused_by(error))
                 }
-                Err(Panicked) => {
-                    let text = format!("the handler of {} panicked", first.meta.message_type());
-                    Err(placed(Error::new(Kind::Handler, text), &first.meta))
-                }
+                Err(Panicked) => Err(panicked(&first.meta)),
             };
             Handled { undecodable, ended }
         })
     }
+
+    fn limits(&self, route: RouteId) -> Option<&Limits> {
+        Some(self.registry.routes.get(route.0)?.outside()?.limits())
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        route: RouteId,
+        record: &'a Record,
+    ) -> BoxFuture<'a, Result<Prepared<Vec<u8>>, Error>> {
+        Box::pin(async move {
+            let cx = Cx { conn, meta: &record.meta, state: &self.state };
+            let running = async { self.outside(route)?.prepare(cx, record).await };
+            whole(&record.meta, caught(running).await)
+        })
+    }
+
+    fn call<'a>(
+        &'a self,
+        route: RouteId,
+        record: &'a Record,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<Answer<Outcall>, Error>> {
+        Box::pin(async move {
+            let running = async {
+                let outside = self.outside(route)?;
+                outside.call(&record.meta, &self.state, intent).await
+            };
+            whole(&record.meta, caught(running).await)
+        })
+    }
+
+    fn record<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        route: RouteId,
+        record: &'a Record,
+        intent: &'a [u8],
+        result: Outcall,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let cx = Cx { conn, meta: &record.meta, state: &self.state };
+            let running = async { self.outside(route)?.record(cx, intent, result).await };
+            whole(&record.meta, caught(running).await)
+        })
+    }
 }
 
-fn failed(first: &Meta, records: usize) -> Error {
+impl<S> Routes<S> {
+    fn outside(&self, route: RouteId) -> Result<&dyn Outside<S>, Error> {
+        let outside = self.registry.routes.get(route.0).and_then(|route| route.outside());
+        outside.ok_or_else(|| Error::new(Kind::Internal, "a call without its handlers was made"))
+    }
+}
+
+fn whole<T>(meta: &Meta, ran: Result<Result<T, Error>, Panicked>) -> Result<T, Error> {
+    ran.unwrap_or_else(|Panicked| Err(panicked(meta)))
+}
+
+fn panicked(meta: &Meta) -> Error {
+    let text = format!("the handler of {} panicked", meta.message_type());
+    placed(Error::new(Kind::Handler, text), meta)
+}
+
+pub(crate) fn failed(first: &Meta, records: usize) -> Error {
     let mut text = format!("the handler of {} failed", first.message_type());
     if records > 1 {
         text = format!("{text} for {records} messages, of which the first is named");
@@ -120,6 +220,10 @@ impl<S> Default for Registry<S> {
 
 impl<S> Registry<S> {
     pub(crate) fn add(&mut self, message_type: String, route: Box<dyn Route<S>>) {
+        if let Some(outside) = route.outside() {
+            let faults = outside.limits().faults();
+            self.faults.extend(faults.into_iter().map(|fault| format!("{message_type}: {fault}")));
+        }
         let id = RouteId(self.routes.len());
         self.routes.push(route);
         self.name(message_type, id);
@@ -176,6 +280,15 @@ pub(crate) struct Started<'a> {
     running: Option<Handling<'a>>,
 }
 
+impl Started<'_> {
+    /// Of a handler that is not called in this way.
+    pub(crate) fn wrongly() -> Self {
+        let text = "a handler that makes calls was run inside a transaction";
+        let error = BoxError::from(Error::new(Kind::Internal, text));
+        Self { bad: Vec::new(), running: Some(Box::pin(async move { Err(error) })) }
+    }
+}
+
 /// One registered handler.
 pub(crate) trait Route<S>: Send + Sync {
     fn takes_batches(&self) -> bool;
@@ -191,26 +304,73 @@ pub(crate) trait Route<S>: Send + Sync {
         state: &'a S,
         records: &'a [&'a Record],
     ) -> Started<'a>;
+
+    /// The three steps of a handler that makes calls outside Postgres.
+    fn outside(&self) -> Option<&dyn Outside<S>> {
+        None
+    }
 }
 
-/// A handler with the decoders of what it takes.
-pub(crate) struct Typed<E, C> {
+/// A handler whose effect lies outside Postgres, in three steps.
+pub(crate) trait Outside<S>: Send + Sync {
+    fn limits(&self) -> &Limits;
+
+    fn prepare<'a>(
+        &'a self,
+        cx: Cx<'a, S>,
+        record: &'a Record,
+    ) -> BoxFuture<'a, Result<Prepared<Vec<u8>>, Error>>;
+
+    fn call<'a>(
+        &'a self,
+        meta: &'a Meta,
+        state: &'a S,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<Answer<Outcall>, Error>>;
+
+    fn record<'a>(
+        &'a self,
+        cx: Cx<'a, S>,
+        intent: &'a [u8],
+        result: Outcall,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+}
+
+/// The decoders of what a handler takes.
+pub(crate) struct Decoder<E> {
     decode: Decode<E>,
     upcasts: HashMap<String, Decode<E>>,
-    call: C,
 }
 
-impl<E, C> Typed<E, C> {
-    pub(crate) fn new(decode: Decode<E>, call: C) -> Self {
-        Self { decode, upcasts: HashMap::new(), call }
+impl<E: 'static> Decoder<E> {
+    pub(crate) fn new(decode: Decode<E>) -> Self {
+        Self { decode, upcasts: HashMap::new() }
     }
 
-    fn decode(&self, record: &Record) -> Result<E, Error> {
+    pub(crate) fn upcast(&mut self, message_type: String, decode: Box<dyn Any>) {
+        if let Ok(decode) = decode.downcast::<Decode<E>>() {
+            self.upcasts.insert(message_type, *decode);
+        }
+    }
+
+    pub(crate) fn decode(&self, record: &Record) -> Result<E, Error> {
         let decode = self.upcasts.get(record.meta.message_type()).unwrap_or(&self.decode);
         // The codec's text is its own word that it repeats nothing of the payload.
         decode(record.payload.as_deref()).map_err(|error| {
             placed(Error::new(Kind::Payload, format!("the payload {error}")), &record.meta)
         })
+    }
+}
+
+/// A handler with the decoders of what it takes.
+pub(crate) struct Typed<E, C> {
+    decoder: Decoder<E>,
+    call: C,
+}
+
+impl<E: 'static, C> Typed<E, C> {
+    pub(crate) fn new(decode: Decode<E>, call: C) -> Self {
+        Self { decoder: Decoder::new(decode), call }
     }
 }
 
@@ -242,9 +402,7 @@ where
     }
 
     fn upcast(&mut self, message_type: String, decode: Box<dyn Any>) {
-        if let Ok(decode) = decode.downcast::<Decode<E>>() {
-            self.upcasts.insert(message_type, *decode);
-        }
+        self.decoder.upcast(message_type, decode);
     }
 
     fn start<'a>(
@@ -256,7 +414,7 @@ where
         let mut items = Vec::with_capacity(records.len());
         let mut bad = Vec::new();
         for (place, record) in records.iter().enumerate() {
-            match self.decode(record) {
+            match self.decoder.decode(record) {
                 Ok(message) => items.push(Item { meta: &record.meta, message }),
                 Err(error) => bad.push((place, error)),
             }

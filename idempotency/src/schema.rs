@@ -47,6 +47,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0005_http_key.sql",
         sql: include_str!("../migrations/0005_http_key.sql"),
     },
+    Migration {
+        version: 6,
+        name: "0006_calls.sql",
+        sql: include_str!("../migrations/0006_calls.sql"),
+    },
 ];
 
 const MEND: &str =

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use sqlx::PgConnection;
 
+use crate::call::Prepared;
 use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::guard::{self, Beyond, Candidate, Claim};
@@ -12,7 +13,7 @@ use crate::lane::{Shared, in_time};
 use crate::plan::Plan;
 use crate::record::{Meta, Record};
 use crate::retry::{OnFailure, OutOfHorizon};
-use crate::route::RouteId;
+use crate::route::{Handled, Outcall, RouteId};
 
 /// Checks what was deferred to the commit, as long as the savepoint is there to go back to.
 const RELEASE: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED;
@@ -43,6 +44,20 @@ pub(crate) struct Trial<'s, 'a> {
     pub(crate) shared: &'s Shared,
     pub(crate) work: &'a Work,
     pub(crate) marks: Vec<Mark>,
+    /// Where the one record of this transaction makes a call: how far that is.
+    pub(crate) step: Step,
+}
+
+/// How far the call of a record is.
+pub(crate) enum Step {
+    /// To be prepared.
+    Prepare,
+    /// Prepared, with what it is made with.
+    Prepared(Vec<u8>),
+    /// Made, to be recorded.
+    Record { intent: Vec<u8>, result: Outcall },
+    /// Recorded.
+    Recorded,
 }
 
 /// Why the records of a call have no effect.
@@ -71,7 +86,7 @@ impl From<Error> for Stumble {
 
 impl<'s, 'a> Trial<'s, 'a> {
     pub(crate) fn new(shared: &'s Shared, work: &'a Work, mark: Mark) -> Self {
-        Self { shared, work, marks: vec![mark; work.records.len()] }
+        Self { shared, work, marks: vec![mark; work.records.len()], step: Step::Prepare }
     }
 
     /// Runs the records of a segment that are to be run. After blame behind a savepoint, all that they did is undone.
@@ -140,6 +155,9 @@ impl<'s, 'a> Trial<'s, 'a> {
             if let Some(place) = self.marks.get_mut(at) {
                 *place = mark;
             }
+            if mark == Mark::First && self.makes_call(at) {
+                plan.condemn(at, Fate::Call);
+            }
             let Some(reason) = reason else { continue };
             plan.condemn(
                 at,
@@ -154,16 +172,22 @@ impl<'s, 'a> Trial<'s, 'a> {
         Ok(())
     }
 
+    fn makes_call(&self, at: usize) -> bool {
+        let route = self.work.routes.get(at).copied().flatten();
+        route.is_some_and(|route| self.shared.dispatch.limits(route).is_some())
+    }
+
     /// Calls the handlers one after another; records of one handler that takes batches at once.
     async fn call_all(
-        &self,
+        &mut self,
         conn: &mut PgConnection,
         plan: &mut Plan<&'a [u8]>,
         runnable: &[usize],
     ) -> Result<(), Stumble> {
-        let route = |at: &usize| self.work.routes.get(*at).copied().flatten();
+        let (work, shared) = (self.work, self.shared);
+        let route = |at: &usize| work.routes.get(*at).copied().flatten();
         let together = |a: &usize, b: &usize| {
-            route(a).is_some_and(|route| self.shared.dispatch.takes_batches(route))
+            route(a).is_some_and(|route| shared.dispatch.takes_batches(route))
                 && route(a) == route(b)
         };
         for places in runnable.chunk_by(together) {
@@ -177,7 +201,7 @@ impl<'s, 'a> Trial<'s, 'a> {
     }
 
     async fn call(
-        &self,
+        &mut self,
         conn: &mut PgConnection,
         plan: &mut Plan<&'a [u8]>,
         route: RouteId,
@@ -186,7 +210,12 @@ impl<'s, 'a> Trial<'s, 'a> {
         let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(()) };
         let records: Vec<&Record> =
             places.iter().filter_map(|at| self.work.records.get(*at)).collect();
-        let handled = self.shared.dispatch.handle(conn, route, &records).await;
+        let handled = match records.as_slice() {
+            [record] if self.shared.dispatch.limits(route).is_some() => {
+                self.step(conn, route, record).await
+            }
+            records => self.shared.dispatch.handle(conn, route, records).await,
+        };
         for (place, error) in handled.undecodable {
             if self.shared.policy.on_failure == OnFailure::Halt {
                 return Err(error.into());
@@ -204,6 +233,32 @@ impl<'s, 'a> Trial<'s, 'a> {
             Err(error) => return Err(self.blame(*first..last + 1, error)),
         };
         Err(Stumble::Blame(Blame { call: *first..last + 1, fate, again }))
+    }
+
+    /// The part of a call that belongs into a transaction. What does not decode is told as such.
+    async fn step(&mut self, conn: &mut PgConnection, route: RouteId, record: &Record) -> Handled {
+        let dispatch = &self.shared.dispatch;
+        let ended = match std::mem::replace(&mut self.step, Step::Recorded) {
+            Step::Prepare => match dispatch.prepare(conn, route, record).await {
+                Ok(Prepared::Call(intent)) => {
+                    self.step = Step::Prepared(intent);
+                    Ok(Outcome::Done)
+                }
+                Ok(Prepared::End(outcome)) => Ok(outcome),
+                Err(error) if error.kind() == Kind::Payload => {
+                    return Handled { undecodable: vec![(0, error)], ended: Ok(Outcome::Done) };
+                }
+                Err(error) => Err(error),
+            },
+            Step::Record { intent, result } => {
+                let recorded = dispatch.record(conn, route, record, &intent, result).await;
+                recorded.map(|()| Outcome::Done)
+            }
+            Step::Prepared(_) | Step::Recorded => {
+                Err(Error::new(Kind::Internal, "a step of a call was made twice"))
+            }
+        };
+        Handled { undecodable: Vec::new(), ended }
     }
 
     /// What an error in these records means.

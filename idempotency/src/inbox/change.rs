@@ -205,8 +205,8 @@ pub async fn discard(conn: &mut PgConnection, entry: &Entry, by: &By) -> Result<
 /// It is applied with it when it is retried. `entry` has to come from [`get`](super::get), with its payload.
 ///
 /// # Errors
-/// [`Kind::Conflict`] for a message that its consumer is about to try by itself, and if it has changed since it was
-/// read. What Postgres answers.
+/// [`Kind::Conflict`] for a message that its consumer is about to try by itself, for one whose call is prepared already
+/// and would be made as it was, and if it has changed since it was read. What Postgres answers.
 pub async fn edit(
     conn: &mut PgConnection,
     entry: &Entry,
@@ -224,7 +224,7 @@ pub async fn edit(
         Place::Parked { .. } => sqlx::query(
             r#"UPDATE tailrace.parked_message SET payload = $5
                WHERE consumer = $1 AND topic = $2 AND partition = $3 AND "offset" = $4 AND state = 'stuck'
-                 AND payload IS NOT DISTINCT FROM $6"#,
+                 AND intent IS NULL AND payload IS NOT DISTINCT FROM $6"#,
         )
         .bind(&entry.consumer)
         .bind(&entry.topic)

@@ -18,6 +18,8 @@ pub enum State {
     Queued,
     /// Parked, to be tried again at a time.
     Waiting,
+    /// Its call to another service is being made.
+    Calling,
     /// Parked, tried often enough: a person decides.
     Stuck,
     /// Parked and given up by a person; its consumer makes a dead letter of it.
@@ -27,13 +29,15 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 5] = [Self::Queued, Self::Waiting, Self::Stuck, Self::Discard, Self::Dead];
+    const ALL: [Self; 6] =
+        [Self::Queued, Self::Waiting, Self::Calling, Self::Stuck, Self::Discard, Self::Dead];
 
     /// The word for it in the tables and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Waiting => "waiting",
+            Self::Calling => "calling",
             Self::Stuck => "stuck",
             Self::Discard => "discard",
             Self::Dead => "dead",
@@ -251,7 +255,7 @@ fn read(row: &PgRow) -> Result<Entry, sqlx::Error> {
         key: row.try_get("key")?,
         message_id: row.try_get("message_id")?,
         message_type: row.try_get("message_type")?,
-        // The table's check knows the same five.
+        // The table's check knows the same, but for the dead.
         state: State::named(&state).unwrap_or(State::Stuck),
         reason: row.try_get("reason")?,
         detail: row.try_get("detail")?,

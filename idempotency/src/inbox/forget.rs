@@ -105,7 +105,7 @@ pub async fn erase(
     let parked = sqlx::query(
         "UPDATE tailrace.parked_message
          SET payload = NULL, header_names = '{}', header_values = '{}', detail = NULL,
-             state = 'discard', retry_at = NULL
+             intent = NULL, state = 'discard', retry_at = NULL
          WHERE consumer = $1 AND key = $2",
     )
     .bind(consumer)

@@ -127,7 +127,7 @@ impl World {
                         match plan.aside(record) {
                             None => self.applied.push(record),
                             Some(Aside::Fate(Fate::Bury(_))) => self.dead.push(record),
-                            Some(Aside::Fate(Fate::Park(_)) | Aside::Behind) => {
+                            Some(Aside::Fate(Fate::Park(_) | Fate::Call) | Aside::Behind) => {
                                 self.parked.push(record);
                             }
                         }
@@ -223,7 +223,7 @@ fn a_message_that_collides_for_ever_is_given_up_alone() {
     assert_eq!((plan.next(), plan.tried()), (Next::Run { records: 0..1, guarded: false }, 1));
     plan.give_up(park());
 
-    assert!(matches!(plan.aside(0), Some(Aside::Fate(Fate::Park(_)))));
+    assert!(matches!(plan.aside(0), Some(Aside::Fate(Fate::Park(_) | Fate::Call))));
     assert_eq!((plan.aside(1), plan.aside(2)), (None, Some(Aside::Behind)));
 }
 

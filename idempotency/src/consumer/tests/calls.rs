@@ -1,0 +1,327 @@
+//! Effects outside Postgres: a provider that fails, hangs, holds its answers back, and knows idempotency keys.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::*;
+use crate::breaker::Breaker;
+use crate::call::{Answer, CallCx};
+use crate::circuit::{BreakerState, SlidingWindow};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Well,
+    Fails,
+    /// Neither effect nor answer.
+    Hangs,
+    /// The effect, and no answer until the mode is another one.
+    Holds,
+}
+
+/// What was asked of the provider, or what it did.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Charge {
+    idempotency_key: String,
+    key: String,
+    number: i64,
+}
+
+/// A service behind TCP that has one effect per idempotency key.
+struct Provider {
+    address: std::net::SocketAddr,
+    mode: watch::Sender<Mode>,
+    asked: Mutex<Vec<Charge>>,
+    effects: Mutex<Vec<Charge>>,
+}
+
+impl Provider {
+    async fn start(mode: Mode) -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let provider = Arc::new(Self {
+            address: listener.local_addr().unwrap(),
+            mode: watch::Sender::new(mode),
+            asked: Mutex::default(),
+            effects: Mutex::default(),
+        });
+        let serving = Arc::clone(&provider);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Arc::clone(&serving).serve(stream));
+            }
+        });
+        provider
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream) -> std::io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        stream.read_line(&mut line).await?;
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let mut word = || words.next().unwrap();
+        let charge =
+            Charge { idempotency_key: word(), key: word(), number: word().parse().unwrap() };
+        self.asked.lock().unwrap().push(charge.clone());
+        let mode = *self.mode.borrow();
+        if matches!(mode, Mode::Well | Mode::Holds) {
+            let mut effects = self.effects.lock().unwrap();
+            if effects.iter().all(|done| done.idempotency_key != charge.idempotency_key) {
+                effects.push(charge);
+            }
+        }
+        if matches!(mode, Mode::Hangs | Mode::Holds) {
+            drop(self.mode.subscribe().wait_for(|now| *now != mode).await);
+        }
+        let answer: &[u8] = if mode == Mode::Fails { b"failed\n" } else { b"done\n" };
+        if mode != Mode::Hangs {
+            stream.write_all(answer).await?;
+        }
+        Ok(())
+    }
+
+    fn asked(&self) -> Vec<Charge> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    fn effects(&self) -> Vec<Charge> {
+        self.effects.lock().unwrap().clone()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Intent {
+    key: String,
+    number: i64,
+}
+
+async fn prepare<S>(cx: Cx<'_, S>, message: Numbered) -> Result<Prepared<Intent>, BoxError> {
+    let key = cx.meta.key().and_then(|key| str::from_utf8(key).ok()).unwrap_or_default();
+    sqlx::query("INSERT INTO prepared (message_id) VALUES ($1)")
+        .bind(cx.meta.message_id().as_uuid())
+        .execute(cx.conn)
+        .await?;
+    Ok(Prepared::Call(Intent { key: key.to_owned(), number: message.number }))
+}
+
+async fn charge(cx: CallCx<'_, Arc<Provider>>, intent: Intent) -> Result<Answer<String>, BoxError> {
+    let mut stream = BufReader::new(TcpStream::connect(cx.state.address).await?);
+    let Intent { key, number } = intent;
+    stream.write_all(format!("{} {key} {number}\n", cx.key).as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_line(&mut answer).await?;
+    if answer == "done\n" { Ok(Answer::Done(answer)) } else { Err("the provider failed".into()) }
+}
+
+async fn record<S>(cx: Cx<'_, S>, intent: Intent, answer: String) -> Result<(), BoxError> {
+    assert_eq!(answer, "done\n");
+    effect(cx, Numbered { number: intent.number }).await?;
+    Ok(())
+}
+
+async fn called_bed(name: &str) -> Bed {
+    let bed = bed(name).await;
+    bed.execute("CREATE TABLE prepared (message_id uuid PRIMARY KEY)").await;
+    bed
+}
+
+fn paying(bed: &Bed, topic: &str, provider: &Arc<Provider>) -> Config<Arc<Provider>> {
+    let short = Duration::from_millis(50);
+    Config::new(topic, bed.brokers(), bed.pool.clone())
+        .parked_wait(short, short)
+        .attempts_max(10_000)
+        .state(Arc::clone(provider))
+}
+
+const CALLING: &str = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'calling'";
+const PARKED: &str = "SELECT count(*) FROM tailrace.parked_message";
+const EFFECTS: &str = "SELECT count(*) FROM effect";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_fails_and_hangs_is_left_alone_and_everything_happens_once_in_order() {
+    let bed = called_bed("calls_breaker").await;
+    let topic = bed.topic("calls_breaker", 1).await;
+    let provider = Provider::start(Mode::Fails).await;
+    let time_out = Duration::from_millis(400);
+    let breaker = Breaker::new()
+        .sliding_window(SlidingWindow::CountBased(8))
+        .minimum_number_of_calls(4)
+        .slow_call_duration_threshold(time_out)
+        .wait_duration_in_open_state(Duration::from_millis(200))
+        .permitted_number_of_calls_in_half_open_state(2);
+    produce(bed.brokers(), &topic, &records(60, 12));
+
+    let call = Call::new(prepare, charge, record).time_out(time_out).breaker(breaker.clone());
+    let config =
+        paying(&bed, &topic, &provider).calls_max(4).parked_keys_max(4).batch_records_max(2);
+    let running = start(Consumer::new(config).topic(&topic).on_call("numbered.v1", call));
+    until(async || breaker.state() == BreakerState::Open).await;
+    provider.mode.send_replace(Mode::Hangs);
+    let openings = running.counters.report().breaker_openings;
+    until(async || running.counters.report().breaker_openings >= openings + 2).await;
+    // Four to open it and those that ran beside the last of them, then two for each wait.
+    let asked = provider.asked().len() as u64;
+    let Report { breaker_openings, applied, .. } = running.counters.report();
+    assert!(asked <= 8 + 2 * breaker_openings, "{asked} calls, {breaker_openings} openings");
+    assert_eq!(applied, 0);
+    // What is not called is not taken from Kafka either: a batch more at most.
+    assert!(bed.count("SELECT count(DISTINCT key) FROM tailrace.parked_message").await < 4 + 2);
+
+    provider.mode.send_replace(Mode::Well);
+    running.applied(60).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!(breaker.state(), BreakerState::Closed);
+    assert_eq!((report.applied, report.dead_lettered, bed.count(PARKED).await), (60, 0, 0));
+    assert!(report.failed_calls >= 6 && report.slow_calls >= 1, "{report:?}");
+    assert_eq!(report.calls, 60 + report.failed_calls);
+    assert_eq!(bed.count("SELECT count(*) FROM prepared").await, 60);
+    assert_eq!((bed.count(EFFECTS).await, bed.count(DOUBLE_EFFECTS).await), (60, 0));
+    assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
+    let effects = provider.effects();
+    assert_eq!(effects.len(), 60);
+    for key in effects.iter().map(|done| &done.key).collect::<HashSet<_>>() {
+        assert!(
+            effects.iter().filter(|done| done.key == *key).is_sorted_by_key(|done| done.number)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_after_its_call_has_it_repeated_with_the_same_key_and_intent() {
+    let bed = called_bed("calls_crash").await;
+    let topic = bed.topic("calls_crash", 1).await;
+    let provider = Provider::start(Mode::Holds).await;
+    produce(bed.brokers(), &topic, &records(6, 2));
+    let consumer = || {
+        let call = Call::new(prepare, charge, record);
+        Consumer::new(paying(&bed, &topic, &provider)).topic(&topic).on_call("numbered.v1", call)
+    };
+
+    let dies = start(consumer());
+    until(async || provider.effects().len() == 2).await;
+    let open = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+    until(async || bed.count(open).await == 0).await;
+    assert_eq!((bed.count(CALLING).await, bed.count(PARKED).await), (2, 6));
+    dies.task.abort();
+    // The provider goes on holding back what nobody waits for any more.
+    let running = start(consumer());
+    until(async || provider.asked().len() == 4).await;
+    provider.mode.send_replace(Mode::Well);
+    running.applied(6).await;
+    running.stop().await.unwrap();
+
+    let asked = provider.asked();
+    assert_eq!(asked.len(), 8);
+    assert_eq!(asked.iter().collect::<HashSet<_>>().len(), 6);
+    assert_eq!(provider.effects().len(), 6);
+    assert_eq!(bed.count("SELECT count(*) FROM prepared").await, 6);
+    assert_eq!((bed.count(EFFECTS).await, bed.count(DOUBLE_EFFECTS).await), (6, 0));
+    assert_eq!((bed.count(ORDER_VIOLATIONS).await, bed.count(PARKED).await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_waits_for_the_calls_that_are_being_made_and_records_them() {
+    let bed = called_bed("calls_shutdown").await;
+    let topic = bed.topic("calls_shutdown", 1).await;
+    let provider = Provider::start(Mode::Holds).await;
+    produce(bed.brokers(), &topic, &records(9, 3));
+
+    let call = Call::new(prepare, charge, record).time_out(DEADLINE);
+    let consumer = Consumer::new(paying(&bed, &topic, &provider));
+    let running = start(consumer.topic(&topic).on_call("numbered.v1", call));
+    until(async || provider.effects().len() == 3).await;
+    running.stop.send(()).unwrap();
+    provider.mode.send_replace(Mode::Well);
+    let report = tokio::time::timeout(DEADLINE, running.task).await.unwrap().unwrap().unwrap();
+
+    let applied = i64::try_from(report.applied).unwrap();
+    assert!(applied >= 3, "{report:?}");
+    assert_eq!(provider.asked().len(), provider.effects().len());
+    assert_eq!((bed.count(EFFECTS).await, bed.count(CALLING).await), (applied, 0));
+}
+
+/// Says how steps end by the number of their message; each of these ways once.
+#[derive(Default)]
+struct Script {
+    told: Mutex<HashSet<i64>>,
+    keys: Mutex<Vec<(i64, String)>>,
+}
+
+impl Script {
+    fn first(&self, number: i64) -> bool {
+        self.told.lock().unwrap().insert(number)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_step_of_a_call_may_end_it_or_put_it_off_and_its_key_keeps_its_order() {
+    async fn scripted(
+        cx: Cx<'_, Arc<Script>>,
+        message: Numbered,
+    ) -> Result<Prepared<Intent>, BoxError> {
+        match message.number {
+            1 => return Ok(Outcome::reject("not for us").into()),
+            2 if cx.state.first(2) => return Err("planted".into()),
+            _ => {}
+        }
+        prepare(cx, message).await
+    }
+    async fn made(cx: CallCx<'_, Arc<Script>>, intent: Intent) -> Result<Answer<String>, BoxError> {
+        cx.state.keys.lock().unwrap().push((intent.number, cx.key.to_string()));
+        match intent.number {
+            3 => Ok(Answer::reject("the provider never takes it")),
+            4 if cx.state.first(4) => Ok(Answer::retry(Duration::from_millis(20))),
+            5 if cx.state.first(5) => panic!("planted"),
+            _ => Ok(Answer::Done("done\n".to_owned())),
+        }
+    }
+    async fn recorded(
+        cx: Cx<'_, Arc<Script>>,
+        intent: Intent,
+        answer: String,
+    ) -> Result<(), BoxError> {
+        let fails = intent.number == 6 && cx.state.first(6);
+        record(cx, intent, answer).await?;
+        if fails { Err("planted".into()) } else { Ok(()) }
+    }
+    let bed = called_bed("calls_script").await;
+    let topic = bed.topic("calls_script", 1).await;
+    let script = Arc::new(Script::default());
+    // What makes no call stands between those that do.
+    let plain = |number| numbered("k", number).with("ce_type", "plain.v1");
+    let mut sent: Vec<Outgoing> = (1..=6).map(|number| numbered("k", number)).collect();
+    sent.extend([plain(7), plain(8), numbered("k", 9), plain(10)]);
+    produce(bed.brokers(), &topic, &sent);
+    produce(bed.brokers(), &topic, &sent);
+
+    let short = Duration::from_millis(50);
+    let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+        .parked_wait(short, short)
+        .state(Arc::clone(&script));
+    let running = start(
+        Consumer::new(config)
+            .topic(&topic)
+            .on_call("numbered.v1", Call::new(scripted, made, recorded))
+            .on("plain.v1", effect),
+    );
+    running.applied(8).await;
+    until(async || running.counters.report().duplicates == 10).await;
+    let report = running.stop().await.unwrap();
+
+    let order = "SELECT string_agg(number::text, ' ' ORDER BY n) FROM effect";
+    let order: String = sqlx::query_scalar(order).fetch_one(&bed.pool).await.unwrap();
+    assert_eq!(order, "2 4 5 6 7 8 9 10");
+    assert_eq!((report.dead_lettered, report.rejected, report.applied), (2, 2, 8));
+    assert_eq!(report.failed_calls, 1);
+    let keys = script.keys.lock().unwrap().clone();
+    let numbers: Vec<i64> = keys.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, [2, 3, 4, 4, 5, 5, 6, 6, 9]);
+    assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 6);
+    assert_eq!(bed.count("SELECT count(*) FROM prepared").await, 6);
+    assert_eq!(bed.count(PARKED).await, 0);
+}
