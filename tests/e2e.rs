@@ -12,6 +12,8 @@ mod brokers;
 mod commands;
 #[path = "e2e/complaint.rs"]
 mod complaint;
+#[path = "e2e/consumer_zombie.rs"]
+mod consumer_zombie;
 #[path = "e2e/delivery.rs"]
 mod delivery;
 #[path = "e2e/endpoints.rs"]

@@ -9,6 +9,7 @@ mod consumer_topic;
 mod debezium;
 mod figure;
 mod outbox_cost;
+mod parking;
 mod relay_backlog;
 mod relay_drain;
 mod relay_latency;
@@ -17,6 +18,7 @@ mod relay_process;
 mod relay_reader;
 mod relay_site;
 mod relay_start;
+mod retention;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -53,6 +55,10 @@ enum Scenario {
     RelayStart(relay_start::Options),
     /// How fast a consumer turns records into effects
     Consumer(consumer::Options),
+    /// What one poisoned key costs the others
+    Parking(parking::Options),
+    /// What it takes to forget claims, and what claims notice of it
+    Retention(retention::Options),
     /// The sidecar, which the scenarios of the relay start as a process of its own
     #[command(name = relay_process::SIDECAR, hide = true, disable_help_flag = true)]
     CdcRelay {
@@ -70,6 +76,8 @@ async fn main() -> ExitCode {
         Scenario::RelayLatency(options) => Box::pin(relay_latency::measure(options)).await,
         Scenario::RelayStart(options) => Box::pin(relay_start::measure(options)).await,
         Scenario::Consumer(options) => Box::pin(consumer::measure(options)).await,
+        Scenario::Parking(options) => Box::pin(parking::measure(options)).await,
+        Scenario::Retention(options) => Box::pin(retention::measure(options)).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);
             return tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await;

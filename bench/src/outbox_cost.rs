@@ -1,6 +1,6 @@
 //! What a message costs the business transaction that writes it.
 //!
-//! All variants and the plain transaction take turns in slices of a few dozen milliseconds, in an
+//! All variants and the plain transaction take turns in slices of some milliseconds, in an
 //! order that changes every round; each round gives one ratio per variant. The plain transaction
 //! runs twice: the ratio of its second turn says how far the figures can be trusted.
 
@@ -61,6 +61,9 @@ enum Variant {
     Plain,
     /// No message again: the noise of the measurement.
     Control,
+    /// No message but a statement that does nothing: what a round trip alone costs here, which no
+    /// write in a statement of its own can be below.
+    RoundTrip,
     /// A frame, inside the business statement.
     Merged,
     /// A frame, in a statement of its own.
@@ -74,9 +77,10 @@ enum Variant {
 }
 
 impl Variant {
-    const ALL: [Variant; 8] = [
+    const ALL: [Variant; 9] = [
         Variant::Plain,
         Variant::Control,
+        Variant::RoundTrip,
         Variant::Merged,
         Variant::Separate,
         Variant::Journal,
@@ -89,6 +93,7 @@ impl Variant {
         match self {
             Variant::Plain => "plain",
             Variant::Control => "control",
+            Variant::RoundTrip => "round-trip",
             Variant::Merged => "merged",
             Variant::Separate => "separate",
             Variant::Journal => "journal",
@@ -267,7 +272,7 @@ async fn transaction(connection: &mut PgConnection, variant: Variant) -> Result<
     let order = Uuid::now_v7();
     let account = i32::try_from(order.as_u128() as u64 % ACCOUNTS + 1)?;
     let message = match variant {
-        Variant::Plain | Variant::Control => None,
+        Variant::Plain | Variant::Control | Variant::RoundTrip => None,
         _ => Some(message(order, account)?),
     };
     let mut tx = connection.begin().await?;
@@ -285,6 +290,9 @@ async fn transaction(connection: &mut PgConnection, variant: Variant) -> Result<
         _ => insert(&mut tx, order, account).await?,
     }
     match (variant, &message) {
+        (Variant::RoundTrip, _) => {
+            sqlx::query("select 1").execute(&mut *tx).await?;
+        }
         (Variant::Separate, Some(message)) => LOG.write(&mut tx, message).await?,
         (Variant::JournalSeparate, Some(message)) => JOURNAL.write(&mut tx, message).await?,
         (Variant::DebeziumInsert | Variant::DebeziumInsertDelete, Some(message)) => {

@@ -47,7 +47,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            complain(&error);
+            complain(&error, cli.log_format);
             ExitCode::from(error.exit_code())
         }
     }
@@ -176,7 +176,10 @@ fn say(text: &str) {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let given = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|given| !given.is_empty());
+    let filter = given.as_ref().map(EnvFilter::try_new).transpose();
+    let fault = filter.as_ref().err().map(ToString::to_string);
+    let filter = filter.ok().flatten().unwrap_or_else(|| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -186,10 +189,18 @@ fn log_to_stderr(format: LogFormat) {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
     }
+    if let Some(fault) = fault {
+        tracing::warn!(fault, "RUST_LOG is not understood: level info is taken");
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "the one error of the process is for its user")]
-fn complain(error: &Error) {
+fn complain(error: &Error, format: LogFormat) {
+    if let LogFormat::Json = format {
+        let (cause, mend) = (error.causes(), error.mend());
+        tracing::error!(error = %error, cause, mend, exit_code = error.exit_code(), "ended");
+        return;
+    }
     // Several faults stand on a line each.
     let mut text = format!("error: {error}").replace('\n', "\n       ");
     let mut source = std::error::Error::source(error);

@@ -494,7 +494,20 @@ impl Config {
             Ok(endpoint) if key == "database.url" => {
                 format!("{} (password hidden)", endpoint.describe())
             }
+            _ if key == "database.password_command" => self.password_program(),
             _ => "(hidden)".to_owned(),
+        }
+    }
+
+    /// What is run for the password, without what is given to it.
+    fn password_program(&self) -> String {
+        let command = self.password_command.as_deref().unwrap_or_default().trim();
+        let (program, arguments) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let is_path = |byte: u8| is_topic_byte(byte) || byte == b'/';
+        match (program.bytes().all(is_path), arguments) {
+            (false, _) => "(hidden)".to_owned(),
+            (true, "") => program.to_owned(),
+            (true, _) => format!("{program} (arguments hidden)"),
         }
     }
 

@@ -103,6 +103,17 @@ impl Error {
         self
     }
 
+    /// What caused it, and what caused that, for a log line.
+    pub(crate) fn causes(&self) -> Option<String> {
+        let mut texts = Vec::new();
+        let mut cause = std::error::Error::source(self);
+        while let Some(found) = cause {
+            texts.push(found.to_string());
+            cause = found.source();
+        }
+        (!texts.is_empty()).then(|| texts.join(": "))
+    }
+
     /// Keeps Postgres' own code for what it answered.
     pub(crate) fn with_sqlstate(mut self, code: &str) -> Self {
         self.0.sqlstate = Some(code.into());

@@ -204,7 +204,7 @@ fn publish(content: &[u8]) {
             let place = Place { commit_lsn: Lsn(7), ordinal: Ordinal(0) };
             let letter =
                 dead_letter::headers(content, unpublishable.unread, place, &unpublishable.why);
-            size(&Record::dead_letter("letters", content, "relay:1", &letter, 0));
+            size(&Record::dead_letter("letters", content, 0, "relay:1", &letter, 0));
         }
     }
 }

@@ -23,8 +23,12 @@ pub const MESSAGES: &str = "cdc_relay_messages_total";
 pub const MESSAGE_BYTES: &str = "cdc_relay_message_bytes_total";
 /// Counts messages that could not be published and became dead letters.
 pub const DEAD_LETTERS: &str = "cdc_relay_dead_letters_total";
+/// Counts dead letters without their payload, which was longer than a record may be.
+pub const DEAD_LETTERS_CUT: &str = "cdc_relay_dead_letters_cut_total";
 /// Counts messages that were ignored: outside any transaction, or where rows alone are published.
 pub const IGNORED: &str = "cdc_relay_ignored_messages_total";
+/// Counts changes of the number of partitions of a topic that the relay publishes to.
+pub const PARTITION_CHANGES: &str = "cdc_relay_partition_changes_total";
 /// Counts sessions that could keep no more of transactions in progress.
 pub const SPOOL_FULL: &str = "cdc_relay_spool_full_total";
 /// 1 while large transactions are received in progress.
@@ -79,12 +83,14 @@ pub const SECONDS_BUCKETS: [f64; 15] =
 pub const MESSAGES_BUCKETS: [f64; 9] =
     [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0];
 
-const COUNTERS: [(&str, Unit, &str); 9] = [
+const COUNTERS: [(&str, Unit, &str); 11] = [
     (MESSAGES, Unit::Count, "Messages durable in Kafka, dead letters among them"),
     (MESSAGE_BYTES, Unit::Bytes, "Bytes of records durable in Kafka"),
     (DEAD_LETTERS, Unit::Count, "Messages that could not be published and became dead letters"),
+    (DEAD_LETTERS_CUT, Unit::Count, "Dead letters without their payload, which was too long"),
     (BATCHES, Unit::Count, "Batches with messages that are durable in Kafka"),
     (IGNORED, Unit::Count, "Messages outside any transaction, or where rows alone are published"),
+    (PARTITION_CHANGES, Unit::Count, "Changes of the number of partitions of a topic in use"),
     (SPOOL_FULL, Unit::Count, "Sessions that could keep no more of transactions in progress"),
     (SESSIONS, Unit::Count, "How often this relay came to lead"),
     (SESSION_ERRORS, Unit::Count, "Sessions, or attempts at one, that ended with an error"),
@@ -134,6 +140,7 @@ pub(crate) struct Meters {
     pub(crate) messages: Counter,
     pub(crate) message_bytes: Counter,
     pub(crate) dead_letters: Counter,
+    pub(crate) dead_letters_cut: Counter,
     pub(crate) ignored: Counter,
     pub(crate) spool_full: Counter,
     pub(crate) batches: Counter,
@@ -165,6 +172,7 @@ impl Meters {
             messages: counter(MESSAGES),
             message_bytes: counter(MESSAGE_BYTES),
             dead_letters: counter(DEAD_LETTERS),
+            dead_letters_cut: counter(DEAD_LETTERS_CUT),
             ignored: counter(IGNORED),
             spool_full: counter(SPOOL_FULL),
             batches: counter(BATCHES),

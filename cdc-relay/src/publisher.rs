@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::batch_span::BatchSpan;
 use crate::checkpoint::{self, CHECKPOINT_KEY, Checkpoint, Published, Reads, Source};
 use crate::config::Config;
-use crate::dead_letter;
+use crate::dead_letter::{self, Kept};
 use crate::error::{Error, Kind};
 use crate::lsn::Lsn;
 use crate::milestone::{Milestone, Observer};
@@ -102,6 +102,8 @@ struct Batch {
     count: usize,
     bytes: usize,
     dead_letters: usize,
+    /// Of the dead letters those without their payload.
+    cut: usize,
     /// When the first of its messages was committed in the source, and the last.
     oldest_commit: u64,
     newest_commit: u64,
@@ -271,6 +273,7 @@ impl<S: Sink> Publisher<'_, S> {
             messages: sealed.count,
             bytes: sealed.bytes,
             dead_letters: sealed.dead_letters,
+            dead_letters_cut: sealed.cut,
             oldest: sealed.oldest_commit,
             newest: sealed.newest_commit,
             oldest_left: filling.oldest_commit,
@@ -405,22 +408,25 @@ impl<S: Sink> Publisher<'_, S> {
             return self.skip(place);
         }
         let Unpublishable { kind, why, unread } = fault;
+        let why = dead_letter::bounded(&why).to_owned();
         if !self.config.sets_aside() {
             let text = format!("the message at {place} can not be published: {why}");
             return Err(record::skippable(kind, text, place));
         }
-        tracing::warn!(%place, why, "a message can not be published: it becomes a dead letter");
+        let kept = Kept::of(content, unread);
+        told(place, &why, content.len() + unread, kept);
         let topic = self.dead_letter_topic.clone();
         let mut sequence = std::mem::take(&mut self.sequence);
         record::write_sequence(&mut sequence, &self.relay_id, &position);
         let letter = dead_letter::headers(content, unread, place, &why);
         let now_ms = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
-        let record = Record::dead_letter(&topic, content, &sequence, &letter, now_ms);
+        let record = Record::dead_letter(&topic, content, unread, &sequence, &letter, now_ms);
         let refused = self.produce(&record, position, change_lsn, now).await?;
         self.sequence = sequence;
         match refused {
             None => {
                 self.batches.filling.dead_letters += 1;
+                self.batches.filling.cut += usize::from(kept != Kept::All);
                 Ok(())
             }
             Some(again) => {
@@ -428,7 +434,12 @@ impl<S: Sink> Publisher<'_, S> {
                     "the message at {place} can not be published ({why}), nor can its dead \
                      letter to topic {topic:?}: {again}"
                 );
-                Err(record::skippable(Kind::Rejected, text, place))
+                Err(Error::new(Kind::Rejected, text).hint(format!(
+                    "nothing is lost: the slot keeps it; make topic {topic:?}, or mend it: the \
+                     relay must be able to write to it, and a dead letter takes up to 17 MB \
+                     (max.message.bytes=17000000); or go past this one message by running with \
+                     --skip {place}"
+                )))
             }
         }
     }
@@ -504,6 +515,21 @@ impl<S: Sink> Publisher<'_, S> {
                  pg_logical_emit_message(true, ...)"
             );
         }
+    }
+}
+
+/// Says of a message of so many bytes that its dead letter is all that becomes of it.
+fn told(place: Place, why: &str, bytes: usize, kept: Kept) {
+    if kept == Kept::All {
+        tracing::warn!(%place, why, "a message can not be published: it becomes a dead letter");
+    } else {
+        tracing::warn!(
+            %place,
+            why,
+            bytes,
+            "a message can not be published, and is longer than a record may be: it becomes a dead \
+             letter without its payload, which nobody keeps"
+        );
     }
 }
 

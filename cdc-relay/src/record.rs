@@ -3,6 +3,7 @@
 use tailrace_outbox::frame::Frame;
 
 use crate::checkpoint;
+use crate::dead_letter::Kept;
 use crate::error::{Error, Kind};
 use crate::position::{Place, Position};
 
@@ -14,10 +15,6 @@ const SEQUENCE: &str = "ce_sequence";
 
 /// The header of what is published again.
 const REPLAY: (&str, &str) = ("ce_replay", "true");
-
-/// The longest value of a dead letter: what a producer of the relay hands over, less room for
-/// headers.
-const LETTER_BYTES_MAX: usize = 15 * 1024 * 1024;
 
 /// A record as it will be: nothing in it is copied.
 pub struct Record<'a> {
@@ -57,21 +54,25 @@ impl<'a> Record<'a> {
     }
 
     /// The dead letter of a message that can not be published, in the topic for them: the record
-    /// that it would have been, as far as it can be read, with the headers of `letter`.
+    /// that it would have been, as far as it can be read and is not too long, with the headers of
+    /// `letter`. Behind `content` so many bytes were not read.
     pub(crate) fn dead_letter(
         topic: &'a str,
         content: &'a [u8],
+        unread: usize,
         sequence: &'a str,
         letter: &'a [(&'static str, String)],
         now_ms: i64,
     ) -> Self {
+        let kept = Kept::of(content, unread);
         let frame = Frame::decode(content).ok();
         let value = frame.as_ref().map_or(Some(content), Frame::payload);
+        let frame = frame.filter(|_| kept != Kept::Nothing);
         Record {
             topic,
             key: frame.as_ref().and_then(Frame::key),
-            // What is too long to be handed over is named, and its value left out.
-            value: value.filter(|value| value.len() <= LETTER_BYTES_MAX),
+            // Null would be a tombstone.
+            value: if kept == Kept::All { value } else { Some(&[]) },
             // The message's own time may be what is wrong with it.
             timestamp_ms: now_ms,
             frame,
@@ -238,8 +239,8 @@ mod tests {
         for record in [
             Record::new(frame_of(), "relay:1"),
             Record::replayed(frame_of(), Some("elsewhere")),
-            Record::dead_letter("d", &frame, "relay:1", &letter, 0),
-            Record::dead_letter("d", b"no frame", "relay:1", &letter, 0),
+            Record::dead_letter("d", &frame, 0, "relay:1", &letter, 0),
+            Record::dead_letter("d", b"no frame", 0, "relay:1", &letter, 0),
         ] {
             let mut size = record.key().map_or(0, <[u8]>::len);
             size += record.value().map_or(0, <[u8]>::len);

@@ -173,7 +173,7 @@ impl<C: Connect> Relay<C> {
                 self.status.gave_up_streaming();
                 tracing::warn!(
                     error = %error,
-                    source = ?std::error::Error::source(&error),
+                    cause = error.causes(),
                     mend = error.mend(),
                     "transactions in progress can not be kept: going on without streaming"
                 );
@@ -190,7 +190,7 @@ impl<C: Connect> Relay<C> {
                 }
                 Reaction::Retry => tracing::warn!(
                     error = %error,
-                    source = ?std::error::Error::source(&error),
+                    cause = error.causes(),
                     mend = error.mend(),
                     ?pause,
                     "session ended, trying again"

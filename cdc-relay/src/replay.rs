@@ -24,7 +24,7 @@ use crate::replication::Client;
 use crate::saved::{self, VERSION};
 use crate::sink::{Connect, Kafka, Obstacle, Sink};
 use crate::source;
-use rows::{Cursor, Range};
+use rows::{Cursor, Message, Range};
 
 mod rows;
 
@@ -40,8 +40,11 @@ const BATCH_RECORDS: usize = 1_000;
 /// Bytes after which a batch is sealed.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
-/// Obstacles that a record may meet before the replay ends.
+/// Obstacles that a record may meet before it is given up.
 const OBSTACLES_MAX: usize = 4;
+
+/// Messages in a row that may be left out: beyond them no message is to blame.
+const LEFT_OUT_MAX: u64 = 1_000;
 
 /// Which messages of the journal are published again, and where to.
 #[derive(Clone, Debug)]
@@ -61,6 +64,8 @@ pub struct Replayed {
     pub messages: u64,
     /// The last of them, if there is one.
     pub last: Option<Uuid>,
+    /// Messages that can not be published again, and were left out; a warning names each.
+    pub left_out: u64,
     /// Whether all of the range is published; else it was stopped, and can be resumed.
     pub is_complete: bool,
 }
@@ -147,9 +152,11 @@ impl Replay {
     ///
     /// # Errors
     ///
-    /// [`Kind::Permission`] where the role may not read the journal, [`Kind::Rejected`] for a message
-    /// that Kafka does not take. What a committed batch has stays published; [`Replay::resume`] goes
-    /// on behind it.
+    /// [`Kind::Permission`] where the role may not read the journal, [`Kind::Rejected`] for a record
+    /// that the brokers refuse once it is sent, and after 1,000 messages in a row that can not be
+    /// published. What a committed batch has stays published; [`Replay::resume`] goes on behind it.
+    /// A single message that can not be published, because it is malformed or its topic does not
+    /// take it, is left out: see [`Replayed::left_out`].
     pub async fn run(
         &self,
         config: &Config,
@@ -193,8 +200,9 @@ impl Replay {
         let counts = rows::counts(config, &state.range, &mut client).await?;
         let total = counts.iter().map(|planned| planned.messages).sum();
         let cursor = Cursor::open(config, &state.range, client).await?;
+        let done = Replayed::default();
         let mut publishing =
-            Publishing { sink, state, done: Replayed::default(), confirmed: Replayed::default() };
+            Publishing { sink, state, done, confirmed: done, passed: None, in_a_row: 0 };
         progress(0, total);
         let ended = publishing.all(cursor, shutdown, |done| progress(done, total)).await;
         ended.map_err(|error| publishing.named(error))?;
@@ -204,6 +212,10 @@ impl Replay {
     async fn range(&self, client: &mut Client) -> Result<Range, Error> {
         let from = rows::bound(&self.from, client).await?.first();
         let to = rows::bound(self.to.as_deref().unwrap_or("now"), client).await?.end();
+        if to < from {
+            return Err(Error::new(Kind::Config, "the replay's --to is before its --from")
+                .hint("exchange the two"));
+        }
         Ok(Range::new(from, to, self.topics.clone()))
     }
 }
@@ -215,6 +227,10 @@ struct Publishing<S> {
     done: Replayed,
     /// What is certain to be published.
     confirmed: Replayed,
+    /// The last message that was seen to, published or left out.
+    passed: Option<Uuid>,
+    /// Messages that were left out since the last one that was not.
+    in_a_row: u64,
 }
 
 impl<S: Sink> Publishing<S> {
@@ -237,16 +253,23 @@ impl<S: Sink> Publishing<S> {
                 break;
             }
             for row in rows {
-                bytes += self.publish(&row.frame, row.id).await?;
+                match self.publish(&row).await? {
+                    Ok(size) => {
+                        bytes += size;
+                        self.done.last = Some(row.id);
+                        self.done.messages += 1;
+                        self.in_a_row = 0;
+                    }
+                    Err(why) => self.leave_out(row.id, &why)?,
+                }
+                self.passed = Some(row.id);
                 records += 1;
-                self.done.last = Some(row.id);
-                self.done.messages += 1;
                 if records >= BATCH_RECORDS || bytes >= BATCH_BYTES {
                     self.seal().await?;
                     (records, bytes) = (0, 0);
                 }
             }
-            progress(self.done.messages);
+            progress(self.done.messages + self.done.left_out);
         }
         self.done.is_complete = self.state.is_complete;
         self.seal().await?;
@@ -255,30 +278,48 @@ impl<S: Sink> Publishing<S> {
         Ok(())
     }
 
-    /// Hands one message over; answers with the record's bytes.
-    async fn publish(&mut self, frame: &[u8], id: Uuid) -> Result<usize, Error> {
-        let refused = |why: &str| {
-            let text = format!("message {id} can not be published again: {why}");
-            Error::new(Kind::Rejected, text)
-                .hint("go past it by a range of ids, or publish to another topic by --topic")
+    /// Hands one message over; answers with the record's bytes, or with why it can not be published.
+    async fn publish(&mut self, message: &Message) -> Result<Result<usize, String>, Error> {
+        let frame = match &message.frame {
+            Ok(frame) => record::decode(frame),
+            Err(column) => return Ok(Err(format!("its {column} can not be read"))),
         };
-        let frame = record::decode(frame).map_err(|fault| refused(&fault.why))?;
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(fault) => return Ok(Err(fault.why)),
+        };
         let record = Record::replayed(frame, self.state.into.as_deref());
         for _ in 0..OBSTACLES_MAX {
             match self.sink.produce(&record) {
-                Ok(()) => return Ok(record.size()),
-                Err(Obstacle::Refused(why)) => return Err(refused(&why)),
+                Ok(()) => return Ok(Ok(record.size())),
+                Err(Obstacle::Refused(why)) => return Ok(Err(why)),
                 Err(obstacle) => self.sink.overcome(obstacle, &record).await?,
             }
         }
-        Err(refused("it is larger than the queue"))
+        Ok(Err("it is larger than the queue".to_owned()))
+    }
+
+    /// One message is not to keep all behind it from being published; the journal still has it.
+    fn leave_out(&mut self, id: Uuid, why: &str) -> Result<(), Error> {
+        self.done.left_out += 1;
+        self.in_a_row += 1;
+        if self.in_a_row > LEFT_OUT_MAX {
+            let text = format!(
+                "{LEFT_OUT_MAX} messages in a row can not be published again, nor can message \
+                 {id}: {why}"
+            );
+            return Err(Error::new(Kind::Rejected, text)
+                .hint("mend that, or name other topics by --where-topic or --topic"));
+        }
+        tracing::warn!(message = %id, why, "left out a message that can not be published again");
+        Ok(())
     }
 
     async fn seal(&mut self) -> Result<(), Error> {
         self.sink.confirmed().await?;
         self.confirmed = self.done;
         self.state.time_ms = unix_ms();
-        if let Some(last) = self.done.last {
+        if let Some(last) = self.passed {
             self.state.range.pass(last);
         }
         self.sink.seal(&[(REPLAY_KEY, &saved::encode(&self.state))]).await

@@ -68,6 +68,7 @@ struct Counts {
     messages: AtomicU64,
     bytes: AtomicU64,
     dead_letters: AtomicU64,
+    dead_letters_cut: AtomicU64,
     ignored: AtomicU64,
     spool_full: AtomicU64,
     /// Of transactions in progress, in memory and in files.
@@ -128,6 +129,8 @@ pub(crate) struct Delivered {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
     pub(crate) dead_letters: usize,
+    /// Of these without their payload.
+    pub(crate) dead_letters_cut: usize,
     /// Commit times in the source, microseconds since 1970.
     pub(crate) oldest: u64,
     pub(crate) newest: u64,
@@ -313,6 +316,7 @@ impl Status {
         add(&counts.messages, batch.messages);
         add(&counts.bytes, batch.bytes);
         add(&counts.dead_letters, batch.dead_letters);
+        add(&counts.dead_letters_cut, batch.dead_letters_cut);
         counts.flushed.store(flushed.0, Ordering::Relaxed);
         counts.unconfirmed.store(0, Ordering::Relaxed);
         counts.oldest_pending.store(batch.oldest_left, Ordering::Relaxed);
@@ -331,6 +335,7 @@ impl Status {
         meters.messages.increment(batch.messages as u64);
         meters.message_bytes.increment(batch.bytes as u64);
         meters.dead_letters.increment(batch.dead_letters as u64);
+        meters.dead_letters_cut.increment(batch.dead_letters_cut as u64);
         meters.batch_messages.record(batch.messages as f64);
     }
 

@@ -28,8 +28,10 @@ CREATE TABLE tailrace.parked_message (
     CHECK (cardinality(header_names) = cardinality(header_values)),
     CHECK ((state = 'waiting') = (retry_at IS NOT NULL))
 );
+-- By the hash of the key: a key of Kafka may be larger than an entry of an index, and failing to park it would hold up
+-- the partition.
 CREATE INDEX parked_message_by_key
-    ON tailrace.parked_message (consumer, topic, partition, key, "offset");
+    ON tailrace.parked_message (consumer, topic, partition, sha256(key), "offset");
 COMMENT ON TABLE tailrace.parked_message IS
     'Messages that a consumer could not apply yet, in order per key; other keys go on. Only the owner of the partition replays.';
 COMMENT ON COLUMN tailrace.parked_message.state IS

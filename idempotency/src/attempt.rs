@@ -1,136 +1,418 @@
-//! A batch is tried until it is committed.
+//! A batch is tried until all of it is committed: applied, parked, or a dead letter.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, Postgres, Transaction};
+use tokio::sync::watch;
 
 use crate::consumer::Unhandled;
+use crate::dead_letter::{self, Letter};
 use crate::error::{Error, Kind, Verdict};
-use crate::guard::{self, Claim};
-use crate::handler::Outcome;
-use crate::lane::{Lane, LaneEnd, Shared, in_time, stopped};
-use crate::message_id::MessageId;
+use crate::failure::{Cause, Fate, Reason};
+use crate::lane::{LaneEnd, Shared, in_time, stopped};
 use crate::metrics::Tally;
+use crate::parked_rows::{NewRow, State, Table};
+use crate::parking::{Head, Parked, Queue};
+use crate::plan::{Aside, Next, Plan, Width};
 use crate::position::Offset;
-use crate::progress::{self, Settled};
+use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
-use crate::retry::{Backoff, chance};
+use crate::retry::{Backoff, OnFailure, chance};
+use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
 
-/// A batch that was read and may be tried more than once.
-pub(crate) struct Work {
-    records: Vec<Record>,
-    ids: Vec<MessageId>,
-    /// Counts what needs no claim.
+/// Applies a lane's batches, and knows what the lane has parked.
+pub(crate) struct Effects {
+    pub(crate) shared: std::sync::Arc<Shared>,
+    pub(crate) owned: Owned,
+    pub(crate) parked: Parked,
+    pub(crate) stop: watch::Receiver<bool>,
+    width: Width,
+}
+
+/// A batch whose headers were read.
+pub(crate) struct Batch {
+    work: Work,
+    /// Counts what needs no transaction.
     tally: Tally,
     next_offset: Offset,
 }
 
-enum Attempt {
-    Committed(Tally),
-    NotOurs,
-    /// The answer to COMMIT was lost.
-    Uncertain(Tally, Error),
+/// What a transaction comes to, if it commits.
+#[derive(Debug)]
+struct Sealed {
+    until: usize,
+    next_offset: Offset,
+    tally: Tally,
+    parked: Vec<(Queue, Head)>,
 }
 
-impl Lane {
+enum Attempt {
+    Committed(Sealed),
+    NotOurs,
+    /// A message failed without a savepoint: the same with savepoints.
+    Again,
+    /// The answer to COMMIT was lost.
+    Uncertain(Sealed, Error),
+}
+
+impl Effects {
+    /// Learns what former owners have parked. The epoch must be raised by then, so that they park nothing more.
+    pub(crate) async fn open(
+        shared: std::sync::Arc<Shared>,
+        owned: &Owned,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<Self, LaneEnd> {
+        let mut patience = Backoff::new(shared.retry_for);
+        let heads = loop {
+            match heads(&shared, owned).await {
+                Ok(heads) => break heads,
+                Err(error) => wait_after(error, &mut patience, &mut stop).await?,
+            }
+        };
+        let mut parked = Parked::default();
+        let now = Instant::now();
+        for (queue, head) in heads {
+            parked.set(queue, Some(head), now);
+        }
+        let width = Width::new(shared.batch_records_max);
+        Ok(Self { shared, owned: owned.clone(), parked, stop, width })
+    }
+
+    /// Whether so many keys are parked that nothing more is taken.
+    pub(crate) fn is_full(&self) -> bool {
+        let share = self.shared.policy.parked_keys_max / self.shared.lanes.count();
+        self.parked.len() >= share.max(1)
+    }
+
+    pub(crate) fn table(&self) -> Table<'_> {
+        Table { consumer: &self.shared.consumer, partition: &self.owned.partition }
+    }
+
     /// Tries a batch until it is committed or the lane has to end.
-    pub(crate) async fn apply(&mut self, work: &Work) -> Result<Tally, LaneEnd> {
-        let mut backoff = Backoff::new(self.shared.retry_for);
+    pub(crate) async fn apply(&mut self, batch: &Batch) -> Result<(), LaneEnd> {
+        let keys = batch.work.records.iter().map(|record| record.meta.key()).collect();
+        let retries = self.shared.policy.retries;
+        let mut plan = Plan::new(keys, |key| self.parked.holds(key), self.width, retries);
+        for (at, _) in batch.work.routes.iter().enumerate().filter(|(_, route)| route.is_none()) {
+            plan.condemn(at, Fate::Bury(Cause::new(Reason::Unhandled)));
+        }
+        let mut patience = Backoff::new(self.shared.retry_for);
         let mut uncertain = None;
-        loop {
-            let error = match self.attempt(work, uncertain).await {
-                Ok(Attempt::Committed(tally)) => return Ok(tally),
+        while !plan.is_done() {
+            let error = match self.attempt(batch, &mut plan, uncertain.take()).await {
+                Ok(Attempt::Committed(sealed)) => {
+                    plan.committed(sealed.until);
+                    self.committed(sealed);
+                    patience = Backoff::new(self.shared.retry_for);
+                    continue;
+                }
+                Ok(Attempt::Again) => continue,
                 Ok(Attempt::NotOurs) => return Err(LaneEnd::NotOurs),
-                Ok(Attempt::Uncertain(tally, error)) => {
-                    uncertain = Some(tally);
+                Ok(Attempt::Uncertain(sealed, error)) => {
+                    uncertain = Some(sealed);
                     error
                 }
                 Err(error) => error,
             };
-            if error.verdict() == Verdict::Stop {
-                return Err(LaneEnd::Failed(error));
-            }
-            let Some(wait) = backoff.failed(Instant::now(), chance()) else {
-                return Err(LaneEnd::Failed(error));
-            };
-            tracing::warn!(
-                error = %error, cause = error.cause().map(tracing::field::display),
-                topic = %self.owned.partition.topic, partition = self.owned.partition.number,
-                wait_ms = wait.as_millis(), "the batch is repeated"
-            );
-            self.shared.counters.count_retry();
-            tokio::select! {
-                biased;
-                () = stopped(&mut self.stop) => return Err(LaneEnd::Stopped),
-                () = tokio::time::sleep(wait) => {}
-            }
+            self.failed(&mut plan, error, &mut patience).await?;
         }
+        self.width = plan.width();
+        Ok(())
+    }
+
+    /// A transaction was lost: wait, and perhaps blame the one record that it came down to.
+    async fn failed(
+        &mut self,
+        plan: &mut Plan<&[u8]>,
+        error: Error,
+        patience: &mut Backoff,
+    ) -> Result<(), LaneEnd> {
+        let in_handler = error.kind() == Kind::Handler && error.is_transient();
+        let collided = in_handler || error.verdict() == Verdict::RetryFewer;
+        let tried = plan.tried();
+        if in_handler
+            && self.shared.policy.on_failure != OnFailure::Halt
+            && patience.is_over(Instant::now())
+        {
+            // The database works, or this error were not a handler's; so it is the message after all.
+            if tried == 1 {
+                let cause = Cause::of(&error);
+                plan.give_up(match self.shared.policy.on_failure {
+                    OnFailure::DeadLetter => Fate::Bury(cause),
+                    OnFailure::Park | OnFailure::Halt => Fate::Park(cause),
+                });
+            } else {
+                plan.lost(collided);
+            }
+            return Ok(());
+        }
+        plan.lost(collided);
+        self.shared.counters.count_retry();
+        wait_after(error, patience, &mut self.stop).await
     }
 
     /// One attempt. After an uncertain commit the database is asked first what became of it.
-    async fn attempt(&self, work: &Work, uncertain: Option<Tally>) -> Result<Attempt, Error> {
-        if let Some(tally) = uncertain {
-            match self.settle(work).await? {
-                Settled::Committed => return Ok(Attempt::Committed(tally)),
-                Settled::NotOurs => return Ok(Attempt::NotOurs),
-                Settled::RolledBack => {}
+    async fn attempt<'b>(
+        &self,
+        batch: &'b Batch,
+        plan: &mut Plan<&'b [u8]>,
+        uncertain: Option<Sealed>,
+    ) -> Result<Attempt, Error> {
+        if let Some(sealed) = uncertain {
+            match self.settle(sealed.next_offset).await {
+                Ok(Settled::Committed) => return Ok(Attempt::Committed(sealed)),
+                Ok(Settled::NotOurs) => return Ok(Attempt::NotOurs),
+                Ok(Settled::RolledBack) => {}
+                Err(error) => return Ok(Attempt::Uncertain(sealed, error)),
             }
         }
-        let mut tx = in_time("a transaction cannot be begun", async {
-            let begun = progress::begin(&self.shared.pool, self.shared.rebalance_deadline).await;
-            begun.map_err(|error| Error::database("a transaction cannot be begun", error))
-        })
-        .await?;
-        match self.effect(&mut tx, work).await {
-            Ok(Some(tally)) => commit(tx, tally).await,
+        let mut tx = self.begin().await?;
+        let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
+        match self.transaction(&mut tx, batch, &mut trial, plan).await {
+            Ok(Some(sealed)) => self.commit(tx, sealed, &trial, plan).await,
             Ok(None) => {
                 roll_back(tx).await;
                 Ok(Attempt::NotOurs)
             }
-            Err(error) => {
+            Err(Stumble::Blame(blame)) => {
+                roll_back(tx).await;
+                self.blamed(plan, blame);
+                Ok(Attempt::Again)
+            }
+            Err(Stumble::Error(error)) => {
                 roll_back(tx).await;
                 Err(error)
             }
         }
     }
 
-    /// Fence, claims, handlers; none when the partition has another owner.
-    async fn effect(&self, conn: &mut PgConnection, work: &Work) -> Result<Option<Tally>, Error> {
-        let Shared { consumer, dispatch, .. } = &*self.shared;
-        let advanced = progress::advance(conn, consumer, &self.owned, work.next_offset);
-        let Some(fenced) = in_time("progress cannot be moved on", advanced).await? else {
-            return Ok(None);
-        };
-        let claims = guard::claim_all(conn, consumer, &work.ids);
-        let claims = in_time("the message ids cannot be claimed", claims)
-            .await
-            .map_err(|error| placed(error, &work.records))?;
-        let claimed = work.records.iter().zip(claims).filter(|(_, claim)| *claim == Claim::First);
-        let first: Vec<&Record> = claimed.map(|(record, _)| record).collect();
-        let mut tally = work.tally;
-        tally.duplicates += (work.records.len() - first.len()) as u64;
-        let same = |a: &&Record, b: &&Record| {
-            let (a, b) = (a.meta.message_type(), b.meta.message_type());
-            a == b && dispatch.takes_batches(a)
-        };
-        for records in first.chunk_by(same) {
-            match dispatch.handle(conn, records).await? {
-                Outcome::Done => tally.applied += records.len() as u64,
-            }
-        }
-        let open = progress::still_open(conn, &fenced);
-        in_time("the batch's transaction cannot be checked", open).await?;
-        Ok(Some(tally))
-    }
-
-    async fn settle(&self, work: &Work) -> Result<Settled, Error> {
-        in_time("progress cannot be read", async {
-            let acquired = self.shared.pool.acquire().await;
-            let mut conn =
-                acquired.map_err(|error| Error::database("progress cannot be read", error))?;
-            progress::settle(&mut conn, &self.shared.consumer, &self.owned, work.next_offset).await
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        in_time("a transaction cannot be begun", async {
+            let begun = progress::begin(&self.shared.pool, self.shared.rebalance_deadline).await;
+            begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await
+    }
+
+    pub(crate) fn blamed(&self, plan: &mut Plan<&[u8]>, blame: Blame) {
+        let Blame { call, fate, again } = blame;
+        self.shared.counters.count_failure();
+        tracing::debug!(
+            topic = %self.owned.partition.topic, partition = self.owned.partition.number, messages = call.len(),
+            again, "messages failed and are tried one by one"
+        );
+        plan.failed(call, fate, again);
+    }
+
+    /// Fence, claims, handlers, what is set aside; none when the partition has another owner. Blame comes out only
+    /// where no savepoint was set.
+    async fn transaction<'b>(
+        &self,
+        conn: &mut PgConnection,
+        batch: &'b Batch,
+        trial: &mut Trial<'_, 'b>,
+        plan: &mut Plan<&'b [u8]>,
+    ) -> Result<Option<Sealed>, Stumble> {
+        let (start, reach) = (plan.start(), plan.reach());
+        // Where the transaction will end is not known behind savepoints; then progress is moved on once more.
+        let at = batch.offset(reach.unwrap_or(start));
+        let Some(fenced) = self.advance(conn, at).await? else { return Ok(None) };
+        loop {
+            match plan.next() {
+                Next::Run { records, guarded } => {
+                    match trial.run(conn, plan, records, guarded).await {
+                        Ok(()) => plan.ran(),
+                        Err(Stumble::Blame(blame)) if guarded => self.blamed(plan, blame),
+                        Err(stumble) => return Err(stumble),
+                    }
+                }
+                Next::Commit { until } => {
+                    let open = progress::still_open(conn, &fenced);
+                    let open = in_time("the batch's transaction cannot be checked", open).await;
+                    if let Err(error) = open {
+                        return Err(trial.blame(start..until, error));
+                    }
+                    let sealed = self.seal(conn, batch, trial, plan, until).await?;
+                    if sealed.next_offset != at {
+                        self.advance(conn, sealed.next_offset).await?;
+                    }
+                    return Ok(Some(sealed));
+                }
+                Next::Done => {
+                    return Err(Error::new(Kind::Internal, "an empty transaction was begun").into());
+                }
+            }
+        }
+    }
+
+    async fn advance(
+        &self,
+        conn: &mut PgConnection,
+        next_offset: Offset,
+    ) -> Result<Option<progress::Fenced>, Error> {
+        let advanced = progress::advance(conn, &self.shared.consumer, &self.owned, next_offset);
+        in_time("progress cannot be moved on", advanced).await
+    }
+
+    /// Writes what was set aside, and counts.
+    async fn seal(
+        &self,
+        conn: &mut PgConnection,
+        batch: &Batch,
+        trial: &Trial<'_, '_>,
+        plan: &Plan<&[u8]>,
+        until: usize,
+    ) -> Result<Sealed, Error> {
+        let next_offset = batch.offset(until);
+        let tally = if until == batch.work.records.len() { batch.tally } else { Tally::default() };
+        let mut sealed = Sealed { until, next_offset, tally, parked: Vec::new() };
+        let (mut rows, mut letters) = (Vec::new(), Vec::new());
+        let records = batch.work.records.iter().zip(&trial.marks).enumerate();
+        for (at, (record, mark)) in records.skip(plan.start()).take(until - plan.start()) {
+            sealed.tally.out_of_horizon += u64::from(*mark == Mark::Outside);
+            match plan.aside(at) {
+                _ if *mark == Mark::Duplicate => sealed.tally.duplicates += 1,
+                None => sealed.tally.applied += 1,
+                Some(Aside::Fate(Fate::Bury(cause))) => {
+                    letters.push(self.letter(record, cause, plan.failures(at).max(1)));
+                }
+                Some(Aside::Fate(Fate::Park(cause))) => {
+                    rows.push(self.park(record, Some(cause), plan.failures(at), &mut sealed));
+                }
+                Some(Aside::Behind) => rows.push(self.park(record, None, 0, &mut sealed)),
+            }
+        }
+        sealed.tally.parked = rows.len() as u64;
+        sealed.tally.count_letters(&letters);
+        if !rows.is_empty() {
+            in_time("messages cannot be parked", self.table().insert(conn, &rows)).await?;
+        }
+        self.bury(conn, &letters).await?;
+        Ok(sealed)
+    }
+
+    pub(crate) async fn bury(
+        &self,
+        conn: &mut PgConnection,
+        letters: &[Letter],
+    ) -> Result<(), Error> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let topic = self.shared.policy.dead_letter_topic.as_deref();
+        let written = dead_letter::write(conn, self.table(), topic, letters);
+        in_time("dead letters cannot be written", written).await
+    }
+
+    pub(crate) fn letter(&self, record: &Record, cause: &Cause, attempts: u32) -> Letter {
+        let Partition { topic, number } = &self.owned.partition;
+        let (reason, id) = (cause.reason.code(), record.meta.message_id());
+        tracing::warn!(
+            %topic, partition = number, offset = record.meta.position().offset.get(), message_id = %id,
+            reason, attempts, "a message becomes a dead letter"
+        );
+        Letter { stored: record.stored(), cause: cause.clone(), attempts }
+    }
+
+    fn park(
+        &self,
+        record: &Record,
+        cause: Option<&Cause>,
+        attempts: u32,
+        sealed: &mut Sealed,
+    ) -> NewRow {
+        let offset = record.meta.position().offset;
+        let queue = Queue::of(record.meta.key(), offset);
+        let is_parked = record.meta.key().is_some_and(|key| self.parked.holds(key))
+            || sealed.parked.iter().any(|(parked, _)| *parked == queue);
+        let state = match cause {
+            None if is_parked => State::Queued,
+            None => State::Waiting(Duration::ZERO),
+            Some(cause) => self.next_state(cause, attempts),
+        };
+        if !is_parked {
+            sealed.parked.push((queue, Head { offset, wait: state.wait() }));
+        }
+        if let Some(cause) = cause {
+            self.tell_parked(record, cause, attempts, state);
+        }
+        NewRow { stored: record.stored(), state, attempts, cause: cause.cloned() }
+    }
+
+    /// What follows a failed attempt of a parked message.
+    pub(crate) fn next_state(&self, cause: &Cause, attempts: u32) -> State {
+        match cause.reason {
+            // Time does not mend these.
+            Reason::TooOld | Reason::Future | Reason::Unhandled => State::Stuck,
+            _ => State::after(self.shared.policy.wait(attempts, cause.after, chance())),
+        }
+    }
+
+    pub(crate) fn tell_parked(&self, record: &Record, cause: &Cause, attempts: u32, state: State) {
+        let Partition { topic, number } = &self.owned.partition;
+        let (offset, id) = (record.meta.position().offset.get(), record.meta.message_id());
+        let (reason, message_type) = (cause.reason.code(), record.meta.message_type());
+        match state.wait() {
+            Some(wait) => tracing::warn!(
+                %topic, partition = number, offset, message_id = %id, message_type, reason, attempts,
+                wait_ms = wait.as_millis(), "a message is parked, and its key behind it"
+            ),
+            None => tracing::error!(
+                %topic, partition = number, offset, message_id = %id, message_type, reason, attempts,
+                "a message is stuck, and its key behind it, until a person retries or discards it"
+            ),
+        }
+    }
+
+    /// Remembers what is in the database now.
+    fn committed(&mut self, sealed: Sealed) {
+        let now = Instant::now();
+        for (queue, head) in sealed.parked {
+            self.parked.set(queue, Some(head), now);
+        }
+        self.shared.counters.count_committed(sealed.tally);
+    }
+
+    async fn commit<'b>(
+        &self,
+        tx: Transaction<'static, Postgres>,
+        sealed: Sealed,
+        trial: &Trial<'_, 'b>,
+        plan: &mut Plan<&'b [u8]>,
+    ) -> Result<Attempt, Error> {
+        let error = match commit(tx).await {
+            Ok(()) => return Ok(Attempt::Committed(sealed)),
+            Err(error) => error,
+        };
+        if error.is_transient() {
+            return Ok(Attempt::Uncertain(sealed, error));
+        }
+        // Behind savepoints whatever was deferred has been checked before.
+        let Some(reach) = plan.reach() else { return Err(error) };
+        match trial.blame(plan.start()..reach, of_handler(error)) {
+            Stumble::Blame(blame) => {
+                self.blamed(plan, blame);
+                Ok(Attempt::Again)
+            }
+            Stumble::Error(error) => Err(error),
+        }
+    }
+
+    async fn settle(&self, next_offset: Offset) -> Result<Settled, Error> {
+        let Self { shared, owned, .. } = self;
+        in_time("progress cannot be read", async {
+            let mut conn = acquire(shared).await?;
+            progress::settle(&mut conn, &shared.consumer, owned, next_offset).await
+        })
+        .await
+    }
+}
+
+impl Batch {
+    /// Where progress stands when everything before this record is committed.
+    fn offset(&self, until: usize) -> Offset {
+        let next = self.work.records.get(until);
+        next.map_or(self.next_offset, |record| record.meta.position().offset)
     }
 }
 
@@ -140,15 +422,21 @@ pub(crate) fn read(
     deliveries: Vec<Delivery>,
     behind: u64,
     next_offset: Offset,
-) -> Result<Work, Error> {
-    let mut records = Vec::with_capacity(deliveries.len());
+) -> Result<Batch, Error> {
+    let mut work = Work {
+        records: Vec::with_capacity(deliveries.len()),
+        routes: Vec::with_capacity(deliveries.len()),
+    };
     let mut tally = Tally { duplicates: behind, ..Tally::default() };
     for delivery in deliveries {
-        let record = Record::read(delivery)?;
+        let record = Record::read(delivery, shared.id_from.as_ref())?;
+        let route = shared.dispatch.find(record.meta.message_type());
         match shared.unhandled {
-            _ if shared.dispatch.handles(record.meta.message_type()) => records.push(record),
-            Unhandled::Skip => tally.skipped += 1,
-            Unhandled::Halt => {
+            Unhandled::Skip if route.is_none() => {
+                tally.skipped += 1;
+                continue;
+            }
+            Unhandled::Halt if route.is_none() => {
                 let text = format!("no handler for the type {}", record.meta.message_type());
                 return Err(Error::new(Kind::Unhandled, text)
                     .at(record.meta.position())
@@ -157,39 +445,66 @@ pub(crate) fn read(
                         "register a handler, or pass such records over with Unhandled::Skip",
                     ));
             }
+            _ => {}
         }
+        work.records.push(record);
+        work.routes.push(route);
     }
-    let ids = records.iter().map(|record| record.meta.message_id()).collect();
-    Ok(Work { records, ids, tally, next_offset })
+    Ok(Batch { work, tally, next_offset })
 }
 
-/// The guard names the message id; the lane knows where its record stands.
-fn placed(error: Error, records: &[Record]) -> Error {
-    let found = error
-        .message_id()
-        .and_then(|id| records.iter().find(|record| record.meta.message_id() == id));
-    match found {
-        Some(record) => error.at(record.meta.position()),
-        None => error,
+/// The heads of the queues that are this lane's.
+async fn heads(shared: &Shared, owned: &Owned) -> Result<Vec<(Queue, Head)>, Error> {
+    let mut heads = in_time("parked messages cannot be read", async {
+        let mut conn = acquire(shared).await?;
+        Table { consumer: &shared.consumer, partition: &owned.partition }.heads(&mut conn).await
+    })
+    .await?;
+    let lane = usize::try_from(owned.lane).unwrap_or(0);
+    heads.retain(|(queue, head)| shared.lanes.of(queue.key(), head.offset) == lane);
+    Ok(heads)
+}
+
+pub(crate) async fn acquire(
+    shared: &Shared,
+) -> Result<sqlx::pool::PoolConnection<Postgres>, Error> {
+    let acquired = shared.pool.acquire().await;
+    acquired.map_err(|error| Error::database("no connection to postgres", error))
+}
+
+/// Waits before the next attempt; the lane ends where there is none, or where it is told to meanwhile.
+async fn wait_after(
+    error: Error,
+    patience: &mut Backoff,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), LaneEnd> {
+    if !error.is_transient() {
+        return Err(LaneEnd::Failed(error));
+    }
+    let Some(wait) = patience.failed(Instant::now(), chance()) else {
+        return Err(LaneEnd::Failed(error));
+    };
+    tracing::warn!(
+        error = %error, code = error.database_code(), cause = error.fault().map(tracing::field::display),
+        wait_ms = wait.as_millis(), "a transaction is repeated"
+    );
+    tokio::select! {
+        biased;
+        () = stopped(stop) => Err(LaneEnd::Stopped),
+        () = tokio::time::sleep(wait) => Ok(()),
     }
 }
 
-async fn commit(tx: Transaction<'static, Postgres>, tally: Tally) -> Result<Attempt, Error> {
-    let committed = in_time("the batch cannot be committed", async {
+pub(crate) async fn commit(tx: Transaction<'static, Postgres>) -> Result<(), Error> {
+    in_time("the batch cannot be committed", async {
         tx.commit().await.map_err(|error| Error::database("the batch cannot be committed", error))
-    });
-    match committed.await {
-        Ok(()) => Ok(Attempt::Committed(tally)),
-        // A deferred constraint or a serialization failure is a clear answer too, but asking again costs
-        // little and needs no list of codes.
-        Err(error) if error.verdict() == Verdict::Retry => Ok(Attempt::Uncertain(tally, error)),
-        Err(error) => Err(error),
-    }
+    })
+    .await
 }
 
 /// Rolls back so that the next attempt does not wait for this one's locks. Failing is harmless: the server
 /// rolls back what loses its connection.
-async fn roll_back(tx: Transaction<'static, Postgres>) {
+pub(crate) async fn roll_back(tx: Transaction<'static, Postgres>) {
     let rolled_back = in_time("the batch cannot be rolled back", async {
         tx.rollback()
             .await

@@ -1,6 +1,7 @@
 //! Small change with the Kafka client: what it reports, and the lists that it works with.
 
 use std::sync::Arc;
+use std::thread::Thread;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -8,11 +9,50 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use crate::assignment::Group;
+use crate::config::GroupProtocol;
 use crate::error::{Error, Kind};
+use crate::intake::Settings;
 use crate::position::Offset;
 use crate::progress::Partition;
 
-pub(crate) fn exists(
+/// A client that has asked to join its group, after brokers have answered that the topics exist; `thread` is unparked
+/// when it has something to say.
+pub(crate) fn join(
+    settings: &Settings,
+    protocol: GroupProtocol,
+    thread: Thread,
+) -> Result<BaseConsumer<Group>, Error> {
+    let mut config = settings.client.clone();
+    match protocol {
+        GroupProtocol::Classic => config
+            .set("group.protocol", "classic")
+            .set("partition.assignment.strategy", "cooperative-sticky"),
+        GroupProtocol::Auto | GroupProtocol::Consumer => config.set("group.protocol", "consumer"),
+    };
+    let mut client: BaseConsumer<Group> =
+        config.create_with_context(Group::default()).map_err(|error| {
+            Error::new(Kind::Config, "the kafka client refuses its properties").caused_by(error)
+        })?;
+    client.set_nonempty_callback(move || thread.unpark());
+    for topic in &settings.topics {
+        exists(&client, topic, &settings.brokers, settings.start_deadline)?;
+    }
+    let topics: Vec<&str> = settings.topics.iter().map(|topic| &**topic).collect();
+    client.subscribe(&topics).map_err(|error| {
+        Error::new(Kind::Kafka, "the topics cannot be subscribed").caused_by(error)
+    })?;
+    Ok(client)
+}
+
+/// Whether the brokers answered that they do not serve the group protocol.
+pub(crate) fn refuses_protocol(client: &BaseConsumer<Group>) -> bool {
+    matches!(
+        client.client().fatal_error(),
+        Some((RDKafkaErrorCode::UnsupportedVersion | RDKafkaErrorCode::UnsupportedFeature, _))
+    )
+}
+
+fn exists(
     client: &BaseConsumer<Group>,
     topic: &str,
     brokers: &str,
@@ -53,7 +93,10 @@ pub(crate) fn complain(error: &KafkaError, complaint: Option<String>) -> Result<
             .caused_by(error.clone()))
     };
     match error {
-        KafkaError::MessageConsumptionFatal(_) => halt(Kind::Kafka, "the kafka client gave up"),
+        KafkaError::MessageConsumptionFatal(_)
+        | KafkaError::MessageConsumption(RDKafkaErrorCode::Fatal) => {
+            halt(Kind::Kafka, "the kafka client gave up")
+        }
         KafkaError::MessageConsumption(
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
         ) => halt(Kind::OffsetGone, "the offset to go on from is not in the topic any more"),

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::error::{Error, Kind};
 use crate::lanes::LANES_LIMIT;
+use crate::retry::{OnFailure, OutOfHorizon, Policy};
 
 /// Properties of librdkafka that the guarantees rest on.
 const RESERVED: &[&str] = &[
@@ -21,8 +22,15 @@ const RESERVED: &[&str] = &[
     "partition.assignment.strategy",
 ];
 
+/// Properties that only the older group protocol has; with the newer one they are set at the brokers.
+const CLASSIC_PROPERTIES: &[&str] =
+    &["session.timeout.ms", "heartbeat.interval.ms", "group.protocol.type"];
+
 /// The most records that one transaction may hold.
 const BATCH_RECORDS_LIMIT: usize = 10_000;
+
+/// Repetitions in place hold up the whole lane.
+const RETRIES_LIMIT: u32 = 10;
 
 /// Kafka's bound on the length of a group id is that of its protocol's strings; this one keeps keys short.
 const CONSUMER_NAME_LENGTH_MAX: usize = 200;
@@ -34,9 +42,29 @@ pub enum Start {
     /// At the oldest record that the topic still holds.
     #[default]
     Earliest,
-    /// After the newest committed record. The place is stored at the first assignment, so a restart before
-    /// the first record skips nothing.
+    /// After the newest committed record. The place is stored for all partitions of the topic when the consumer meets
+    /// it first: a restart before the first record skips nothing, and a partition that the topic gets later is read
+    /// from its beginning.
     Latest,
+    /// Where the group of this name has committed in Kafka, for a service that takes over from another consumer; at
+    /// the oldest record in partitions without such an offset.
+    KafkaCommitted,
+}
+
+/// How the members of a consumer group share the partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GroupProtocol {
+    /// The newer protocol where the brokers serve it, else the older one; a consumer finds out when it joins. The older
+    /// one also where a property of it is set (see [`Config::kafka_property`]). Members of either can share a group
+    /// while a service is rolled out, unless the brokers forbid it (`group.consumer.migration.policy`).
+    #[default]
+    Auto,
+    /// The protocol of all brokers, cooperative: only partitions that move are interrupted.
+    Classic,
+    /// That of KIP-848 (Kafka 4.0): the brokers decide who reads what, and no member waits for the slowest. The
+    /// consumer halts where they do not serve it.
+    Consumer,
 }
 
 /// The configuration of a [`Consumer`](crate::Consumer).
@@ -58,10 +86,12 @@ pub(crate) struct Options {
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
+    pub(crate) policy: Policy,
     pub(crate) start_deadline: Duration,
     pub(crate) shutdown_deadline: Duration,
     pub(crate) rebalance_deadline: Duration,
     pub(crate) lanes: u16,
+    pub(crate) group_protocol: GroupProtocol,
     pub(crate) kafka_properties: Vec<(String, String)>,
 }
 
@@ -82,10 +112,12 @@ impl Config {
                 batch_records_max: 500,
                 batch_wait: Duration::from_millis(5),
                 retry_for: Duration::from_secs(60),
+                policy: Policy::default(),
                 start_deadline: Duration::from_secs(10),
                 shutdown_deadline: Duration::from_secs(20),
                 rebalance_deadline: Duration::from_secs(20),
                 lanes: 1,
+                group_protocol: GroupProtocol::default(),
                 kafka_properties: Vec::new(),
             },
         }
@@ -94,6 +126,12 @@ impl Config {
     /// The state that handlers share. Default: `()`.
     pub fn state<S>(self, state: S) -> Config<S> {
         Config { state, options: self.options }
+    }
+}
+
+impl Options {
+    pub(crate) fn has_classic_properties(&self) -> bool {
+        self.kafka_properties.iter().any(|(name, _)| CLASSIC_PROPERTIES.contains(&name.trim()))
     }
 }
 
@@ -124,6 +162,64 @@ impl<S> Config<S> {
     #[must_use]
     pub fn retry_for(mut self, time: Duration) -> Self {
         self.options.retry_for = time;
+        self
+    }
+
+    /// What happens to a message that keeps failing. Default: [`OnFailure::Park`].
+    #[must_use]
+    pub fn on_failure(mut self, on_failure: OnFailure) -> Self {
+        self.options.policy.on_failure = on_failure;
+        self
+    }
+
+    /// How often a failing message is tried again at once, before it is set aside, at most 10. It is not waited
+    /// in between, since its lane would stand still meanwhile: waits are for parked messages. Default: 1.
+    #[must_use]
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.policy.retries = retries;
+        self
+    }
+
+    /// How long a parked message waits for its next attempt: `first`, and with each attempt twice as long, up to
+    /// `max`. Up to a half is taken off at random. Default: 1 s and 5 minutes.
+    #[must_use]
+    pub fn parked_wait(mut self, first: Duration, max: Duration) -> Self {
+        self.options.policy.parked_wait = first;
+        self.options.policy.parked_wait_max = max;
+        self
+    }
+
+    /// After how many attempts a parked message is stuck: it is not tried again until a person says so, and its
+    /// key waits. Default: 20, which the default waits make about an hour.
+    #[must_use]
+    pub fn attempts_max(mut self, attempts: u32) -> Self {
+        self.options.policy.attempts_max = attempts;
+        self
+    }
+
+    /// How many keys of a partition may be parked. At that number nothing more is taken from the partition until
+    /// fewer are: what fails for every key is no fault of the messages. Default: 1,000.
+    #[must_use]
+    pub fn parked_keys_max(mut self, keys: usize) -> Self {
+        self.options.policy.parked_keys_max = keys;
+        self
+    }
+
+    /// What happens to a message that is older than claims are kept, or from the future. Default:
+    /// [`OutOfHorizon::Reject`].
+    #[must_use]
+    pub fn out_of_horizon(mut self, out_of_horizon: OutOfHorizon) -> Self {
+        self.options.policy.out_of_horizon = out_of_horizon;
+        self
+    }
+
+    /// A topic to which dead letters are sent too, beside their row in `tailrace.dead_letter`. `{topic}` stands for
+    /// the name of the record's topic, as in `{topic}.dead-letter`. They are written by the SQL function
+    /// `tailrace.emit_bytes` of `tailrace-outbox`, in the transaction of the row, and published by its relay.
+    /// Default: none.
+    #[must_use]
+    pub fn dead_letter_topic(mut self, topic: Option<impl Into<String>>) -> Self {
+        self.options.policy.dead_letter_topic = topic.map(Into::into);
         self
     }
 
@@ -158,6 +254,13 @@ impl<S> Config<S> {
     #[must_use]
     pub fn lanes(mut self, lanes: u16) -> Self {
         self.options.lanes = lanes;
+        self
+    }
+
+    /// How the members of the group share the partitions. Default: [`GroupProtocol::Auto`].
+    #[must_use]
+    pub fn group_protocol(mut self, protocol: GroupProtocol) -> Self {
+        self.options.group_protocol = protocol;
         self
     }
 
@@ -202,6 +305,19 @@ impl<S> Config<S> {
             !self.options.shutdown_deadline.is_zero(),
             "shutdown_deadline must not be zero".to_owned(),
         );
+        let policy = &self.options.policy;
+        check(policy.retries <= RETRIES_LIMIT, format!("retries must be {RETRIES_LIMIT} at most"));
+        check(policy.attempts_max > 0, "attempts_max must not be zero".to_owned());
+        check(policy.parked_keys_max > 0, "parked_keys_max must not be zero".to_owned());
+        check(
+            !policy.parked_wait.is_zero() && policy.parked_wait <= policy.parked_wait_max,
+            "parked_wait must not be zero, and its first wait not longer than the longest"
+                .to_owned(),
+        );
+        check(
+            policy.dead_letter_topic.as_ref().is_none_or(|topic| !topic.is_empty()),
+            "dead_letter_topic is empty".to_owned(),
+        );
         check(
             self.options.rebalance_deadline >= Duration::from_millis(100),
             "rebalance_deadline must be at least 100 ms".to_owned(),
@@ -209,6 +325,14 @@ impl<S> Config<S> {
         check(
             (1..=LANES_LIMIT).contains(&self.options.lanes),
             format!("lanes must be 1 to {LANES_LIMIT}"),
+        );
+        check(
+            self.options.group_protocol != GroupProtocol::Consumer
+                || !self.options.has_classic_properties(),
+            format!(
+                "group_protocol is Consumer, in which the brokers set {}",
+                CLASSIC_PROPERTIES.join(", ")
+            ),
         );
         for (name, _) in &self.options.kafka_properties {
             check(
@@ -236,10 +360,12 @@ impl<S> fmt::Debug for Config<S> {
             .field("batch_records_max", &self.options.batch_records_max)
             .field("batch_wait", &self.options.batch_wait)
             .field("retry_for", &self.options.retry_for)
+            .field("policy", &self.options.policy)
             .field("start_deadline", &self.options.start_deadline)
             .field("shutdown_deadline", &self.options.shutdown_deadline)
             .field("rebalance_deadline", &self.options.rebalance_deadline)
             .field("lanes", &self.options.lanes)
+            .field("group_protocol", &self.options.group_protocol)
             .field("kafka_properties", &properties)
             .finish_non_exhaustive()
     }

@@ -1,6 +1,5 @@
 //! The consumer: which topics, which types, which handlers; and running it.
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +9,18 @@ use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 use tokio::sync::oneshot;
 
-use crate::config::{self, Config, Options};
+use crate::codec::{Codec, Json};
+use crate::config::{self, Config, GroupProtocol, Options};
 use crate::error::{Error, Kind};
-use crate::handler::{BatchHandler, Handler, JsonBatchRoute, JsonRoute, Route, Routes};
+use crate::handler::{BatchHandler, Handler};
+use crate::id_source::IdFrom;
 use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Report};
 use crate::progress::Takeover;
-use crate::{retention, schema};
+use crate::route::{Many, One, Registry, Routes, Typed, decode_by};
+use crate::{dead_letter, retention, schema};
 
 /// How often the partitions of the next days are made while the consumer runs.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
@@ -33,6 +35,8 @@ pub enum Unhandled {
     /// It is passed over and counted.
     #[default]
     Skip,
+    /// It becomes a dead letter.
+    DeadLetter,
     /// The consumer halts with an error that names it.
     Halt,
 }
@@ -43,9 +47,11 @@ pub enum Unhandled {
 /// [`batch_records_max`](Config::batch_records_max) in one transaction: ownership check and progress, claims,
 /// handlers, commit. Several processes with the same name share the partitions.
 ///
-/// A transient fault of the database repeats the batch. Anything else that stands in the way (a record
-/// without id, a payload that does not decode, a handler's error) ends [`run`](Self::run) with an error that
-/// names the record; its batch is rolled back, nothing is lost, and a restart goes on at the same place.
+/// A transient fault of the database repeats the batch. A message that fails by itself is tried again on its own
+/// and then parked, with every later message of its key behind it, while the other keys go on; a payload that does
+/// not decode becomes a dead letter: see [`OnFailure`](crate::OnFailure). What no record can be blamed for, and a
+/// record without an id, ends [`run`](Self::run) with an error; its batch is rolled back, nothing is lost, and a
+/// restart goes on at the same place.
 ///
 /// ```no_run
 /// # use tailrace_idempotency::{BoxError, Config, Consumer, Cx, Outcome};
@@ -67,9 +73,9 @@ pub enum Unhandled {
 pub struct Consumer<S = ()> {
     config: Config<S>,
     topics: Vec<Arc<str>>,
-    routes: HashMap<String, Box<dyn Route<S>>>,
-    registered_twice: Vec<String>,
+    registry: Registry<S>,
     unhandled: Unhandled,
+    id_from: Option<IdFrom>,
     counters: Counters,
 }
 
@@ -79,9 +85,9 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         Self {
             config,
             topics: Vec::new(),
-            routes: HashMap::new(),
-            registered_twice: Vec::new(),
+            registry: Registry::default(),
             unhandled: Unhandled::default(),
+            id_from: None,
             counters: Counters::default(),
         }
     }
@@ -102,7 +108,22 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     where
         E: DeserializeOwned + Send + 'static,
     {
-        self.route(message_type.into(), Box::new(JsonRoute::new(handler)))
+        self.on_with(Json, message_type, handler)
+    }
+
+    /// As [`on`](Self::on), with payloads that another codec reads.
+    pub fn on_with<E>(
+        mut self,
+        codec: impl Codec<E>,
+        message_type: impl Into<String>,
+        handler: impl for<'a> Handler<'a, S, E> + 'static,
+    ) -> Self
+    where
+        E: Send + 'static,
+    {
+        let route = Typed::new(decode_by(codec), One(handler));
+        self.registry.add(message_type.into(), Box::new(route));
+        self
     }
 
     /// Registers a handler that applies many messages of a type at once, for speed: a set-based statement
@@ -152,19 +173,60 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     where
         E: DeserializeOwned + Send + 'static,
     {
-        self.route(message_type.into(), Box::new(JsonBatchRoute::new(handler)))
+        self.on_batch_with(Json, message_type, handler)
     }
 
-    fn route(mut self, message_type: String, route: Box<dyn Route<S>>) -> Self {
-        if self.routes.insert(message_type.clone(), route).is_some() {
-            self.registered_twice.push(message_type);
-        }
+    /// As [`on_batch`](Self::on_batch), with payloads that another codec reads.
+    pub fn on_batch_with<E>(
+        mut self,
+        codec: impl Codec<E>,
+        message_type: impl Into<String>,
+        handler: impl for<'a> BatchHandler<'a, S, E> + 'static,
+    ) -> Self
+    where
+        E: Send + 'static,
+    {
+        let route = Typed::new(decode_by(codec), Many(handler));
+        self.registry.add(message_type.into(), Box::new(route));
+        self
+    }
+
+    /// Hands messages of an older type to the handler that was registered last, as what it takes: the older payload
+    /// is read as JSON and turned into the newer one.
+    pub fn upcast<Old, New>(
+        self,
+        message_type: impl Into<String>,
+        turn: impl Fn(Old) -> New + Send + Sync + 'static,
+    ) -> Self
+    where
+        Old: DeserializeOwned + 'static,
+        New: 'static,
+    {
+        self.upcast_with(Json, message_type, turn)
+    }
+
+    /// As [`upcast`](Self::upcast), with older payloads that another codec reads.
+    pub fn upcast_with<Old: 'static, New: 'static>(
+        mut self,
+        codec: impl Codec<Old>,
+        message_type: impl Into<String>,
+        turn: impl Fn(Old) -> New + Send + Sync + 'static,
+    ) -> Self {
+        let decode = Box::new(move |payload: Option<&[u8]>| codec.decode(payload).map(&turn));
+        self.registry.upcast::<New>(message_type.into(), decode);
         self
     }
 
     /// What happens to records of other types. Default: [`Unhandled::Skip`].
     pub fn unhandled(mut self, unhandled: Unhandled) -> Self {
         self.unhandled = unhandled;
+        self
+    }
+
+    /// Where the message id stands in records without the header `ce_id`. Without this, such a record halts the
+    /// consumer. Default: nowhere else.
+    pub fn id_from(mut self, id_from: IdFrom) -> Self {
+        self.id_from = Some(id_from);
         self
     }
 
@@ -186,7 +248,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         self.validate()?;
         let counters = self.counters.clone();
         let pool = self.config.options.pool.clone();
-        prepare(&pool, self.config.options.start_deadline).await?;
+        let sends_letters = self.config.options.policy.dead_letter_topic.is_some();
+        prepare(&pool, self.config.options.start_deadline, sends_letters).await?;
 
         let stop = Arc::new(Stop::default());
         let _abandoned_when_dropped = Abandon(Arc::clone(&stop));
@@ -220,32 +283,35 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
             faults.push("topics are subscribed by their exact names".to_owned());
         }
-        if self.routes.is_empty() {
-            faults.push("no handler is registered".to_owned());
-        }
-        for message_type in &self.registered_twice {
-            faults.push(format!("the type {message_type} has two handlers"));
-        }
+        faults.extend(self.registry.faults());
         config::faults(faults)
     }
 
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
         let Config { state, options } = self.config;
         let client = client_config(&options);
+        let protocol = match options.group_protocol {
+            GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
+            protocol => protocol,
+        };
         let Options { consumer, brokers, pool, .. } = options;
         let shared = Arc::new(Shared {
             consumer,
             pool,
-            dispatch: Box::new(Routes { state, by_type: self.routes }),
+            dispatch: Box::new(Routes { state, registry: self.registry }),
             unhandled: self.unhandled,
+            id_from: self.id_from,
             counters: self.counters,
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,
             retry_for: options.retry_for,
+            policy: options.policy,
+            lanes: Lanes::new(options.lanes),
             rebalance_deadline: options.rebalance_deadline,
         });
         let settings = Settings {
             client,
+            protocol,
             brokers,
             topics: self.topics,
             start: options.start,
@@ -284,7 +350,7 @@ impl<S> std::fmt::Debug for Consumer<S> {
         f.debug_struct("Consumer")
             .field("config", &self.config)
             .field("topics", &self.topics)
-            .field("types", &self.routes.keys())
+            .field("types", &self.registry)
             .field("unhandled", &self.unhandled)
             .finish_non_exhaustive()
     }
@@ -305,13 +371,16 @@ impl Drop for Abandon {
 }
 
 /// Checks the tables and makes the partitions of the next days.
-async fn prepare(pool: &PgPool, deadline: Duration) -> Result<(), Error> {
+async fn prepare(pool: &PgPool, deadline: Duration, sends_letters: bool) -> Result<(), Error> {
     let prepared = async {
         let mut conn = pool
             .acquire()
             .await
             .map_err(|error| Error::database("postgres cannot be reached", error))?;
         schema::check(&mut conn).await?;
+        if sends_letters {
+            dead_letter::check(&mut conn).await?;
+        }
         retention::make_partitions_ahead(&mut conn).await
     };
     match tokio::time::timeout(deadline, prepared).await {
@@ -347,8 +416,7 @@ fn client_config(options: &Options) -> ClientConfig {
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("isolation.level", "read_committed")
-        .set("auto.offset.reset", "error")
-        .set("partition.assignment.strategy", "cooperative-sticky");
+        .set("auto.offset.reset", "error");
     client
 }
 

@@ -25,6 +25,7 @@ struct Inner {
     position: Option<Position>,
     message_id: Option<MessageId>,
     source: Option<BoxError>,
+    halts: bool,
 }
 
 /// The class of an [`Error`].
@@ -43,7 +44,7 @@ pub enum Kind {
     OffsetGone,
     /// A topic was deleted and made anew under its name, so the stored offsets are about another one.
     TopicReplaced,
-    /// A message id is missing, no UUID of version 7, or of a day outside the accepted range.
+    /// A message id is missing or of no message, or its claim may have been forgotten.
     MessageId,
     /// A record does not follow the wire contract: a header is missing or unreadable.
     Record,
@@ -53,6 +54,8 @@ pub enum Kind {
     Unhandled,
     /// A handler returned an error or panicked.
     Handler,
+    /// What a person asked for does not fit what is stored: it is not there, has changed, or is in use.
+    Conflict,
     /// An invariant of this crate does not hold.
     Internal,
 }
@@ -62,6 +65,10 @@ pub enum Kind {
 pub(crate) enum Verdict {
     /// Roll back, wait, and do the same again.
     Retry,
+    /// Two transactions collided: the same, with fewer records.
+    RetryFewer,
+    /// The message itself failed; others may go on.
+    Message,
     /// Stop and tell the operator.
     Stop,
 }
@@ -75,6 +82,7 @@ impl Error {
             position: None,
             message_id: None,
             source: None,
+            halts: false,
         }))
     }
 
@@ -113,10 +121,38 @@ impl Error {
         self
     }
 
-    /// The cause for a log line of ours, without the trait in scope.
+    /// Whatever the kind says, there is no way on.
     #[cfg(feature = "kafka")]
-    pub(crate) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source()
+    pub(crate) fn halting(mut self) -> Self {
+        self.0.halts = true;
+        self
+    }
+
+    /// The sentence alone, without the record and the mending.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn summary(&self) -> &str {
+        &self.0.text
+    }
+
+    /// The SQLSTATE of the first answer of Postgres among the sources.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn database_code(&self) -> Option<String> {
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            if let Some(sqlx::Error::Database(error)) = error.downcast_ref() {
+                return error.code().map(Cow::into_owned);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// The cause of a fault of the database that Postgres did not answer for, for a log line: what Postgres answers
+    /// may quote a row.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn fault(&self) -> Option<&(dyn StdError + 'static)> {
+        let ours = self.0.kind == Kind::Database && self.database_code().is_none();
+        self.source().filter(|_| ours)
     }
 
     /// The class of the error.
@@ -141,7 +177,7 @@ impl Error {
 
     /// Whether the same attempt may succeed later: the database was away, busy, or rolled back a deadlock.
     pub fn is_transient(&self) -> bool {
-        self.verdict() == Verdict::Retry
+        matches!(self.verdict(), Verdict::Retry | Verdict::RetryFewer)
     }
 
     /// Somebody else held a row until patience ended.
@@ -154,18 +190,17 @@ impl Error {
     }
 
     /// The one place that turns an error into what the loop does about it.
+    ///
+    /// A transient fault of the database anywhere among the sources is nobody's fault and is repeated. What else a
+    /// handler ends with is its message's own failure, a violated constraint as well as a panic.
     pub(crate) fn verdict(&self) -> Verdict {
+        if self.0.halts {
+            return Verdict::Stop;
+        }
         match self.0.kind {
-            Kind::Database | Kind::Handler => {
-                let mut cause = self.source();
-                while let Some(error) = cause {
-                    if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-                        return database_verdict(error);
-                    }
-                    cause = error.source();
-                }
-                Verdict::Stop
-            }
+            Kind::Database => self.database_verdict().unwrap_or(Verdict::Stop),
+            Kind::Handler => self.database_verdict().unwrap_or(Verdict::Message),
+            Kind::Payload => Verdict::Message,
             Kind::Config
             | Kind::Schema
             | Kind::Kafka
@@ -173,32 +208,46 @@ impl Error {
             | Kind::TopicReplaced
             | Kind::MessageId
             | Kind::Record
-            | Kind::Payload
             | Kind::Unhandled
+            | Kind::Conflict
             | Kind::Internal => Verdict::Stop,
         }
+    }
+
+    /// The verdict of the first transient fault among the sources.
+    fn database_verdict(&self) -> Option<Verdict> {
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let found = error.downcast_ref::<sqlx::Error>().and_then(transient);
+            if found.is_some() {
+                return found;
+            }
+            cause = error.source();
+        }
+        None
     }
 }
 
 /// Codes of the PostgreSQL documentation, appendix A.
-fn database_verdict(error: &sqlx::Error) -> Verdict {
+fn transient(error: &sqlx::Error) -> Option<Verdict> {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => Verdict::Retry,
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => Some(Verdict::Retry),
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default();
             let retry = match code.as_ref() {
-                // Serialization failure, deadlock, lock timeout, cancelled statement, idle in a transaction
-                // for too long, server shutting down or starting, a primary that has just become a standby.
-                "40001" | "40P01" | "55P03" | "57014" | "25P03" | "57P01" | "57P02" | "57P03"
-                | "25006" => true,
+                // Serialization failure, deadlock.
+                "40001" | "40P01" => return Some(Verdict::RetryFewer),
+                // Lock timeout, cancelled statement, idle in a transaction for too long, server shutting down or
+                // starting, a primary that has just become a standby.
+                "55P03" | "57014" | "25P03" | "57P01" | "57P02" | "57P03" | "25006" => true,
                 // The day's partition was attached while the statement was being planned.
                 "23514" => error.table() == Some("processed_message"),
                 // Connection lost; out of memory, disk or connections.
                 other => other.starts_with("08") || other.starts_with("53"),
             };
-            if retry { Verdict::Retry } else { Verdict::Stop }
+            retry.then_some(Verdict::Retry)
         }
-        _ => Verdict::Stop,
+        _ => None,
     }
 }
 

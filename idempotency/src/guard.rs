@@ -17,11 +17,23 @@
 //! The claim is a row of `tailrace.processed_message` and shares the fate of the transaction: when that rolls
 //! back, the id is free again. A second transaction that claims the same id waits for the first one to end.
 //!
-//! Ids are accepted from [`PAST_DAYS_MAX`] days before today to [`FUTURE_DAYS_MAX`] day after it, by the
-//! database's clock in UTC. An id outside that range is an error, never a silent duplicate: what is too old
-//! to be remembered cannot be told from what was never seen.
+//! # The horizon
+//! Claims are not kept for ever: [`retention::maintain`] drops a day of them once nothing was claimed in it for
+//! the whole [horizon](retention::Horizon). Whether an id of such a day was applied is not known any more, so it
+//! is neither a first nor a duplicate: [`claim_each`] answers [`Claim::TooOld`], and [`claim`] and
+//! [`claim_all`] fail. The same is true of an id minted more than [`PAST_DAYS_MAX`] days ago whose day has no
+//! partition. An id minted more than [`FUTURE_DAYS_MAX`] day ahead of the database's clock is
+//! [`Claim::Future`]: such a clock puts claims where they are forgotten too late or, once it is mended, not
+//! looked for. Days are those of the database's clock, in UTC.
+//!
+//! # Opaque ids
+//! An id that is no UUID v7 says nothing of its time. Its claim is kept for one horizon at least and two at
+//! most, counted from when it was made. A delivery that comes later is taken for a first one, unless
+//! [`Candidate::written_at`] says that the message is that old. Such ids are claimed in transactions of READ
+//! COMMITTED alone, and cost more, as every insert hits another page of the index.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -30,13 +42,16 @@ use crate::error::{Error, Kind};
 use crate::message_id::{Day, MessageId};
 use crate::retention;
 
-/// An id minted more days ago than this is refused.
+/// An id minted more days ago than this is refused, unless its day has a partition already.
 pub const PAST_DAYS_MAX: i32 = 400;
 
 /// An id minted more days ahead of the database's clock than this is refused.
 pub const FUTURE_DAYS_MAX: i32 = 1;
 
-/// Whether this transaction is the first to claim a message for its consumer.
+/// And more days ahead than this it is refused even by [`Beyond::Accept`]: no partition is made for it.
+pub const FUTURE_DAYS_ACCEPTED_MAX: i32 = 7;
+
+/// What became of the claim of a message for its consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Claim {
@@ -44,6 +59,51 @@ pub enum Claim {
     First,
     /// The effect is already there, or stands earlier in the same batch: do nothing.
     Duplicate,
+    /// It may have been applied, and that would be forgotten by now. It is not claimed.
+    TooOld,
+    /// It was minted ahead of the database's clock by more than a day. It is not claimed.
+    Future,
+}
+
+/// What is done about a message outside the horizon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Beyond {
+    /// It is told, as [`Claim::TooOld`] or [`Claim::Future`], and not claimed. The default.
+    #[default]
+    Tell,
+    /// It is claimed all the same, so that it is applied once from now on: a new consumer that reads a long
+    /// history, or a producer whose clock is known to be wrong. What was applied before it was forgotten is
+    /// applied again. Beyond [`FUTURE_DAYS_ACCEPTED_MAX`] days ahead it is told as before.
+    Accept,
+}
+
+/// A message to be claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    id: MessageId,
+    written_at: Option<SystemTime>,
+}
+
+impl Candidate {
+    /// A message of which nothing is known but its id.
+    pub fn new(id: MessageId) -> Self {
+        Self { id, written_at: None }
+    }
+
+    /// Says when the message was written, such as the timestamp of its Kafka record. It tells an opaque id
+    /// that is older than what is remembered; a UUID v7 has a time of its own. The clock may be an hour wrong.
+    /// Default: unknown.
+    #[must_use]
+    pub fn written_at(mut self, time: Option<SystemTime>) -> Self {
+        self.written_at = time;
+        self
+    }
+}
+
+impl From<MessageId> for Candidate {
+    fn from(id: MessageId) -> Self {
+        Self::new(id)
+    }
 }
 
 /// Claims one message for a consumer within the caller's transaction.
@@ -51,8 +111,7 @@ pub enum Claim {
 /// Without an open transaction the claim commits by itself, and a crash before the effect loses the message.
 ///
 /// # Errors
-/// An id of a day outside the accepted range, or what Postgres answers; the latter leaves the transaction
-/// aborted.
+/// An id outside the horizon, or what Postgres answers; the latter leaves the transaction aborted.
 pub async fn claim(
     conn: &mut PgConnection,
     consumer: &str,
@@ -62,11 +121,13 @@ pub async fn claim(
     claims.into_iter().next().ok_or_else(|| Error::new(Kind::Internal, "a claim has no answer"))
 }
 
-/// Claims a batch of messages in one statement; the answers stand in the order of the ids.
+/// Claims a batch of messages; the answers stand in the order of the ids, and are [`Claim::First`] and
+/// [`Claim::Duplicate`] alone.
 ///
 /// An id that stands in the batch twice is [`Claim::First`] at its first place and
 /// [`Claim::Duplicate`] at the others. Rows are inserted in the order of the ids, so that two batches with
-/// the same ids wait for each other instead of deadlocking.
+/// the same ids wait for each other instead of deadlocking. One statement, and another one if there are
+/// opaque ids.
 ///
 /// A missing partition is made on the way. It is attached in the caller's transaction and becomes visible
 /// with its commit; until then others can insert into all other days, but cannot make partitions.
@@ -78,120 +139,250 @@ pub async fn claim_all(
     consumer: &str,
     ids: &[MessageId],
 ) -> Result<Vec<Claim>, Error> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let days: BTreeSet<Day> = ids.iter().map(MessageId::day).collect();
-    for _ in 0..2 {
-        match try_claim(conn, consumer, ids, &days).await? {
-            Answer::Claimed(first) => return Ok(claims(ids, first)),
-            Answer::Refused(refused) => return Err(refusal(ids, refused)),
-            Answer::Missing(missing) => retention::make_partitions(conn, &missing).await?,
-        };
-    }
-    Err(Error::new(
-        Kind::Internal,
-        "a partition of tailrace.processed_message was made and is still missing",
-    ))
+    let candidates: Vec<Candidate> = ids.iter().copied().map(Candidate::new).collect();
+    claim_batch(conn, consumer, &candidates, None).await
 }
 
-enum Answer {
-    Claimed(HashSet<Uuid>),
-    Missing(Vec<Day>),
-    Refused(Refused),
+/// As [`claim_all`], but tells each message outside the horizon by itself and claims the others.
+///
+/// # Errors
+/// What Postgres answers; the transaction is aborted then.
+pub async fn claim_each(
+    conn: &mut PgConnection,
+    consumer: &str,
+    candidates: &[Candidate],
+    beyond: Beyond,
+) -> Result<Vec<Claim>, Error> {
+    claim_batch(conn, consumer, candidates, Some(beyond)).await
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refused {
-    TooOld(Day),
-    Future(Day),
+/// How often the statement may find a reason not to insert: a day outside the horizon, then one that has to
+/// be made, then one that was dropped before it could be made.
+const ROUNDS_MAX: usize = 4;
+
+/// Without `beyond`, a message outside the horizon is an error.
+async fn claim_batch(
+    conn: &mut PgConnection,
+    consumer: &str,
+    candidates: &[Candidate],
+    beyond: Option<Beyond>,
+) -> Result<Vec<Claim>, Error> {
+    let mut outside = BTreeMap::new();
+    let mut first = HashSet::new();
+    let future_max = match beyond {
+        Some(Beyond::Accept) => FUTURE_DAYS_ACCEPTED_MAX,
+        _ => FUTURE_DAYS_MAX,
+    };
+    for round in 0.. {
+        let (ids, days) = timed(candidates, &outside);
+        if ids.is_empty() {
+            break;
+        }
+        if round == ROUNDS_MAX {
+            return Err(Error::new(
+                Kind::Internal,
+                "a partition of tailrace.processed_message was made and is still missing",
+            ));
+        }
+        let found = try_claim(conn, consumer, ids, days, future_max).await?;
+        if let (None, Some((day, claim))) = (beyond, found.outside.first_key_value()) {
+            return Err(refusal(candidates, *day, *claim));
+        }
+        if !found.missing.is_empty() {
+            retention::make_partitions(conn, &found.missing).await?;
+        } else if found.outside.is_empty() {
+            first = found.first;
+            retention::note_late_claims(conn, &found.late).await?;
+            break;
+        }
+        outside.extend(found.outside);
+    }
+    let opaque = opaque(candidates, &outside, beyond == Some(Beyond::Accept));
+    let mut too_old = HashSet::new();
+    if !opaque.is_empty() {
+        claim_opaque(conn, consumer, &opaque, &mut first, &mut too_old).await?;
+    }
+    let accepted: HashSet<Uuid> = opaque.iter().map(|(id, _)| *id).collect();
+    Ok(answers(candidates, first, |id| match id.day().and_then(|day| outside.get(&day)) {
+        Some(claim) if !accepted.contains(id.as_uuid()) => Some(*claim),
+        _ => too_old.contains(id.as_uuid()).then_some(Claim::TooOld),
+    }))
+}
+
+/// The ids that go by their day, and the days.
+fn timed(candidates: &[Candidate], outside: &BTreeMap<Day, Claim>) -> (Vec<Uuid>, BTreeSet<Day>) {
+    let mut days = BTreeSet::new();
+    let mut ids = Vec::with_capacity(candidates.len());
+    for Candidate { id, .. } in candidates {
+        if let Some(day) = id.day().filter(|day| !outside.contains_key(day)) {
+            days.insert(day);
+            ids.push(*id.as_uuid());
+        }
+    }
+    (ids, days)
+}
+
+/// The ids that go by when they came, each with the seconds of when it was written: the opaque ones, and
+/// those of forgotten days if they are accepted.
+fn opaque(
+    candidates: &[Candidate],
+    outside: &BTreeMap<Day, Claim>,
+    accept: bool,
+) -> Vec<(Uuid, Option<f64>)> {
+    let chosen = candidates.iter().filter(|candidate| match candidate.id.day() {
+        Some(day) => accept && outside.get(&day) == Some(&Claim::TooOld),
+        None => true,
+    });
+    let written = |candidate: &Candidate| {
+        let since = candidate.written_at?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Some(since.as_secs_f64())
+    };
+    chosen
+        .map(|candidate| (*candidate.id.as_uuid(), if accept { None } else { written(candidate) }))
+        .collect()
+}
+
+/// What the statement found; nothing is inserted if a day is outside or missing.
+#[derive(Default)]
+struct Found {
+    first: HashSet<Uuid>,
+    outside: BTreeMap<Day, Claim>,
+    missing: Vec<Day>,
+    /// Days of long ago without a fresh mark of when they were claimed.
+    late: Vec<Day>,
 }
 
 // The days are looked at in the same statement: a row without a partition would be an error, which aborts the
 // caller's transaction, and a savepoint per claim costs more than this look-up. It goes by `to_regclass` and not by
 // the catalog's rows: like the insert it knows what the session has heard of. A partition that it has not heard of
-// yet is missing to both, and making it makes the session listen.
+// yet is missing to both, and making it makes the session listen. That a day is there is asked before how old it is:
+// claims may stand in it.
 const CLAIM: &str = "
     WITH clock AS (
-        SELECT floor(extract(epoch FROM now()) / 86400)::int AS today
-    ), unready AS (
-        SELECT day, CASE WHEN day > today + $4 THEN 2 WHEN day < today - $5 THEN 1 ELSE 0 END AS fault
-        FROM unnest($3::int[]) AS day, clock
-        WHERE day > today + $4
-           OR day < today - $5
-           OR to_regclass('tailrace.processed_message_' || to_char(date '1970-01-01' + day, 'YYYYMMDD')) IS NULL
+        SELECT floor(extract(epoch FROM statement_timestamp()) / 86400)::int AS today
+    ), asked AS (
+        SELECT day, date '1970-01-01' + day AS date, day - today AS ahead FROM unnest($3::int[]) AS day, clock
+    ), odd AS MATERIALIZED (
+        SELECT day, state FROM asked, LATERAL (SELECT CASE
+            WHEN ahead > $4 THEN 2
+            WHEN to_regclass('tailrace.processed_message_' || to_char(date, 'YYYYMMDD')) IS NOT NULL THEN
+                CASE WHEN ahead < -1 AND NOT EXISTS (
+                    SELECT FROM tailrace.processed_message_day AS known
+                    WHERE known.day = date AND known.claimed_at > statement_timestamp() - interval '1 hour')
+                THEN 4 ELSE 0 END
+            WHEN ahead < -$5 OR EXISTS (
+                SELECT FROM tailrace.processed_message_day AS known
+                WHERE known.day = date AND known.dropped_at IS NOT NULL) THEN 1
+            ELSE 3 END AS state) AS found
+        WHERE state > 0
     ), claimed AS (
         INSERT INTO tailrace.processed_message (consumer, message_id)
         SELECT $1, id FROM unnest($2::uuid[]) AS id
-        WHERE NOT EXISTS (SELECT FROM unready)
+        WHERE NOT EXISTS (SELECT FROM odd WHERE state < 4)
         ORDER BY id
         ON CONFLICT DO NOTHING
         RETURNING message_id
     )
-    SELECT message_id, NULL::int, NULL::int FROM claimed
-    UNION ALL
-    SELECT NULL, day, fault FROM unready";
+    SELECT CASE WHEN (SELECT count(*) FROM claimed) < cardinality($2::uuid[])
+                THEN ARRAY(SELECT message_id FROM claimed) END,
+           ARRAY(SELECT day FROM odd ORDER BY day),
+           ARRAY(SELECT state FROM odd ORDER BY day)";
 
 async fn try_claim(
     conn: &mut PgConnection,
     consumer: &str,
-    ids: &[MessageId],
-    days: &BTreeSet<Day>,
-) -> Result<Answer, Error> {
-    let uuids: Vec<Uuid> = ids.iter().map(|id| *id.as_uuid()).collect();
+    ids: Vec<Uuid>,
+    days: BTreeSet<Day>,
+    future_max: i32,
+) -> Result<Found, Error> {
     let days: Vec<i32> = days.iter().map(|day| day.0).collect();
-    let rows: Vec<(Option<Uuid>, Option<i32>, Option<i32>)> = sqlx::query_as(CLAIM)
+    // Almost always all ids are new; then no list of them has to come back.
+    let (claimed, days, states): (Option<Vec<Uuid>>, Vec<i32>, Vec<i32>) = sqlx::query_as(CLAIM)
         .bind(consumer)
-        .bind(uuids)
+        .bind(&ids)
         .bind(days)
-        .bind(FUTURE_DAYS_MAX)
+        .bind(future_max)
         .bind(PAST_DAYS_MAX)
-        .fetch_all(conn)
+        .fetch_one(conn)
         .await
-        .map_err(|error| Error::database("the message ids cannot be claimed", error))?;
-
-    let mut first = HashSet::with_capacity(rows.len());
-    let mut missing = Vec::new();
-    for row in rows {
-        match row {
-            (Some(id), _, _) => {
-                first.insert(id);
-            }
-            (None, Some(day), Some(2)) => return Ok(Answer::Refused(Refused::Future(Day(day)))),
-            (None, Some(day), Some(1)) => return Ok(Answer::Refused(Refused::TooOld(Day(day)))),
-            (None, Some(day), _) => missing.push(Day(day)),
-            (None, None, _) => {}
+        .map_err(cannot_claim)?;
+    let first = claimed.unwrap_or(ids).into_iter().collect();
+    let mut found = Found { first, ..Found::default() };
+    for (day, state) in days.into_iter().map(Day).zip(states) {
+        match state {
+            1 => drop(found.outside.insert(day, Claim::TooOld)),
+            2 => drop(found.outside.insert(day, Claim::Future)),
+            3 => found.missing.push(day),
+            _ => found.late.push(day),
         }
     }
-    Ok(if missing.is_empty() { Answer::Claimed(first) } else { Answer::Missing(missing) })
+    Ok(found)
 }
 
-fn claims(ids: &[MessageId], mut first: HashSet<Uuid>) -> Vec<Claim> {
-    ids.iter()
-        .map(|id| if first.remove(id.as_uuid()) { Claim::First } else { Claim::Duplicate })
-        .collect()
+async fn claim_opaque(
+    conn: &mut PgConnection,
+    consumer: &str,
+    candidates: &[(Uuid, Option<f64>)],
+    first: &mut HashSet<Uuid>,
+    too_old: &mut HashSet<Uuid>,
+) -> Result<(), Error> {
+    let (ids, written_at): (Vec<Uuid>, Vec<Option<f64>>) = candidates.iter().copied().unzip();
+    let rows: Vec<(Uuid, bool)> = sqlx::query_as(
+        "SELECT id, too_old FROM tailrace.claim_opaque($1, $2::uuid[],
+             ARRAY(SELECT to_timestamp(seconds) FROM unnest($3::float8[]) WITH ORDINALITY AS given (seconds, place)
+                   ORDER BY place))",
+    )
+    .bind(consumer)
+    .bind(ids)
+    .bind(written_at)
+    .fetch_all(conn)
+    .await
+    .map_err(cannot_claim)?;
+    for (id, is_old) in rows {
+        if is_old {
+            too_old.insert(id)
+        } else {
+            first.insert(id)
+        };
+    }
+    Ok(())
 }
 
-fn refusal(ids: &[MessageId], refused: Refused) -> Error {
-    let (day, text, mend) = match refused {
-        Refused::Future(day) => (
-            day,
+fn cannot_claim(error: sqlx::Error) -> Error {
+    Error::database("the message ids cannot be claimed", error)
+}
+
+fn answers(
+    candidates: &[Candidate],
+    mut first: HashSet<Uuid>,
+    outside: impl Fn(&MessageId) -> Option<Claim>,
+) -> Vec<Claim> {
+    let answer = |Candidate { id, .. }: &Candidate| match outside(id) {
+        Some(claim) => claim,
+        None if first.remove(id.as_uuid()) => Claim::First,
+        None => Claim::Duplicate,
+    };
+    candidates.iter().map(answer).collect()
+}
+
+fn refusal(candidates: &[Candidate], day: Day, claim: Claim) -> Error {
+    let (text, mend) = match claim {
+        Claim::Future => (
             "the message id was minted more than one day ahead of the database's clock",
             "correct the producer's clock",
         ),
-        Refused::TooOld(day) => (
-            day,
-            "the message id was minted more than 400 days ago",
-            "claims are not kept that long, so whether it was applied before is not known",
+        _ => (
+            "the message id is older than the claims that are kept",
+            "whether it was applied before is not known; claim_each leaves it to you what to do about it",
         ),
     };
     let error = Error::new(Kind::MessageId, text).mended_by(mend);
-    match ids.iter().find(|id| id.day() == day) {
-        Some(id) => error.about(*id),
+    match candidates.iter().find(|candidate| candidate.id.day() == Some(day)) {
+        Some(candidate) => error.about(candidate.id),
         None => error,
     }
 }
 
 #[cfg(test)]
 #[cfg(feature = "kafka")]
-mod tests;
+pub(crate) mod tests;

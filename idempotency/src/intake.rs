@@ -2,7 +2,7 @@
 //!
 //! It never waits for a lane: what does not fit is left with the client, which keeps a queue for each partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, Thread};
@@ -19,13 +19,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::assignment::{Group, Rebalance};
+use crate::beginning::{self, BROKER_WAIT_MAX};
 use crate::client::{self, add, complain, interned, kafka_offset, list_of, refused};
-use crate::config::Start;
+use crate::config::{GroupProtocol, Start};
 use crate::error::{Error, Kind, Verdict};
 use crate::lane::{Lane, LaneEnd, Shared, in_time};
 use crate::lanes::{AppliedBefore, Plan};
 use crate::metrics::Tally;
-use crate::native::{Complaint, PartitionQueue};
+use crate::native::{self, Complaint, PartitionQueue, TopicIds};
 use crate::position::{Offset, Position};
 use crate::progress::{self, Epoch, Owned, Partition, Takeover, Wanted};
 use crate::retry::{Backoff, chance};
@@ -46,8 +47,10 @@ const HINT_EVERY: Duration = Duration::from_secs(1);
 const OWN_FOR: Duration = Duration::from_secs(45);
 /// How long an owner that found a newer epoch keeps trying to own the partition.
 const OWN_AGAIN_FOR: Duration = Duration::from_secs(600);
-/// How long a broker may take to tell where a partition ends, or to move its position.
-const BROKER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long brokers have to let a client in by the newer group protocol. Too short only costs the newer protocol.
+const JOIN_MAX: Duration = Duration::from_secs(5);
+/// How often topics are looked at for being those that they were.
+const TOPICS_EVERY: Duration = Duration::from_secs(5);
 
 /// Tells the intake to end.
 #[derive(Debug, Default)]
@@ -76,6 +79,7 @@ impl Stop {
 /// What the intake needs to know besides what it shares with the lanes.
 pub(crate) struct Settings {
     pub(crate) client: ClientConfig,
+    pub(crate) protocol: GroupProtocol,
     pub(crate) brokers: String,
     pub(crate) topics: Vec<Arc<str>>,
     pub(crate) start: Start,
@@ -93,6 +97,8 @@ struct Lost {
 
 pub(crate) struct Intake {
     client: Arc<BaseConsumer<Group>>,
+    /// Since when it is tried to join with the newer group protocol; none once the brokers have answered.
+    joining: Option<Instant>,
     /// The thread that all this happens on.
     thread: Thread,
     runtime: Handle,
@@ -104,6 +110,9 @@ pub(crate) struct Intake {
     looked_after: Instant,
     passed: Instant,
     hinted: Instant,
+    /// The ids of the topics that the running lanes read.
+    topic_ids: BTreeMap<String, String>,
+    topics_asked: (Instant, Option<TopicIds>),
 }
 
 impl Intake {
@@ -115,24 +124,12 @@ impl Intake {
         stop: Arc<Stop>,
     ) -> Result<Self, Error> {
         let thread = thread::current();
-        let mut client: BaseConsumer<Group> =
-            settings.client.create_with_context(Group::default()).map_err(|error| {
-                Error::new(Kind::Config, "the kafka client refuses its properties").caused_by(error)
-            })?;
-        for topic in &settings.topics {
-            client::exists(&client, topic, &settings.brokers, settings.start_deadline)?;
-        }
-        client.set_nonempty_callback({
-            let thread = thread.clone();
-            move || thread.unpark()
-        });
-        let topics: Vec<&str> = settings.topics.iter().map(|topic| &**topic).collect();
-        client.subscribe(&topics).map_err(|error| {
-            Error::new(Kind::Kafka, "the topics cannot be subscribed").caused_by(error)
-        })?;
+        let client = client::join(&settings, settings.protocol, thread.clone())?;
         let now = Instant::now();
+        let joining = (settings.protocol == GroupProtocol::Auto).then_some(now);
         Ok(Self {
             client: Arc::new(client),
+            joining,
             thread,
             runtime,
             shared,
@@ -143,6 +140,8 @@ impl Intake {
             looked_after: now,
             passed: now,
             hinted: now,
+            topic_ids: BTreeMap::new(),
+            topics_asked: (now, None),
         })
     }
 
@@ -158,22 +157,10 @@ impl Intake {
         worked.and(drained)
     }
 
-    /// Leaves the group. Rebalances on the way are answered without looking at them.
+    /// Leaves the group.
     pub(crate) fn leave(self) {
-        self.client.context().close();
-        // A rebalance that nobody answered would hold up the client's close.
-        while let Some(rebalance) = self.client.context().next_rebalance() {
-            let answered = match rebalance {
-                Rebalance::Assigned(_) => {
-                    self.client.incremental_assign(&TopicPartitionList::new())
-                }
-                Rebalance::Revoked(list) => self.client.incremental_unassign(&list),
-            };
-            if let Err(error) = answered {
-                tracing::debug!(%error, "a rebalance during the shutdown was not answered");
-            }
-        }
-        drop(self.client);
+        drop(self.running);
+        close(self.client);
     }
 
     fn work(&mut self) -> Result<(), Error> {
@@ -205,6 +192,9 @@ impl Intake {
                 let text = "a record came past the queue of its partition";
                 return Err(Error::new(Kind::Internal, text).at(&position));
             }
+            Some(Err(_)) if self.joining.is_some() && client::refuses_protocol(&self.client) => {
+                self.join_as_classic("the brokers refuse it")?;
+            }
             Some(Err(error)) => complain(&error, self.client.context().complaint())
                 .map_err(|error| self.located(error, None))?,
         }
@@ -217,6 +207,50 @@ impl Intake {
             }
         }
         Ok(rebalanced)
+    }
+
+    /// Brokers that know the newer protocol refuse it or let the client in. To those that do not the client cannot even
+    /// put the question, and keeps that to itself: that nobody answers is all there is to see.
+    fn settle_protocol(&mut self) -> Result<(), Error> {
+        let Some(since) = self.joining else { return Ok(()) };
+        if native::has_joined(&self.client) {
+            tracing::info!("joined with the group protocol of kip-848");
+            self.joining = None;
+        } else if since.elapsed() >= JOIN_MAX {
+            self.join_as_classic("no broker answers to it")?;
+        }
+        Ok(())
+    }
+
+    fn join_as_classic(&mut self, reason: &str) -> Result<(), Error> {
+        tracing::info!(reason, "the classic group protocol instead of that of kip-848");
+        self.joining = None;
+        let client = client::join(&self.settings, GroupProtocol::Classic, self.thread.clone())?;
+        close(std::mem::replace(&mut self.client, Arc::new(client)));
+        Ok(())
+    }
+
+    /// A topic that is deleted and made anew under its readers does not stop them by itself.
+    fn watch_topics(&mut self) -> Result<(), Error> {
+        let (since, asked) = &mut self.topics_asked;
+        let Some(asked) = asked else {
+            if since.elapsed() >= TOPICS_EVERY && !self.running.is_empty() {
+                let ids = TopicIds::ask(&self.client, &self.settings.topics, BROKER_WAIT_MAX)?;
+                self.topics_asked = (Instant::now(), Some(ids));
+            }
+            return Ok(());
+        };
+        let Some(answer) = asked.answer(Duration::ZERO) else { return Ok(()) };
+        self.topics_asked.1 = None;
+        let Ok(ids) = answer else { return Ok(()) };
+        for partition in self.running.keys() {
+            let known = self.topic_ids.get(&*partition.topic);
+            let found = ids.get(&*partition.topic);
+            if known.is_some() && found.is_some() && known != found {
+                return Err(progress::replaced(partition));
+            }
+        }
+        Ok(())
     }
 
     /// Hands to the lanes what the client has for them; answers whether there was any.
@@ -261,6 +295,8 @@ impl Intake {
             self.lane_ended(partition)?;
         }
         self.own_again()?;
+        self.settle_protocol()?;
+        self.watch_topics()?;
         if self.passed.elapsed() >= PASS_EVERY {
             self.passed = self.looked_after;
             for running in self.running.values_mut() {
@@ -430,7 +466,7 @@ impl Intake {
 
     /// Raises the epoch of partitions, with patience for a database that is busy or away. A former owner that still
     /// holds a row when patience ends is stopped inside its transaction, and its session is ended.
-    fn own(&self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
+    fn own(&mut self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -440,7 +476,9 @@ impl Intake {
                 Ok(owned) => return Ok(owned),
                 Err(error) => error,
             };
-            if error.verdict() == Verdict::Stop || self.stop.is_set() {
+            // Brokers that are just restarting are waited for like the database.
+            let passes = error.verdict() == Verdict::Retry || error.kind() == Kind::Kafka;
+            if !passes || self.stop.is_set() {
                 return Err(error);
             }
             if error.is_lock_timeout() && self.end_holders(partitions) {
@@ -469,45 +507,66 @@ impl Intake {
             }
             // Without the right to end it, it is the server that does when its patience ends.
             Err(error) => {
-                tracing::warn!(error = %error, cause = error.cause().map(tracing::field::display), "a former owner holds its partition up");
+                tracing::warn!(error = %error, cause = error.fault().map(tracing::field::display), "a former owner holds its partition up");
                 false
             }
         }
     }
 
-    fn try_own(&self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
+    fn try_own(&mut self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
+        let mut starts = self.starts(partitions)?;
+        match beginning::topic_ids(&self.client, &self.settings.topics) {
+            Ok(ids) => self.topic_ids = ids,
+            Err(error) if self.topic_ids.is_empty() => return Err(error),
+            // Those of the last time will do; `watch_topics` goes on asking.
+            Err(error) => {
+                tracing::warn!(error = %error, "the ids of the topics are not known anew")
+            }
+        }
         let Shared { consumer, pool, .. } = &*self.shared;
-        let unstored = match self.settings.start {
-            Start::Earliest => Vec::new(),
-            Start::Latest => self.runtime.block_on(in_time("progress cannot be read", async {
-                progress::unstored(&mut *acquire(pool).await?, consumer, partitions).await
-            }))?,
+        let wanted = |partition: &Partition| Wanted {
+            partition: partition.clone(),
+            start: starts.remove(partition),
+            topic_id: self.topic_ids.get(&*partition.topic).cloned(),
         };
-        let wanted = |partition: &Partition| {
-            let start = match unstored.contains(partition) {
-                true => Some(self.newest(partition)?),
-                false => None,
-            };
-            Ok(Wanted { partition: partition.clone(), start, topic_id: None })
-        };
-        let wanted = partitions.iter().map(wanted).collect::<Result<Vec<_>, Error>>()?;
+        let wanted: Vec<_> = partitions.iter().map(wanted).collect();
         self.runtime.block_on(in_time("the epoch cannot be raised", async {
             let mut conn = acquire(pool).await?;
             progress::take(&mut conn, consumer, &wanted, self.settings.takeover).await
         }))
     }
 
-    /// Where a partition ends for a reader of committed records.
-    fn newest(&self, partition: &Partition) -> Result<Offset, Error> {
-        let (_, newest) = self
-            .client
-            .fetch_watermarks(&partition.topic, partition.number, BROKER_WAIT_MAX)
-            .map_err(|error| {
-                let text =
-                    format!("the end of {} {} is not known", partition.topic, partition.number);
-                Error::new(Kind::Kafka, text).caused_by(error)
-            })?;
-        Ok(Offset::new(newest))
+    /// Where partitions begin of which nothing is stored, if not at the beginning.
+    fn starts(&self, partitions: &[Partition]) -> Result<BTreeMap<Partition, Offset>, Error> {
+        let Shared { consumer, pool, .. } = &*self.shared;
+        let unread = "progress cannot be read";
+        match self.settings.start {
+            Start::Earliest => Ok(BTreeMap::new()),
+            Start::Latest => {
+                let topics: BTreeSet<&str> =
+                    partitions.iter().map(|partition| &*partition.topic).collect();
+                let topics: Vec<&str> = topics.into_iter().collect();
+                let unmet = self.runtime.block_on(in_time(unread, async {
+                    progress::unmet(&mut *acquire(pool).await?, consumer, &topics).await
+                }))?;
+                for topic in unmet {
+                    let ends = beginning::ends(&self.client, &topic.into())?;
+                    self.runtime.block_on(in_time(unread, async {
+                        progress::begin_at(&mut *acquire(pool).await?, consumer, &ends).await
+                    }))?;
+                }
+                Ok(BTreeMap::new())
+            }
+            Start::KafkaCommitted => {
+                let unstored = self.runtime.block_on(in_time(unread, async {
+                    progress::unstored(&mut *acquire(pool).await?, consumer, partitions).await
+                }))?;
+                if unstored.is_empty() {
+                    return Ok(BTreeMap::new());
+                }
+                beginning::committed(&self.client, &unstored)
+            }
+        }
     }
 
     /// Tells Kafka how far the partitions are, for tools that show lag. Nothing reads it back.
@@ -568,6 +627,21 @@ impl Intake {
                 number: element.partition(),
             })
             .collect()
+    }
+}
+
+/// Leaves the group. Rebalances on the way are answered without looking at them.
+fn close(client: Arc<BaseConsumer<Group>>) {
+    client.context().close();
+    // A rebalance that nobody answered would hold up the client's close.
+    while let Some(rebalance) = client.context().next_rebalance() {
+        let answered = match rebalance {
+            Rebalance::Assigned(_) => client.incremental_assign(&TopicPartitionList::new()),
+            Rebalance::Revoked(list) => client.incremental_unassign(&list),
+        };
+        if let Err(error) = answered {
+            tracing::debug!(%error, "a rebalance during the shutdown was not answered");
+        }
     }
 }
 

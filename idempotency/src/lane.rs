@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 
-use crate::attempt::read;
+use crate::attempt::{Effects, read};
 use crate::batch::Batch;
 use crate::consumer::Unhandled;
 use crate::error::Error;
-use crate::handler::Dispatch;
+use crate::id_source::IdFrom;
+use crate::lanes::Lanes;
 use crate::metrics::{Counters, Tally};
 use crate::position::Offset;
 use crate::progress::Owned;
 use crate::record::Delivery;
+use crate::retry::Policy;
+use crate::route::Dispatch;
 use crate::running::{Chunk, Gauge};
 
 /// The longest wait for one answer of Postgres to a statement of ours. Handlers are not bounded by it.
@@ -28,10 +31,13 @@ pub(crate) struct Shared {
     pub(crate) pool: PgPool,
     pub(crate) dispatch: Box<dyn Dispatch>,
     pub(crate) unhandled: Unhandled,
+    pub(crate) id_from: Option<IdFrom>,
     pub(crate) counters: Counters,
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
+    pub(crate) policy: Policy,
+    pub(crate) lanes: Lanes,
     pub(crate) rebalance_deadline: Duration,
 }
 
@@ -67,10 +73,25 @@ impl Lane {
             since: None,
             wait: self.shared.batch_wait,
         };
+        let opened = Effects::open(Arc::clone(&self.shared), &self.owned, self.stop.clone()).await;
+        let mut effects = match opened {
+            Ok(effects) => effects,
+            Err(end) => return end,
+        };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         loop {
-            if inlet.gather(&mut batch).await.is_none() {
-                return LaneEnd::Stopped;
+            tokio::select! {
+                biased;
+                () = stopped(&mut self.stop) => return LaneEnd::Stopped,
+                () = reached(effects.look_at()) => match effects.replay().await {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
+                gathered = inlet.gather(&mut batch), if !effects.is_full() => {
+                    if gathered.is_none() {
+                        return LaneEnd::Stopped;
+                    }
+                }
             }
             let (deliveries, behind, next_offset) = batch.into_parts();
             batch = Batch::new(next_offset, self.shared.batch_records_max);
@@ -86,12 +107,11 @@ impl Lane {
             };
             let applied = tokio::select! {
                 biased;
-                applied = self.apply(&work) => applied,
+                applied = effects.apply(&work) => applied,
                 never = inlet.gather_on(&mut batch) => match never {},
             };
-            match applied {
-                Ok(tally) => self.shared.counters.count_committed(tally),
-                Err(end) => return end,
+            if let Err(end) = applied {
+                return end;
             }
             self.owned.next_offset = Some(next_offset);
             self.gauge.committed.store(next_offset.get(), Ordering::Release);

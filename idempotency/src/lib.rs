@@ -53,8 +53,9 @@
 //! - Postgres is the commit point. Progress lives in `tailrace.consumer_progress`; the offset committed to
 //!   Kafka follows it as a hint for lag tools and is never read.
 //! - A process that lost its partition cannot commit: each transaction begins by checking its epoch.
-//! - Nothing is skipped silently. What cannot be applied halts the consumer with one error that names the
-//!   record, and nothing of that batch is committed.
+//! - Nothing is skipped silently. A message that keeps failing is parked with every later message of its key, and
+//!   tried again in order, while other keys go on; what can never be applied becomes a dead letter in
+//!   `tailrace.dead_letter`; a record without an id, or another owner of the database's tables, halts.
 //! - A handler may run more than once for a message; its effect on Postgres happens once. It must touch
 //!   nothing but the transaction it is given.
 //!
@@ -68,12 +69,20 @@ mod attempt;
 #[cfg(feature = "kafka")]
 mod batch;
 #[cfg(feature = "kafka")]
+mod beginning;
+#[cfg(feature = "kafka")]
 mod client;
+#[cfg(feature = "kafka")]
+mod codec;
 #[cfg(feature = "kafka")]
 mod config;
 #[cfg(feature = "kafka")]
 mod consumer;
+#[cfg(feature = "kafka")]
+mod dead_letter;
 mod error;
+#[cfg(feature = "kafka")]
+mod failure;
 #[cfg(test)]
 #[cfg(feature = "kafka")]
 mod fixture;
@@ -82,6 +91,10 @@ mod flow;
 pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
+pub mod http_key;
+pub mod inbox;
+#[cfg(feature = "kafka")]
+mod id_source;
 #[cfg(feature = "kafka")]
 mod intake;
 #[cfg(feature = "kafka")]
@@ -93,28 +106,49 @@ mod message_id;
 mod metrics;
 #[cfg(feature = "kafka")]
 mod native;
+#[cfg(feature = "kafka")]
+mod parked_rows;
+#[cfg(feature = "kafka")]
+mod parking;
+#[cfg(feature = "kafka")]
+mod plan;
 mod position;
 #[cfg(feature = "kafka")]
 mod progress;
 #[cfg(feature = "kafka")]
 mod record;
+#[cfg(feature = "kafka")]
+mod replay;
 pub mod retention;
 #[cfg(feature = "kafka")]
 mod retry;
 #[cfg(feature = "kafka")]
+mod route;
+#[cfg(feature = "kafka")]
 mod running;
 pub mod schema;
+#[cfg(feature = "kafka")]
+mod trial;
 
 #[cfg(feature = "kafka")]
-pub use config::{Config, Start};
+#[cfg(feature = "protobuf")]
+pub use codec::Protobuf;
+#[cfg(feature = "kafka")]
+pub use codec::{Codec, Json};
+#[cfg(feature = "kafka")]
+pub use config::{Config, GroupProtocol, Start};
 #[cfg(feature = "kafka")]
 pub use consumer::{Consumer, Unhandled};
 pub use error::{BoxError, Error, Kind};
 #[cfg(feature = "kafka")]
 pub use handler::{BatchCx, BatchHandler, Cx, Handler, Item, Outcome};
+#[cfg(feature = "kafka")]
+pub use id_source::{IdFrom, Unread};
 pub use message_id::MessageId;
 #[cfg(feature = "kafka")]
 pub use metrics::{Counters, Report};
 pub use position::{Offset, Position};
 #[cfg(feature = "kafka")]
 pub use record::Meta;
+#[cfg(feature = "kafka")]
+pub use retry::{OnFailure, OutOfHorizon};

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::dead_letter::Letter;
+use crate::failure::Reason;
+
 /// A cheap handle to a consumer's live counters, for a progress bar or a metrics exporter.
 ///
 /// `delivered` rises as records arrive, the others with the commit of their batch.
@@ -15,6 +18,12 @@ struct Counts {
     applied: AtomicU64,
     duplicates: AtomicU64,
     skipped: AtomicU64,
+    parked: AtomicU64,
+    replayed: AtomicU64,
+    dead_lettered: AtomicU64,
+    rejected: AtomicU64,
+    out_of_horizon: AtomicU64,
+    failed_attempts: AtomicU64,
     retried_batches: AtomicU64,
     fenced: AtomicU64,
 }
@@ -31,6 +40,18 @@ pub struct Report {
     pub duplicates: u64,
     /// Records of a type without a handler that were passed over.
     pub skipped: u64,
+    /// Records that were parked: those that failed, and those behind them.
+    pub parked: u64,
+    /// Parked messages whose effect was committed later; they count as `applied` too.
+    pub replayed: u64,
+    /// Messages that became dead letters, for whatever reason.
+    pub dead_lettered: u64,
+    /// Dead letters that a handler asked for by [`Outcome::Reject`](crate::Outcome::Reject).
+    pub rejected: u64,
+    /// Records whose message id was too old or from the future, whatever became of them.
+    pub out_of_horizon: u64,
+    /// Attempts of messages that failed by their own fault, in a batch or while parked.
+    pub failed_attempts: u64,
     /// Batches that were rolled back at a transient fault and repeated.
     pub retried_batches: u64,
     /// Times that a partition turned out to have a newer owner.
@@ -46,6 +67,12 @@ impl Counters {
             applied: read(&self.0.applied),
             duplicates: read(&self.0.duplicates),
             skipped: read(&self.0.skipped),
+            parked: read(&self.0.parked),
+            replayed: read(&self.0.replayed),
+            dead_lettered: read(&self.0.dead_lettered),
+            rejected: read(&self.0.rejected),
+            out_of_horizon: read(&self.0.out_of_horizon),
+            failed_attempts: read(&self.0.failed_attempts),
             retried_batches: read(&self.0.retried_batches),
             fenced: read(&self.0.fenced),
         }
@@ -53,6 +80,10 @@ impl Counters {
 
     pub(crate) fn count_delivered(&self, records: u64) {
         self.0.delivered.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_failure(&self) {
+        self.0.failed_attempts.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count_retry(&self) {
@@ -64,9 +95,23 @@ impl Counters {
     }
 
     pub(crate) fn count_committed(&self, tally: Tally) {
-        self.0.applied.fetch_add(tally.applied, Ordering::Relaxed);
-        self.0.duplicates.fetch_add(tally.duplicates, Ordering::Relaxed);
-        self.0.skipped.fetch_add(tally.skipped, Ordering::Relaxed);
+        let add = |count: &AtomicU64, more| count.fetch_add(more, Ordering::Relaxed);
+        add(&self.0.replayed, tally.replayed);
+        add(&self.0.applied, tally.applied);
+        add(&self.0.duplicates, tally.duplicates);
+        add(&self.0.skipped, tally.skipped);
+        add(&self.0.parked, tally.parked);
+        add(&self.0.dead_lettered, tally.dead_lettered);
+        add(&self.0.rejected, tally.rejected);
+        add(&self.0.out_of_horizon, tally.out_of_horizon);
+    }
+}
+
+impl Tally {
+    pub(crate) fn count_letters(&mut self, letters: &[Letter]) {
+        let rejected = letters.iter().filter(|letter| letter.cause.reason == Reason::Rejected);
+        self.rejected += rejected.count() as u64;
+        self.dead_lettered += letters.len() as u64;
     }
 }
 
@@ -76,4 +121,9 @@ pub(crate) struct Tally {
     pub(crate) applied: u64,
     pub(crate) duplicates: u64,
     pub(crate) skipped: u64,
+    pub(crate) parked: u64,
+    pub(crate) replayed: u64,
+    pub(crate) dead_lettered: u64,
+    pub(crate) rejected: u64,
+    pub(crate) out_of_horizon: u64,
 }

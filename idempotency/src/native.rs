@@ -5,16 +5,28 @@
 //! `rd_kafka_consume_batch_queue`, `rd_kafka_queue_forward`, `rd_kafka_queue_cb_event_enable`,
 //! `rd_kafka_DescribeTopics`.)
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::thread::Thread;
+use std::time::Duration;
 
 use rdkafka::bindings::{
-    rd_kafka_consume_batch_queue, rd_kafka_header_get_all, rd_kafka_message_destroy,
+    rd_kafka_AdminOptions_destroy, rd_kafka_AdminOptions_new,
+    rd_kafka_AdminOptions_set_request_timeout, rd_kafka_DescribeTopics,
+    rd_kafka_DescribeTopics_result_t, rd_kafka_DescribeTopics_result_topics,
+    rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
+    rd_kafka_TopicDescription_error, rd_kafka_TopicDescription_name,
+    rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_base64str, rd_kafka_admin_op_t,
+    rd_kafka_consume_batch_queue, rd_kafka_consumer_group_metadata,
+    rd_kafka_consumer_group_metadata_destroy, rd_kafka_consumer_group_metadata_generation_id,
+    rd_kafka_error_code, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
+    rd_kafka_event_error, rd_kafka_header_get_all, rd_kafka_message_destroy,
     rd_kafka_message_headers, rd_kafka_message_t, rd_kafka_message_timestamp,
     rd_kafka_queue_cb_event_enable, rd_kafka_queue_destroy, rd_kafka_queue_forward,
-    rd_kafka_queue_get_partition, rd_kafka_queue_t, rd_kafka_t,
+    rd_kafka_queue_get_partition, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t,
+    rd_kafka_t,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
@@ -176,6 +188,133 @@ impl std::fmt::Debug for PartitionQueue {
     }
 }
 
+/// A question for the ids of topics, and later its answer.
+pub(crate) struct TopicIds {
+    queue: *mut rd_kafka_queue_t,
+    /// Outlives the queue.
+    _client: Arc<BaseConsumer<Group>>,
+}
+
+impl TopicIds {
+    /// Asks the brokers, which have so long to answer.
+    pub(crate) fn ask(
+        client: &Arc<BaseConsumer<Group>>,
+        topics: &[Arc<str>],
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let names: Vec<CString> =
+            topics.iter().map(|topic| CString::new(&**topic)).collect::<Result<_, _>>().map_err(
+                |error| Error::new(Kind::Config, "a topic's name holds a zero").caused_by(error),
+            )?;
+        let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        let patience = c_int::try_from(patience.as_millis()).unwrap_or(c_int::MAX);
+        #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
+        // SAFETY: the client is alive; names end with a zero and are copied, as are the options; collection and options
+        // are ours and destroyed once. The queue is ours until this is dropped.
+        let queue = unsafe {
+            let client = client.client().native_ptr();
+            let queue = rd_kafka_queue_new(client);
+            let collection =
+                rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+            let options = rd_kafka_AdminOptions_new(
+                client,
+                rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+            );
+            // Refused only for times out of range; then the client's default holds.
+            rd_kafka_AdminOptions_set_request_timeout(options, patience, ptr::null_mut(), 0);
+            rd_kafka_DescribeTopics(client, collection, options, queue);
+            rd_kafka_AdminOptions_destroy(options);
+            rd_kafka_TopicCollection_destroy(collection);
+            queue
+        };
+        Ok(Self { queue, _client: Arc::clone(client) })
+    }
+
+    /// The ids by topic, as Kafka's tools write them; none while there is no answer. Brokers before 2.8 know of no ids,
+    /// and topics that do not exist have none.
+    pub(crate) fn answer(
+        &self,
+        wait: Duration,
+    ) -> Option<Result<BTreeMap<String, String>, RDKafkaErrorCode>> {
+        let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
+        #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
+        // SAFETY: the queue is ours. The event is ours until it is destroyed, and what is read of it, all of it alive
+        // until then, is copied before.
+        unsafe {
+            let event = rd_kafka_queue_poll(self.queue, wait);
+            if event.is_null() {
+                return None;
+            }
+            let failure = rd_kafka_event_error(event);
+            let answer = if failure == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                Ok(ids(rd_kafka_event_DescribeTopics_result(event)))
+            } else {
+                Err(failure.into())
+            };
+            rd_kafka_event_destroy(event);
+            Some(answer)
+        }
+    }
+}
+
+impl Drop for TopicIds {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
+        // SAFETY: the queue is ours; an answer that comes later finds it gone, which the client expects.
+        unsafe {
+            rd_kafka_queue_destroy(self.queue);
+        }
+    }
+}
+
+/// What Kafka calls the id of a topic without one.
+const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+
+#[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
+unsafe fn ids(result: *const rd_kafka_DescribeTopics_result_t) -> BTreeMap<String, String> {
+    let mut ids = BTreeMap::new();
+    if result.is_null() {
+        return ids;
+    }
+    let mut count = 0;
+    // SAFETY: the caller keeps the result alive; it holds so many descriptions, whose names and ids live as long.
+    unsafe {
+        let topics = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        if topics.is_null() {
+            return ids;
+        }
+        for topic in std::slice::from_raw_parts(topics, count) {
+            let failure = rd_kafka_error_code(rd_kafka_TopicDescription_error(*topic));
+            let id = rd_kafka_TopicDescription_topic_id(*topic);
+            if failure != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || id.is_null() {
+                continue;
+            }
+            let name = CStr::from_ptr(rd_kafka_TopicDescription_name(*topic));
+            let id = CStr::from_ptr(rd_kafka_Uuid_base64str(id));
+            let (name, id) = (name.to_string_lossy(), id.to_string_lossy());
+            if id != NO_TOPIC_ID {
+                ids.insert(name.into_owned(), id.into_owned());
+            }
+        }
+    }
+    ids
+}
+
+/// Whether the client has joined its group.
+pub(crate) fn has_joined(client: &BaseConsumer<Group>) -> bool {
+    #[expect(unsafe_code, reason = "the wrapper does not tell the generation")]
+    // SAFETY: the client is alive, and what it answers is ours until it is destroyed.
+    unsafe {
+        let metadata = rd_kafka_consumer_group_metadata(client.client().native_ptr());
+        if metadata.is_null() {
+            return false;
+        }
+        let generation = rd_kafka_consumer_group_metadata_generation_id(metadata);
+        rd_kafka_consumer_group_metadata_destroy(metadata);
+        generation >= 0
+    }
+}
+
 #[expect(unsafe_code, reason = "a callback of the C library")]
 unsafe extern "C" fn unpark(_: *mut rd_kafka_t, thread: *mut c_void) {
     // SAFETY: it is the pointer that the queue was given, whose target lives as long as the callback.
@@ -194,7 +333,7 @@ unsafe fn bytes(start: *const c_void, length: usize) -> Option<Vec<u8>> {
 }
 
 fn copied_headers(message: *const rd_kafka_message_t) -> Result<Headers, Error> {
-    let mut headers = Headers::default();
+    let mut headers = Headers::with_usual_room();
     let mut list = ptr::null_mut();
     #[expect(unsafe_code, reason = "the wrapper panics at a name that is not UTF-8")]
     // SAFETY: the message is alive, and the list with all it points to lives as long. Names end with a zero; values

@@ -84,6 +84,52 @@ pub(crate) async fn unstored(
     Ok(rows.into_iter().map(|(topic, number)| Partition { topic: topic.into(), number }).collect())
 }
 
+/// The topics among these in which nothing is stored of any partition.
+pub(crate) async fn unmet(
+    conn: &mut PgConnection,
+    consumer: &str,
+    topics: &[&str],
+) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar(
+        "SELECT topic FROM unnest($2::text[]) AS asked (topic)
+         WHERE NOT EXISTS (
+             SELECT FROM tailrace.consumer_progress AS stored
+             WHERE stored.consumer = $1 AND stored.topic = asked.topic AND stored.next_offset IS NOT NULL)",
+    )
+    .bind(consumer)
+    .bind(topics)
+    .fetch_all(conn)
+    .await
+    .map_err(|error| Error::database("progress cannot be read", error))
+}
+
+/// Stores where partitions begin, in one statement: of several members that meet a topic at once, one decides.
+pub(crate) async fn begin_at(
+    conn: &mut PgConnection,
+    consumer: &str,
+    begins: &[(Partition, Offset)],
+) -> Result<(), Error> {
+    let (topics, numbers) = columns(begins.iter().map(|(partition, _)| partition));
+    let offsets: Vec<i64> = begins.iter().map(|(_, offset)| offset.get()).collect();
+    sqlx::query(
+        "INSERT INTO tailrace.consumer_progress AS stored
+             (consumer, topic, partition, lane, epoch, next_offset)
+         SELECT $1, topic, number, 0, 1, next_offset
+         FROM unnest($2::text[], $3::int[], $4::bigint[]) AS asked (topic, number, next_offset)
+         ORDER BY topic, number
+         ON CONFLICT (consumer, topic, partition, lane) DO UPDATE
+             SET next_offset = excluded.next_offset WHERE stored.next_offset IS NULL",
+    )
+    .bind(consumer)
+    .bind(topics)
+    .bind(numbers)
+    .bind(offsets)
+    .execute(conn)
+    .await
+    .map_err(|error| Error::database("where partitions begin cannot be stored", error))?;
+    Ok(())
+}
+
 /// Makes this process the owner: raises the epoch of all lanes of all wanted partitions in one statement, and
 /// inserts the rows that are missing.
 ///
@@ -186,16 +232,20 @@ fn same_topic(wanted: &Wanted, stored: &Stored, stored_id: Option<&str>) -> Resu
     let begun = stored.next_offsets.iter().any(Option::is_some);
     match (stored_id, &wanted.topic_id) {
         (Some(stored_id), Some(topic_id)) if begun && stored_id != topic_id => {
-            let Partition { topic, number } = &wanted.partition;
-            let text = format!(
-                "the topic {topic} was deleted and made anew, what is stored for partition {number} is about the former one"
-            );
-            Err(Error::new(Kind::TopicReplaced, text).mended_by(
-                "see whether records of the former topic are missing, then set where to go on with `tailrace inbox seek`",
-            ))
+            Err(replaced(&wanted.partition))
         }
         _ => Ok(()),
     }
+}
+
+/// The error about a topic that has the name of another one.
+pub(crate) fn replaced(Partition { topic, number }: &Partition) -> Error {
+    let text = format!(
+        "the topic {topic} was deleted and made anew, what is stored for its partition {number} is about the former one"
+    );
+    Error::new(Kind::TopicReplaced, text).mended_by(
+        "see whether records of the former topic are missing, then set where to go on with `tailrace inbox seek`",
+    )
 }
 
 async fn raise(
@@ -333,6 +383,28 @@ pub(crate) async fn advance(
     Ok(row.map(Fenced))
 }
 
+/// The first statement of a transaction that moves no progress, such as a replay of parked messages: the same fence.
+pub(crate) async fn hold(
+    conn: &mut PgConnection,
+    consumer: &str,
+    owned: &Owned,
+) -> Result<Option<Fenced>, Error> {
+    let row: Option<String> = sqlx::query_scalar(
+        "UPDATE tailrace.consumer_progress SET updated_at = now()
+         WHERE consumer = $1 AND topic = $2 AND partition = $3 AND lane = $4 AND epoch = $5
+         RETURNING pg_current_xact_id()::text",
+    )
+    .bind(consumer)
+    .bind(&*owned.partition.topic)
+    .bind(owned.partition.number)
+    .bind(owned.lane)
+    .bind(owned.epoch.0)
+    .fetch_optional(conn)
+    .await
+    .map_err(|error| Error::database("the partition cannot be held", error))?;
+    Ok(row.map(Fenced))
+}
+
 /// The last statement before the commit: is this still the transaction that took the fence?
 ///
 /// Postgres answers COMMIT in an aborted transaction with a roll-back and no error, so a handler that swallows
@@ -354,7 +426,8 @@ pub(crate) async fn still_open(conn: &mut PgConnection, fenced: &Fenced) -> Resu
         return Ok(());
     }
     Err(Error::new(Kind::Handler, "a handler ended the transaction of its batch")
-        .mended_by("handlers must neither commit nor roll back what they were given"))
+        .mended_by("handlers must neither commit nor roll back what they were given")
+        .halting())
 }
 
 /// What an uncertain commit turned out to be.

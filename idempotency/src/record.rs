@@ -2,11 +2,15 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use uuid::Uuid;
+
 use crate::error::{Error, Kind};
+use crate::id_source::IdFrom;
 use crate::message_id::MessageId;
-use crate::position::Position;
+use crate::position::{Offset, Position};
 
 /// A record copied out of the client's memory, not yet looked at.
 #[derive(Debug)]
@@ -43,6 +47,11 @@ fn system_time(milliseconds: i64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(milliseconds).ok()?))
 }
 
+fn milliseconds(time: SystemTime) -> Option<i64> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_millis()).ok()
+}
+
 /// All headers of a record in one allocation: names and values one after another.
 #[derive(Default)]
 pub(crate) struct Headers {
@@ -51,6 +60,11 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
+    /// Room for what most records have, so that it does not grow header by header.
+    pub(crate) fn with_usual_room() -> Self {
+        Self { text: Vec::with_capacity(256), spans: Vec::with_capacity(8) }
+    }
+
     pub(crate) fn push(&mut self, name: &str, value: Option<&[u8]>) {
         let name = self.append(name.as_bytes());
         let value = value.map(|value| self.append(value));
@@ -71,8 +85,11 @@ impl Headers {
         })
     }
 
-    fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(found, _)| *found == name).and_then(|(_, value)| value)
+    pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
+        let name = Some(name.as_bytes());
+        let (_, value) =
+            self.spans.iter().find(|(found, _)| self.text.get(found.clone()) == name)?;
+        self.text.get(value.clone()?)
     }
 }
 
@@ -91,12 +108,20 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn read(delivery: Delivery) -> Result<Self, Error> {
+    /// `id_from` finds the id where the header `ce_id` is missing.
+    pub(crate) fn read(delivery: Delivery, id_from: Option<&IdFrom>) -> Result<Self, Error> {
+        let message_id: MessageId = match (delivery.headers.get("ce_id"), id_from) {
+            (None, Some(id_from)) => id_from.find(&delivery)?,
+            _ => {
+                let id = required(&delivery.headers, "ce_id").map_err(|error| {
+                    error.at(&delivery.position).mended_by(
+                        "every record needs its message id in the header ce_id, or where Consumer::id_from says",
+                    )
+                })?;
+                id.parse().map_err(|error: Error| error.at(&delivery.position))?
+            }
+        };
         let Delivery { position, timestamp, key, headers, payload } = delivery;
-        let id = required(&headers, "ce_id").map_err(|error| {
-            error.at(&position).mended_by("every record needs its message id in the header ce_id")
-        })?;
-        let message_id: MessageId = id.parse().map_err(|error: Error| error.at(&position))?;
         let message_type = required(&headers, "ce_type")
             .map_err(|error| {
                 error.at(&position).mended_by("every record needs its type in the header ce_type")
@@ -106,6 +131,57 @@ impl Record {
             meta: Meta { position, timestamp, key, message_id, message_type, headers },
             payload,
         })
+    }
+}
+
+/// A record as it is kept in a table.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) offset: i64,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) message_id: Uuid,
+    pub(crate) message_type: String,
+    pub(crate) payload: Option<Vec<u8>>,
+    pub(crate) header_names: Vec<String>,
+    pub(crate) header_values: Vec<Option<Vec<u8>>>,
+    pub(crate) written_at_ms: Option<i64>,
+}
+
+impl Record {
+    /// The record as it was when it was set aside, but for what a person has changed.
+    pub(crate) fn restored(stored: Stored, topic: Arc<str>, partition: i32) -> Result<Self, Error> {
+        let position = Position { topic, partition, offset: Offset::new(stored.offset) };
+        let message_id =
+            stored.message_id.try_into().map_err(|error: Error| error.at(&position))?;
+        let mut headers = Headers::default();
+        for (name, value) in stored.header_names.iter().zip(&stored.header_values) {
+            headers.push(name, value.as_deref());
+        }
+        let meta = Meta {
+            position,
+            timestamp: stored.written_at_ms.and_then(system_time),
+            key: stored.key,
+            message_id,
+            message_type: stored.message_type.into(),
+            headers,
+        };
+        Ok(Self { meta, payload: stored.payload })
+    }
+
+    /// The form in which it is kept. Postgres stores no NUL in a text.
+    pub(crate) fn stored(&self) -> Stored {
+        let text = |text: &str| text.replace('\0', "\u{fffd}");
+        let headers = || self.meta.headers();
+        Stored {
+            offset: self.meta.position.offset.get(),
+            key: self.meta.key.clone(),
+            message_id: *self.meta.message_id.as_uuid(),
+            message_type: text(&self.meta.message_type),
+            payload: self.payload.clone(),
+            header_names: headers().map(|(name, _)| text(name)).collect(),
+            header_values: headers().map(|(_, value)| value.map(<[u8]>::to_vec)).collect(),
+            written_at_ms: self.meta.timestamp.and_then(milliseconds),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! How long to wait before the same attempt again.
+//! How long to wait before the same attempt again, and how often a failing message is tried.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -21,6 +21,12 @@ impl Backoff {
         Self { retry_for, first_failure: None, failures: 0 }
     }
 
+    /// Whether the next failure would be the last.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        let first = self.first_failure.unwrap_or(now);
+        self.first_failure.is_some() && now.saturating_duration_since(first) >= self.retry_for
+    }
+
     /// The wait before the next attempt; none when the time is used up. `chance` is any random number.
     pub(crate) fn failed(&mut self, now: Instant, chance: u64) -> Option<Duration> {
         let first = *self.first_failure.get_or_insert(now);
@@ -29,9 +35,95 @@ impl Backoff {
         }
         let full = FIRST_WAIT.saturating_mul(1 << self.failures.min(10)).min(WAIT_MAX);
         self.failures += 1;
-        let share = u32::try_from(chance % 1000).unwrap_or(0);
-        Some(full - full / 2000 * share)
+        Some(shortened(full, chance))
     }
+}
+
+/// What happens to a message that keeps failing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnFailure {
+    /// It is parked, and every later message of its key behind it; other keys go on. It is tried again by
+    /// schedule, and after [`attempts_max`](crate::Config::attempts_max) attempts a person decides.
+    #[default]
+    Park,
+    /// It becomes a dead letter, and its key goes on without it.
+    DeadLetter,
+    /// The consumer halts at its first failure with an error that names it; nothing of its batch is committed.
+    Halt,
+}
+
+/// What happens to a message that is older than claims are kept, or whose id is from the future, so that the claim
+/// cannot tell whether it was applied before: see [the horizon](crate::guard#the-horizon).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OutOfHorizon {
+    /// It becomes a dead letter.
+    #[default]
+    Reject,
+    /// It is parked until a person decides, and every later message of its key behind it.
+    Park,
+    /// It is claimed and applied all the same, once from now on. What had been applied before it was forgotten is
+    /// applied again. An id more than seven days from the future becomes a dead letter even so.
+    Process,
+    /// The consumer halts with an error that names it.
+    Halt,
+}
+
+/// What to do with messages that fail.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    pub(crate) on_failure: OnFailure,
+    pub(crate) out_of_horizon: OutOfHorizon,
+    /// Immediate repetitions of a failing message before it is set aside.
+    pub(crate) retries: u32,
+    /// The wait before the first attempt of a parked message; it doubles with each attempt.
+    pub(crate) parked_wait: Duration,
+    pub(crate) parked_wait_max: Duration,
+    /// Attempts after which a parked message is stuck.
+    pub(crate) attempts_max: u32,
+    /// Parked keys of a partition at which its intake stops.
+    pub(crate) parked_keys_max: usize,
+    pub(crate) dead_letter_topic: Option<String>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            on_failure: OnFailure::default(),
+            out_of_horizon: OutOfHorizon::default(),
+            retries: 1,
+            parked_wait: Duration::from_secs(1),
+            parked_wait_max: Duration::from_secs(300),
+            attempts_max: 20,
+            parked_keys_max: 1000,
+            dead_letter_topic: None,
+        }
+    }
+}
+
+impl Policy {
+    /// How long a parked message waits after so many attempts; none when it is stuck. A wait that its handler
+    /// asked for counts as it is.
+    pub(crate) fn wait(
+        &self,
+        attempts: u32,
+        asked: Option<Duration>,
+        chance: u64,
+    ) -> Option<Duration> {
+        if attempts >= self.attempts_max {
+            return None;
+        }
+        let doublings = attempts.saturating_sub(1).min(20);
+        let full = self.parked_wait.saturating_mul(1 << doublings).min(self.parked_wait_max);
+        Some(asked.unwrap_or_else(|| shortened(full, chance)))
+    }
+}
+
+/// Up to a half less, so that what failed together does not come back together.
+fn shortened(full: Duration, chance: u64) -> Duration {
+    let share = u32::try_from(chance % 1000).unwrap_or(0);
+    full - full / 2000 * share
 }
 
 /// A random number from the standard library's seeded hasher; only spreads waits.
@@ -61,5 +153,20 @@ mod tests {
         let wait = backoff.failed(Instant::now(), 999).unwrap();
 
         assert!(wait >= FIRST_WAIT / 2 && wait < FIRST_WAIT, "{wait:?}");
+    }
+
+    #[test]
+    fn a_parked_message_waits_twice_as_long_each_time_and_is_stuck_in_the_end() {
+        let policy = Policy { attempts_max: 11, ..Policy::default() };
+        let waits: Vec<_> = (1..=11)
+            .map(|attempts| policy.wait(attempts, None, 0).map(|wait| wait.as_secs()))
+            .collect();
+
+        let expected = [1, 2, 4, 8, 16, 32, 64, 128, 256, 300].map(Some);
+        assert_eq!(waits[..10], expected);
+        assert_eq!(waits[10], None);
+        let asked = Duration::from_secs(7);
+        assert_eq!(policy.wait(3, Some(asked), 999), Some(asked));
+        assert_eq!(policy.wait(11, Some(asked), 0), None);
     }
 }

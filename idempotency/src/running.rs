@@ -83,10 +83,7 @@ impl RunningLane {
     }
 
     fn push(&mut self, delivery: Delivery) {
-        let bytes = delivery.bytes();
-        self.next.bytes += bytes;
-        self.gauge.queued.fetch_add(1, Ordering::SeqCst);
-        self.gauge.queued_bytes.fetch_add(bytes, Ordering::SeqCst);
+        self.next.bytes += delivery.bytes();
         self.told = Some(delivery.position.offset.next());
         self.next.deliveries.push(delivery);
     }
@@ -96,10 +93,17 @@ impl RunningLane {
         if self.next.deliveries.is_empty() && self.next.passed.is_none() {
             return;
         }
-        match self.queue.try_send(std::mem::take(&mut self.next)) {
+        let chunk = std::mem::take(&mut self.next);
+        self.gauge.queued.fetch_add(chunk.deliveries.len(), Ordering::SeqCst);
+        self.gauge.queued_bytes.fetch_add(chunk.bytes, Ordering::SeqCst);
+        match self.queue.try_send(chunk) {
             // A lane that has ended is found out about when it is looked after.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(chunk)) => self.next = chunk,
+            Err(mpsc::error::TrySendError::Full(chunk)) => {
+                self.gauge.queued.fetch_sub(chunk.deliveries.len(), Ordering::SeqCst);
+                self.gauge.queued_bytes.fetch_sub(chunk.bytes, Ordering::SeqCst);
+                self.next = chunk;
+            }
         }
     }
 
@@ -123,7 +127,7 @@ impl RunningLane {
             // The lane may have drained before it could know that somebody waits.
             self.flow = room(self);
         }
-        self.flow == Flow::Open
+        self.flow == Flow::Open && self.next.deliveries.is_empty()
     }
 
     fn reached(&self) -> Option<Offset> {
@@ -176,6 +180,9 @@ impl Running {
             room &= lane.has_room();
         }
         if !room {
+            for lane in &mut self.lanes {
+                lane.hand_over();
+            }
             return taken;
         }
         let Self { fetched, lanes, count, applied_before, seen, .. } = self;

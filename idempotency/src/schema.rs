@@ -37,6 +37,16 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0003_lanes_and_topic_ids.sql",
         sql: include_str!("../migrations/0003_lanes_and_topic_ids.sql"),
     },
+    Migration {
+        version: 4,
+        name: "0004_horizon.sql",
+        sql: include_str!("../migrations/0004_horizon.sql"),
+    },
+    Migration {
+        version: 5,
+        name: "0005_http_key.sql",
+        sql: include_str!("../migrations/0005_http_key.sql"),
+    },
 ];
 
 const MEND: &str =

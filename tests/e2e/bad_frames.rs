@@ -5,6 +5,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use tailrace_outbox::{Message, frame};
 use tests::Site;
+use tests::reader::Seen;
 use tests::writers::{Dice, Written};
 
 use crate::complaint::refuses;
@@ -113,7 +114,8 @@ async fn a_message_too_large_to_be_received_becomes_a_dead_letter_and_is_not_kep
     let mut relay = site.cdc_relay(&site.run_arguments());
     relay.says("leading", LEAD_MAX).await;
     let mut written = site.write(8, 2, &mut dice).await;
-    let topic = site.topics.first().expect("a site has topics");
+    let topic = site.topics.first().expect("a site has topics").clone();
+    let topic = topic.as_str();
     let empty = Message::builder(topic, "t.v1").source("/sql").key("order-7").payload("");
     let mut frame = frame::encode(&empty.build().expect("it keeps every rule"));
     let length = u32::try_from(BYTES).expect("a frame may be so long").to_be_bytes();
@@ -126,6 +128,11 @@ async fn a_message_too_large_to_be_received_becomes_a_dead_letter_and_is_not_kep
         let count = i32::try_from(BYTES).expect("it fits");
         written.bind(count).execute(&site.pool).await.expect("postgres takes it");
     }
+    // One that is received, and whose key alone is more than a record may have.
+    let keyed = Message::builder(topic, "t.v1").source("/sql").key("order-8").payload("{}");
+    let keyed = frame::encode(&keyed.build().expect("it keeps every rule"));
+    let long = [&17_000_000_u32.to_be_bytes()[..], &vec![b'k'; 17_000_000]].concat();
+    emit(&site, &replaced(&keyed, b"\0\0\0\x07order-8", &long)).await;
     written.add(site.write(8, 2, &mut dice).await);
     published(&site).await;
     let resident = relay.resident_bytes_max().expect("a running process has a size");
@@ -135,15 +142,22 @@ async fn a_message_too_large_to_be_received_becomes_a_dead_letter_and_is_not_kep
     assert!(resident < BYTES as u64, "{resident} bytes");
     site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
     let letters = site.read_to_end().await;
-    let [letter] = &*letters else { panic!("{letters:?}") };
-    assert!(letter.header("dead_letter_reason").contains("longer than 32 MiB"), "{letter:?}");
+    let unread =
+        |letter: &&Seen| letter.header("dead_letter_reason").contains("longer than 32 MiB");
+    let (unread, rest): (Vec<_>, Vec<_>) = letters.iter().partition(unread);
+    let ([letter], [bare]) = (&*unread, &*rest) else { panic!("{letters:?}") };
+    assert_eq!(letter.header("dead_letter_left_out"), "payload");
+    assert_eq!(letter.value.as_deref(), Some(&b""[..]), "it is no tombstone");
+    assert_eq!(bare.header("dead_letter_left_out"), "payload, key and headers");
+    assert_eq!((bare.key.as_deref(), bare.header("dead_letter_topic")), (None, &*topic));
+    assert!(relay.log().contains("without its payload"), "{}", relay.log());
     assert_eq!(letter.header("dead_letter_bytes"), BYTES.to_string());
     assert_eq!(letter.header("ce_type"), "t.v1");
     assert_eq!(letter.key.as_deref(), Some(&b"order-7"[..]));
 }
 
-/// Each with what the error must name. The last two only their topic does not take.
-fn bad_frames(site: &Site) -> [(Vec<u8>, [&'static str; 2]); 5] {
+/// Each with what the error must name. Of the last three only Kafka knows why.
+fn bad_frames(site: &Site) -> [(Vec<u8>, [&'static str; 2]); 6] {
     let encoded = |builder: tailrace_outbox::Builder| {
         frame::encode(&builder.build().expect("it keeps every rule"))
     };
@@ -159,9 +173,15 @@ fn bad_frames(site: &Site) -> [(Vec<u8>, [&'static str; 2]); 5] {
         (cut, ["not a frame", "at byte 20"]),
         (replaced(&whole, b"a-topic", b"a/topic"), ["topic \"a/topic\"", "can not exist"]),
         (replaced(&whole, b"xe_id", b"ce_id"), ["header name \"ce_id\"", "reserved"]),
+        (encoded(to(&colliding(topic)).payload("{1}")), ["creating topic", "its name collides"]),
         (encoded(in_2100), ["ms in the future", "message.timestamp.after.max.ms"]),
         (encoded(huge), ["more than the topic's", "max.message.bytes"]),
     ]
+}
+
+/// A name that Kafka does not tell from that of a topic, though it is another.
+pub(crate) fn colliding(topic: &str) -> String {
+    topic.replace('_', ".")
 }
 
 fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {

@@ -33,6 +33,14 @@ async fn a_slot_lives_from_init_to_drop_slot_and_status_tells_each_step() {
     assert!(does(&site, &["status"]).await.contains("does not exist"));
     let mut early = site.cdc_relay(&site.arguments(&["run", "--no-init"]));
     refuses(&mut early, SETTINGS, &["cdc-relay init", &site.slot]).await;
+    let json = &["run", "--no-init", "--log-format=json"];
+    let mut early = site.cdc_relay(&site.arguments(json));
+    assert_eq!(early.ends(ANSWER_MAX).await.code(), Some(SETTINGS));
+    let log = early.log();
+    let last: serde_json::Value = log.lines().last().unwrap_or_default().parse().expect("json");
+    assert_eq!(last.pointer("/level"), Some(&"ERROR".into()), "{log}");
+    assert_eq!(last.pointer("/fields/exit_code"), Some(&SETTINGS.into()), "{log}");
+    assert!(last.pointer("/fields/mend").is_some(), "{log}");
 
     assert!(does(&site, &["init"]).await.contains("kept from now on"));
     assert!(does(&site, &["init"]).await.contains("nothing to do"));

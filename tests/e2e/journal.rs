@@ -1,14 +1,14 @@
 //! Messages that are kept as rows of the journal.
 
-use sqlx::{Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use tailrace_outbox::journal::{self, Retention};
 use tailrace_outbox::{Message, Outbox, Store, schema};
-use tests::Site;
-use tests::Variant;
+use tailrace_stack::Stack;
 use tests::crash_point::CrashPoint;
+use tests::{Site, Variant};
 
 use crate::complaint::refuses;
-use crate::run::{LEAD_MAX, PUBLISH_MAX, initialize, site, stop};
+use crate::run::{LEAD_MAX, PUBLISH_MAX, initialize, node, site, stop};
 
 const SETTINGS: i32 = 2;
 
@@ -85,5 +85,49 @@ async fn rows_of_the_journal_are_published_once_in_order_with_what_their_message
         for (name, value) in message.headers() {
             assert_eq!(record.header(name), value);
         }
+    }
+}
+
+/// There is no encoding there: a server that is asked for UTF-8 ends the stream at such bytes.
+#[tokio::test]
+async fn in_a_database_without_an_encoding_text_that_is_not_utf_8_costs_a_dead_letter() {
+    let mut site = Site::new(Stack::shared().await, "sql_ascii", 1, &node()).await;
+    let name = site.database.name().to_owned();
+    let all = site.database.url().replace(&format!("/{name}"), "/postgres");
+    let mut server = PgConnection::connect(&all).await.expect("it connects");
+    let without = "encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0";
+    for sql in [format!("drop database {name}"), format!("create database {name} {without}")] {
+        server.execute(sqlx::AssertSqlSafe(sql)).await.expect("it is made anew");
+    }
+    let mut connection = site.connect().await;
+    schema::install(&mut connection).await.expect("the schema is installed");
+    let mut relay = site.cdc_relay(&site.run_arguments());
+    relay.says("leading", LEAD_MAX).await;
+
+    let topic = site.topics.first().expect("a site has topics").clone();
+    let outbox = Outbox::new(Store::Journal);
+    for number in 0..2 {
+        let message = Message::builder(&topic, "order.placed.v1").source("/orders").key("one key");
+        let message = message.json(&number).build().expect("it keeps every rule");
+        outbox.write(&mut connection, &message).await.expect("a row is written");
+        connection
+            .execute(
+                r"insert into tailrace.outbox (id, created_at, topic, type, source, payload)
+                  select gen_random_uuid(), now(), topic, type, E'/x\xfe\xff', payload
+                  from tailrace.outbox limit 1;
+                  select pg_logical_emit_message(true, E'of\xfe', 'somebody else')",
+            )
+            .await
+            .expect("any bytes can be written");
+    }
+    site.read_until(PUBLISH_MAX, |seen| seen.len() >= 2).await;
+    site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
+    let letters = site.read_until(PUBLISH_MAX, |seen| seen.len() >= 2).await;
+    stop(&mut relay).await;
+
+    for letter in letters {
+        assert!(letter.header("dead_letter_reason").contains("source is not UTF-8"), "{letter:?}");
+        let value = String::from_utf8(letter.value.expect("it has one")).expect("it is text");
+        assert!(value.contains("2f78feff"), "{value}");
     }
 }

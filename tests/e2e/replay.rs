@@ -7,10 +7,12 @@ use tailrace_outbox::{Message, Outbox, Store, schema};
 use tests::Site;
 use tokio::sync::Notify;
 
+use crate::bad_frames::colliding;
 use crate::complaint::refuses;
 use crate::run::{LEAD_MAX, PUBLISH_MAX, site, stop};
 
 const SETTINGS: i32 = 2;
+const BAD_MESSAGE: i32 = 5;
 
 /// Enough for several Kafka transactions of a replay.
 const MESSAGES: usize = 3_500;
@@ -42,7 +44,10 @@ async fn published(site: &Site) -> Vec<Message> {
 }
 
 fn message(site: &Site, number: usize) -> Message {
-    let topic = site.topics.get(number % 2).expect("a site has two topics");
+    message_to(site.topics.get(number % 2).expect("a site has two topics"), number)
+}
+
+fn message_to(topic: &str, number: usize) -> Message {
     let builder = Message::builder(topic, "order.placed.v1").source("/orders").id(id(number));
     let builder = builder.key(format!("order-{}", number % 5)).header("number", number.to_string());
     let builder = builder.subject("s").correlation_id("c");
@@ -124,8 +129,23 @@ async fn a_range_of_the_journal_is_published_again_as_it_was() {
     refuses(&mut site.cdc_relay(&nothing), SETTINGS, &["no replay to resume"]).await;
     let no_time = arguments(&site, &["--from", "soon"]);
     refuses(&mut site.cdc_relay(&no_time), SETTINGS, &["\"soon\" is neither"]).await;
+    let backwards = arguments(&site, &["--from", to, "--to", from]);
+    refuses(&mut site.cdc_relay(&backwards), SETTINGS, &["--to is before its --from"]).await;
+    let in_vain = Replay::from("2020-01-01").to("2020-01-02").plan(&config(&site)).await;
+    assert_eq!(in_vain.expect("it counts").len(), 0);
+    // What can not be published is named, and holds up nothing.
+    let never = message_to(&colliding(first), 4_000);
+    let behind = message_to(&elsewhere, 4_001);
+    let mut connection = site.connect().await;
+    let journal = Outbox::new(Store::Journal);
+    journal.write_all(&mut connection, &[never, behind.clone()]).await.expect("rows are written");
+    let more = arguments(&site, &["--from", &id(4_000).to_string(), "--to", "2026-01-03"]);
+    let named = ["1 messages can not be published again", "--from ID"];
+    let log = refuses(&mut site.cdc_relay(&more), BAD_MESSAGE, &named).await;
+    assert!(log.contains(&id(4_000).to_string()) && log.contains("its name collides"), "{log}");
     site.topics = vec![elsewhere];
-    again(&site, &(3_000..3_400).step_by(2).map(one).collect::<Vec<_>>()).await;
+    let range = (3_000..3_400).step_by(2).map(one);
+    again(&site, &range.chain([&behind]).collect::<Vec<_>>()).await;
 }
 
 #[tokio::test]

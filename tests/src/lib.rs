@@ -18,6 +18,7 @@ pub mod soak;
 
 pub mod browser;
 mod client;
+mod consumer_role;
 pub mod crash_point;
 pub mod endpoint;
 pub mod events;

@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::client::Client;
+use crate::consumer_role::{self, ConsumerArgs};
 use crate::crash_point::CrashPoint;
 use crate::writer::{Habit, Writer};
 use crate::writers::Dice;
@@ -26,6 +27,8 @@ use crate::writers::Dice;
 enum Role {
     /// A relay that ends itself where it is told
     Relay(Box<RelayArgs>),
+    /// A consumer that stops itself inside a transaction where it is told
+    Consumer(Box<ConsumerArgs>),
     /// A writer that ends itself in the middle of a transaction
     Writer(Box<WriterArgs>),
     /// The sidecar as it is shipped, with its own arguments
@@ -100,6 +103,7 @@ pub async fn play(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     thread::spawn(end_with_standard_input);
     match Role::parse_from(arguments) {
         Role::Relay(arguments) => relay(*arguments).await,
+        Role::Consumer(arguments) => consumer_role::consume(*arguments).await,
         Role::Writer(arguments) => write_and_die(*arguments).await,
         Role::CdcRelay { arguments } => {
             cli::run(std::iter::once(OsString::from("cdc-relay")).chain(arguments)).await
@@ -107,13 +111,18 @@ pub async fn play(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-async fn relay(arguments: RelayArgs) -> ExitCode {
+/// Has the process log to its standard error.
+pub(crate) fn log() {
     let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(level)
         .with_writer(io::stderr)
         .with_ansi(false)
         .init();
+}
+
+async fn relay(arguments: RelayArgs) -> ExitCode {
+    log();
     let mut config = Config::new(arguments.database_url, arguments.kafka_brokers)
         .slot(arguments.slot)
         .relay_id(arguments.relay_id);
@@ -199,7 +208,7 @@ fn die(point: CrashPoint) {
 }
 
 /// Ends this process as a power cut would: no destructor runs, no buffer is flushed.
-fn strike(signal: Signal, after: Option<Duration>) {
+pub(crate) fn strike(signal: Signal, after: Option<Duration>) {
     let strike = move || kill_process(getpid(), signal).expect("a process may signal itself");
     match after {
         // From another thread, so that this one is inside whatever follows.

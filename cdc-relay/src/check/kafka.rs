@@ -20,6 +20,9 @@ const RETENTION_MS_MIN: u64 = 24 * 3_600 * 1_000;
 /// Topics of the relay that are looked at, of those it has published to.
 const TOPICS_MAX: usize = 50;
 
+/// What a topic of dead letters must take, as one that the relay makes.
+const DEAD_LETTER_BYTES: u64 = 17_000_000;
+
 /// Kafka's own topic of transactions.
 const TRANSACTION_STATE: &str = "__transaction_state";
 
@@ -169,6 +172,10 @@ async fn topics(
             ),
         }
     }
+    if let Some(relay_id) = relay_id.filter(|_| config.sets_aside()) {
+        let topic = config.dead_letter_topic_for(relay_id);
+        durable.dead_letter_topic(inspector, &topic, config.new_topics().create).await?;
+    }
     let known: Vec<String> = saved.map(known_topics).unwrap_or_default();
     for topic in known.iter().take(TOPICS_MAX) {
         let sight = match inspector.topic(topic, "Write").await {
@@ -243,6 +250,69 @@ impl Durable<'_> {
                     sight.partitions
                 ),
                 "with every relay stopped: delete it, and cdc-relay adopt --accept-gap",
+            );
+        } else {
+            self.report.ok(name, topic);
+        }
+    }
+
+    async fn dead_letter_topic(
+        &mut self,
+        inspector: &Inspector,
+        topic: &str,
+        is_made: bool,
+    ) -> Result<(), Error> {
+        match inspector.topic(topic, "Write").await {
+            Ok(Some(_)) => {
+                let settings = self.settings(inspector, topic).await;
+                self.dead_letters(topic, Some(&settings));
+            }
+            Ok(None) if is_made => {}
+            Ok(None) => self.dead_letters(topic, None),
+            Err(error) if error.kind() == Kind::Permission => {
+                self.report.error("dead_letters", &error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Where the topic of dead letters takes none, the first bad message stops the relay.
+    fn dead_letters(&mut self, topic: &str, settings: Option<&Settings>) {
+        let name = "dead_letters";
+        let bytes = DEAD_LETTER_BYTES;
+        let Some(settings) = settings else {
+            self.report.fail(
+                name,
+                format!(
+                    "topic {topic:?} does not exist, and topics.create is false: the first message \
+                     that can not be published stops the relay"
+                ),
+                format!(
+                    "kafka-topics.sh --create --topic {topic} --config retention.ms=-1 --config \
+                     max.message.bytes={bytes}"
+                ),
+            );
+            return;
+        };
+        let alter = |setting: &str| {
+            format!(
+                "kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config \
+                 {setting}"
+            )
+        };
+        let max = number(settings, "max.message.bytes");
+        if settings.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
+            self.report.fail(
+                name,
+                format!("{topic} is compacted: it takes no dead letter without a key"),
+                alter("cleanup.policy=delete"),
+            );
+        } else if let Some(max) = max.filter(|max| *max < bytes) {
+            self.report.warn(
+                name,
+                format!("{topic} takes {}: a longer dead letter stops the relay", show_size(max)),
+                alter(&format!("max.message.bytes={bytes}")),
             );
         } else {
             self.report.ok(name, topic);

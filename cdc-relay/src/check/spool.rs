@@ -9,7 +9,12 @@ pub(super) fn check(report: &mut Report, config: &Config) {
         Ok(()) => {
             let directory = bounds.directory.display();
             let spool_max = bounds.spool_max;
-            report.ok("spool", format!("{directory} can be written, up to {spool_max} bytes"));
+            report.ok(
+                "spool",
+                format!(
+                    "{directory} can be written; up to {spool_max} bytes are used, if it has them"
+                ),
+            );
         }
         Err(error) => report.error("spool", &error),
     }

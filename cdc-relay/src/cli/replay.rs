@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::replay::Replay;
 
 /// What is published again, and where to.
@@ -42,7 +42,11 @@ pub(super) async fn replay(
     let dry_run = arguments.dry_run;
     let replay = arguments.replay();
     if dry_run {
-        for planned in replay.plan(config).await? {
+        let plan = replay.plan(config).await?;
+        if plan.is_empty() {
+            say("no message is in this range\n");
+        }
+        for planned in plan {
             let (messages, bytes) = (planned.messages, planned.bytes);
             say(&format!("{}: {messages} messages, {bytes} bytes\n", planned.topic));
         }
@@ -63,7 +67,19 @@ pub(super) async fn replay(
     let last = done.last.map_or_else(String::new, |id| format!(", the last is {id}"));
     let how = if done.is_complete { "" } else { "; stopped: --resume goes on behind it" };
     tracing::info!("published {} messages again{last}{how}", done.messages);
-    Ok(())
+    match done.left_out {
+        0 => Ok(()),
+        left_out => Err(left(left_out)),
+    }
+}
+
+/// What is told at the end of messages that were left out.
+fn left(left_out: u64) -> Error {
+    let text = format!("{left_out} messages can not be published again, and were left out");
+    Error::new(Kind::Rejected, text).hint(
+        "the warnings above name each; they are in the journal: when what keeps one back is mended, \
+         publish it by --from ID --to ID, or to another topic by --topic",
+    )
 }
 
 impl ReplayArgs {

@@ -135,6 +135,10 @@ impl Merging {
             let Some(rest) = variable.strip_prefix(VARIABLES) else { continue };
             let lower = rest.to_lowercase();
             let path: Vec<&str> = lower.split("__").collect();
+            if let Some(at) = whole_table(&path) {
+                self.table(at, variable, text);
+                continue;
+            }
             match find(&path) {
                 Some((at, name)) => {
                     // The names of Kafka's settings have dots, which a variable can not have.
@@ -146,6 +150,22 @@ impl Merging {
                     let likely = suggestion(variable, SETTINGS.iter().map(Setting::variable));
                     self.faults.push(format!("environment: {variable} is no setting{likely}"));
                 }
+            }
+        }
+    }
+
+    /// Several values of a table in one variable, each on a line as a flag takes it.
+    fn table(&mut self, at: usize, variable: &str, text: &str) {
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            match line.split_once('=') {
+                Some((name, value)) if !name.trim().is_empty() => {
+                    let origin = Origin::Environment(variable.to_owned());
+                    self.put(at, name.trim().to_owned(), value.to_owned(), origin);
+                }
+                // Not shown: it may be a secret.
+                _ => self.faults.push(format!(
+                    "environment: {variable} has a line that is not of the form name=value"
+                )),
             }
         }
     }
@@ -246,6 +266,12 @@ fn find(path: &[&str]) -> Option<(usize, String)> {
     let at = SETTINGS.iter().position(|setting| setting.key == key)?;
     let is_table = SETTINGS.get(at)?.form == Form::Table;
     (is_table != name.is_empty()).then(|| (at, name.join(".")))
+}
+
+/// The setting that a path names, if it is a table as a whole.
+fn whole_table(path: &[&str]) -> Option<usize> {
+    let key = path.join(".");
+    SETTINGS.iter().position(|setting| setting.form == Form::Table && setting.key == key)
 }
 
 fn suggestion(wrong: &str, known: impl Iterator<Item = String>) -> String {

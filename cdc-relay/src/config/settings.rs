@@ -94,6 +94,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         key: "database.password_command",
         shape: "COMMAND",
         about: "A command for sh that prints the password, run at each log-in",
+        secret: true,
         set: |config, _, text| Ok(config.password_command(text)),
         ..PLAIN
     },

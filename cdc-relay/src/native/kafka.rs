@@ -3,10 +3,11 @@
 //! `rdkafka`'s `flush` and `commit_transaction` poll in steps of 100 ms, which makes them the cost
 //! of every commit; the C functions take about 2 ms (measured). Its `send` makes a C string of the
 //! topic and of each header's name, and has the client look the topic up by name, for every record.
+//! Its `fetch_metadata` asks for one topic or for all of the cluster, never for those in use.
 //! (<https://docs.rs/rdkafka-sys>; `rd_kafka_flush`, `rd_kafka_commit_transaction`,
-//! `rd_kafka_producev` and `rd_kafka_header_add` in librdkafka's `rdkafka.h`.)
+//! `rd_kafka_metadata`, `rd_kafka_producev` and `rd_kafka_header_add` in librdkafka's `rdkafka.h`.)
 
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use std::time::Duration;
 use rdkafka::bindings::{
     RD_KAFKA_MSG_F_COPY, rd_kafka_commit_transaction, rd_kafka_error_code, rd_kafka_error_destroy,
     rd_kafka_flush, rd_kafka_header_add, rd_kafka_headers_destroy, rd_kafka_headers_new,
-    rd_kafka_producev, rd_kafka_topic_destroy, rd_kafka_topic_new, rd_kafka_topic_t,
-    rd_kafka_vtype_t,
+    rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_producev, rd_kafka_topic_destroy,
+    rd_kafka_topic_new, rd_kafka_topic_t, rd_kafka_vtype_t,
 };
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
@@ -178,6 +179,47 @@ pub fn commit_transaction<C: ProducerContext + 'static>(
         code
     };
     Err(code.into())
+}
+
+/// Asks the brokers how many partitions each topic has that this producer knows; from the answer on
+/// it spreads records over so many. Blocks at most for `timeout`.
+pub(crate) fn partition_counts<C: ProducerContext + 'static>(
+    producer: &ThreadedProducer<C>,
+    timeout: Duration,
+) -> Result<Vec<(String, i32)>, RDKafkaErrorCode> {
+    let mut metadata = ptr::null();
+    #[expect(unsafe_code, reason = "the wrapper asks for one topic or for all of the cluster")]
+    // SAFETY: as for the flush above; neither all topics nor a certain one are asked for, which
+    // means those that the client knows. The answer is written to `metadata` in case of success.
+    let answer = unsafe {
+        rd_kafka_metadata(
+            producer.client().native_ptr(),
+            0,
+            ptr::null_mut(),
+            &raw mut metadata,
+            millis(timeout),
+        )
+    };
+    if answer != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return Err(answer.into());
+    }
+    let mut counts = Vec::new();
+    #[expect(unsafe_code, reason = "the answer is the C library's own")]
+    // SAFETY: after success it points to an answer that the caller owns, whose `topics` are so many
+    // as `topic_cnt` says, each with a name that ends with a zero. It is read, then destroyed once,
+    // and not used again; the names are copied.
+    unsafe {
+        let found = &*metadata;
+        for number in 0..usize::try_from(found.topic_cnt).unwrap_or(0) {
+            let topic = &*found.topics.add(number);
+            let name = CStr::from_ptr(topic.topic).to_string_lossy().into_owned();
+            if topic.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && topic.partition_cnt > 0 {
+                counts.push((name, topic.partition_cnt));
+            }
+        }
+        rd_kafka_metadata_destroy(metadata);
+    }
+    Ok(counts)
 }
 
 fn millis(timeout: Duration) -> i32 {

@@ -7,8 +7,8 @@ use crate::replication::reader::{Fault, Reader};
 
 /// Reads one message of pgoutput; `lsn` is where the server says it lies, for error texts.
 ///
-/// Every byte is accounted for: what is cut short, too long, unknown, not UTF-8 or left over is
-/// [`Kind::Malformed`](crate::error::Kind::Malformed) with the LSN and the byte's offset.
+/// Every byte is accounted for: what is cut short, too long, unknown, a name not in UTF-8 or left
+/// over is [`Kind::Malformed`](crate::error::Kind::Malformed) with the LSN and the byte's offset.
 pub(crate) fn decode(body: &[u8], lsn: Lsn) -> Result<Change<'_>, Error> {
     let mut reader = Reader::new(body);
     read(&mut reader)
@@ -170,7 +170,11 @@ fn message_head<'a>(reader: &mut Reader<'a>) -> Result<(bool, Lsn, &'a str), Fau
         1 => true,
         _ => return Err(fault),
     };
-    Ok((transactional, reader.lsn()?, reader.text()?))
+    let lsn = reader.lsn()?;
+    // Where the database has no encoding (SQL_ASCII), anybody may write a prefix of any bytes. One
+    // that is no text is of nobody that the relay knows, as is the empty one.
+    let prefix = str::from_utf8(reader.until_zero()?).unwrap_or_default();
+    Ok((transactional, lsn, prefix))
 }
 
 fn update<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, Fault> {

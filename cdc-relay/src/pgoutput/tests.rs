@@ -279,7 +279,6 @@ fn a_broken_message_names_its_byte() {
     check(b"C\x01", "unknown commit flags at byte 1");
     check(b"M\x02", "unknown message flags at byte 1");
     check(b"M\x01\0\0\0\0\0\0\0\x01p", "a string without an end at byte 10");
-    check(b"M\x01\0\0\0\0\0\0\0\x01\xff\0", "a string that is not UTF-8 at byte 10");
     check(b"M\x01\0\0\0\0\0\0\0\x01p\0\xff\xff\xff\xff", "a negative length at byte 12");
     check(
         b"M\x01\0\0\0\0\0\0\0\x01p\0\x7f\xff\xff\xff",
@@ -361,4 +360,11 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_prefix_that_is_no_text_is_nobodys() {
+    let change = decode(b"M\x01\0\0\0\0\0\0\0\x01\xff\0\0\0\0\x01x", Lsn(1)).unwrap();
+
+    assert!(matches!(change, Change::Message { prefix: "", content: b"x", .. }), "{change:?}");
 }

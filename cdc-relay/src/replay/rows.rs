@@ -159,7 +159,8 @@ fn of_journal(config: &Config, error: Error) -> Error {
 /// A message of the journal.
 pub(super) struct Message {
     pub(super) id: Uuid,
-    pub(super) frame: Vec<u8>,
+    /// Or the column that can not be read.
+    pub(super) frame: Result<Vec<u8>, &'static str>,
 }
 
 /// The rows of a range in the order of their ids, read as they are asked for.
@@ -194,21 +195,35 @@ impl Cursor {
         let rows = self.client.query_within(SORT_TIMEOUT, &sql).await?;
         let messages: Vec<Message> = rows.iter().map(message).collect::<Result<_, Error>>()?;
         // In an answer the payload is hexadecimal.
-        let largest = messages.iter().map(|message| 2 * message.frame.len()).max().unwrap_or(1);
+        let largest = messages.iter().map(|message| 2 * message.bytes()).max().unwrap_or(1);
         self.rows = (ANSWER_BYTES / largest).clamp(1, ROWS_MAX);
         Ok(messages)
     }
 }
 
+impl Message {
+    fn bytes(&self) -> usize {
+        self.frame.as_ref().map_or(0, Vec::len)
+    }
+}
+
 fn message(row: &Fields) -> Result<Message, Error> {
-    let text = |at, name| row.get(at).ok_or_else(|| unreadable(name));
-    let id = Uuid::try_parse(text(0, "id")?).map_err(|_| unreadable("id"))?;
+    let id = row.get(0).and_then(|id| Uuid::try_parse(id).ok());
+    let id = id.ok_or_else(|| {
+        Error::new(Kind::Malformed, "the id of a row of the journal can not be read")
+            .hint("go past it by a range of times; its day can be looked at with SQL")
+    })?;
+    Ok(Message { id, frame: frame(id, row) })
+}
+
+fn frame(id: Uuid, row: &Fields) -> Result<Vec<u8>, &'static str> {
+    let text = |at, name| row.get(at).ok_or(name);
     let (key, payload) = (bytes(row, 3, "key")?, bytes(row, 10, "payload")?);
     let attributes = pairs(text(8, "attributes")?, "attributes")?;
     let headers = pairs(text(9, "headers")?, "headers")?;
     let parts = Parts {
         id,
-        time_micros: text(1, "created_at")?.parse().map_err(|_| unreadable("created_at"))?,
+        time_micros: text(1, "created_at")?.parse().map_err(|_| "created_at")?,
         topic: text(2, "topic")?,
         key: key.as_deref(),
         r#type: text(4, "type")?,
@@ -219,18 +234,18 @@ fn message(row: &Fields) -> Result<Message, Error> {
     };
     let mut frame = Vec::new();
     encode_parts(&mut frame, &parts, each(&attributes), each(&headers));
-    Ok(Message { id, frame })
+    Ok(frame)
 }
 
 fn each(pairs: &BTreeMap<String, String>) -> impl ExactSizeIterator<Item = (&str, &str)> {
     pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))
 }
 
-fn pairs(json: &str, name: &str) -> Result<BTreeMap<String, String>, Error> {
-    serde_json::from_str(json).map_err(|_| unreadable(name))
+fn pairs(json: &str, name: &'static str) -> Result<BTreeMap<String, String>, &'static str> {
+    serde_json::from_str(json).map_err(|_| name)
 }
 
-fn bytes(row: &Fields, at: usize, name: &str) -> Result<Option<Vec<u8>>, Error> {
+fn bytes(row: &Fields, at: usize, name: &'static str) -> Result<Option<Vec<u8>>, &'static str> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let byte = |pair: &[u8; 2]| {
         let [high, low] = *pair;
@@ -239,12 +254,7 @@ fn bytes(row: &Fields, at: usize, name: &str) -> Result<Option<Vec<u8>>, Error> 
     let Some(hex) = row.get(at) else { return Ok(None) };
     let (pairs, rest) = hex.as_bytes().as_chunks::<2>();
     let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
-    bytes.filter(|_| rest.is_empty()).map(Some).ok_or_else(|| unreadable(name))
-}
-
-fn unreadable(name: &str) -> Error {
-    Error::new(Kind::Malformed, format!("the {name} of a row of the journal can not be read"))
-        .hint("go past it by a range of ids; its day can be looked at with SQL")
+    bytes.filter(|_| rest.is_empty()).map(Some).ok_or(name)
 }
 
 #[cfg(test)]

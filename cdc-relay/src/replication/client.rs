@@ -109,7 +109,7 @@ impl Client {
             if attempt == Attempt::TlsIfOffered {
                 tracing::warn!(
                     error = %error,
-                    source = ?std::error::Error::source(&error),
+                    cause = error.causes(),
                     "connecting without TLS, as sslmode=prefer allows"
                 );
             }
@@ -146,8 +146,11 @@ impl Client {
     }
 
     async fn check_version(&mut self) -> Result<(), Error> {
-        let rows = self.query("SHOW server_version_num").await?;
-        let version = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse().ok());
+        let settings =
+            "SELECT current_setting('server_version_num'), current_setting('server_encoding')";
+        let rows = self.query(settings).await?;
+        let setting = |column| rows.first().and_then(|row| row.get(column));
+        let version = setting(0).and_then(|text| text.parse().ok());
         let address = self.connection.endpoint.address();
         self.server_version = version.ok_or_else(|| {
             Error::new(Kind::Server, format!("postgres at {address} does not tell its version"))
@@ -160,6 +163,12 @@ impl Client {
                     "postgres at {address} is version {version}, and 15 is the oldest that is supported"
                 ),
             ));
+        }
+        // There the server knows nothing of what its bytes mean: asked for UTF-8, it would end the
+        // stream at the first text that is none, and at each new try again. As it is, such a text
+        // is a fault of one row.
+        if setting(1) == Some("SQL_ASCII") {
+            self.query("SET client_encoding TO 'SQL_ASCII'").await?;
         }
         Ok(())
     }

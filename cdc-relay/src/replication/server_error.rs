@@ -118,6 +118,15 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
                 "slot {slot:?} is lost or not of this database (see wal_status and database in pg_replication_slots); of a lost one cdc-relay adopt --accept-gap tells what is missing, and makes another"
             ),
         ),
+        // The server puts text into UTF-8, and this one has a byte that is not there.
+        ("22021" | "22P05", During::Stream { .. }) => hinted(
+            Kind::Server,
+            "a text in the log is none in the database's own encoding, or has no counterpart in \
+             UTF-8, and the server sends nothing behind it: cdc-relay drop-slot --yes, then adopt \
+             --accept-gap goes on behind all that is written by then, and tells what is missing; \
+             rows of the journal are published again by replay"
+                .into(),
+        ),
         // A WAL file that the slot needs is missing.
         ("58P01", During::Start { slot } | During::Stream { slot }) => hinted(
             Kind::Gap,
@@ -196,6 +205,16 @@ mod tests {
         let endpoint = Endpoint::parse("postgres://relay:secret@db:6000/shop").unwrap();
         let body = format!("SFATAL\0VFATAL\0C{code}\0Mthe server's words\0R{routine}\0\0");
         server_error(&endpoint, during, body.as_bytes())
+    }
+
+    #[test]
+    fn a_text_that_the_server_can_not_send_is_told_with_the_way_past_it() {
+        for code in ["22021", "22P05"] {
+            let error = refusal(During::Stream { slot: "s" }, code, "report_untranslatable_char");
+
+            assert_eq!(error.kind(), Kind::Server);
+            assert!(error.mend().unwrap().contains("adopt --accept-gap"), "{error:?}");
+        }
     }
 
     #[test]

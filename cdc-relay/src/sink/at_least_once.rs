@@ -32,12 +32,13 @@ impl AtLeastOnce {
     pub(super) async fn connect(
         cluster: &Cluster,
         relay_id: &str,
+        slot: &str,
         new_topics: &NewTopics,
     ) -> Result<Self, Error> {
         let checkpoint = Producer::transactional(cluster, &transactional_id(relay_id, Turn::A))?;
         let second = Producer::transactional(cluster, &transactional_id(relay_id, Turn::B))?;
         let records = Producer::idempotent(cluster)?;
-        let topics = Topics::connect(cluster, relay_id, new_topics, &checkpoint).await?;
+        let topics = Topics::connect(cluster, relay_id, slot, new_topics, &checkpoint).await?;
         topics.warm(&checkpoint).await;
         topics.warm(&second).await;
         Ok(AtLeastOnce { topics, records, checkpoint, second: Some(second), committing: None })
@@ -73,6 +74,7 @@ impl Sink for AtLeastOnce {
             return Err(error);
         }
         self.confirmed().await?;
+        self.topics.look(&[&self.records]).await;
         let own = self.topics.entries();
         let own = own.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
         for (key, value) in entries.iter().copied().chain(own) {

@@ -36,7 +36,15 @@ pub(super) async fn ensure(
     topic: &str,
     replication_factor: i32,
 ) -> Result<(), Error> {
-    create(cluster, &wanted(topic, replication_factor)).await
+    create(cluster, &wanted(topic, replication_factor)).await.map_err(|error| {
+        // Of a message it would be the writer's affair; this name is the operator's.
+        if error.kind() != Kind::Rejected {
+            return error;
+        }
+        let hint = "choose another --relay-id, or make the topic yourself, compacted and with one \
+                    partition";
+        Error::new(Kind::Config, error.to_string()).hint(hint)
+    })
 }
 
 /// The topic as it has to be.

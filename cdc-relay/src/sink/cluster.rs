@@ -15,6 +15,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::complaint::Heard;
 use super::refusal::Refusal;
 use super::right::denied_topic;
+use crate::config::is_secret_property;
 use crate::error::{Error, Kind};
 
 /// A single answer of a broker that is not waited for longer. No commit may take longer either:
@@ -89,14 +90,13 @@ impl Cluster {
     /// The faults of the properties, each in words.
     pub(crate) fn property_faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        for (name, _) in &self.properties {
+        for (name, value) in &self.properties {
             if RESERVED.contains(&name.as_str()) {
                 faults.push(format!(
                     "kafka property {name} can not be set: the relay's guarantees rest on it"
                 ));
-            } else if let Err(error) = self.config().create_native_config() {
-                faults.push(format!("kafka properties: {error}"));
-                break;
+            } else if let Err(error) = ClientConfig::new().set(name, value).create_native_config() {
+                faults.push(format!("kafka properties: {}", self.words(&error)));
             }
         }
         faults
@@ -152,9 +152,58 @@ impl Cluster {
 
     /// The error that follows from what librdkafka said while doing `what`.
     pub(super) fn error(&self, what: &str, error: KafkaError) -> Error {
-        match code_of(&error) {
-            Some(code) => self.code_error(what, code).caused_by(error),
-            None => self.unavailable(what).caused_by(error),
+        match (code_of(&error), &error) {
+            (Some(code), _) => self.code_error(what, code).caused_by(error),
+            // The cause is not kept: its text may hold a secret.
+            (None, KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_)) => {
+                self.misconfigured(what, &error)
+            }
+            (None, _) => self.unavailable(what).caused_by(error),
+        }
+    }
+
+    /// The error of a client that can not be made.
+    fn misconfigured(&self, what: &str, error: &KafkaError) -> Error {
+        let words = self.words(error);
+        let text = format!("kafka at {}: {what}: {words}", self.brokers);
+        if words.starts_with(NO_THREAD) {
+            return Error::new(Kind::Unavailable, text).hint("allow the process more threads");
+        }
+        Error::new(Kind::Config, text).hint(match words.contains("SASL mechanism") {
+            true => {
+                "set sasl.mechanism by --kafka-property to one that this build has: PLAIN, \
+                 SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+            }
+            false => "mend the settings under kafka.properties, or those given by --kafka-property",
+        })
+    }
+
+    /// What the client library says is wrong, without the values of settings: it repeats them, and
+    /// one may be a secret under a name that was misspelt.
+    fn words(&self, error: &KafkaError) -> String {
+        match error {
+            KafkaError::ClientConfig(_, text, name, value) => {
+                // Numbers are bounds that it names.
+                let is_number = value.parse::<f64>().is_ok();
+                let mut parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+                let without_name = text.replace(name.as_str(), "");
+                if is_number || !parts.any(|part| without_name.contains(part)) {
+                    let text = text.trim_end();
+                    if text.contains(name.as_str()) {
+                        text.to_owned()
+                    } else {
+                        format!("{name}: {text}")
+                    }
+                } else {
+                    format!("the value of {name} is not one that it takes")
+                }
+            }
+            KafkaError::ClientCreation(text) => {
+                let secrets = self.properties.iter().filter(|(name, _)| is_secret_property(name));
+                let values = secrets.map(|(_, value)| value).filter(|value| !value.is_empty());
+                values.fold(text.clone(), |text, value| text.replace(value.as_str(), "(hidden)"))
+            }
+            error => error.to_string(),
         }
     }
 
@@ -207,6 +256,9 @@ const REACH_HINT: &str = "check that a broker listens at KAFKA_BROKERS and adver
                           that this machine reaches; TLS and SASL are set by --kafka-property, \
                           for example security.protocol=SASL_SSL";
 
+/// How librdkafka 2.12 begins to say so (`rdkafka.c`).
+const NO_THREAD: &str = "Failed to create thread";
+
 fn kind(code: RDKafkaErrorCode) -> Kind {
     match code {
         RDKafkaErrorCode::Fenced
@@ -225,6 +277,7 @@ fn kind(code: RDKafkaErrorCode) -> Kind {
         | RDKafkaErrorCode::InvalidTopic => Kind::Rejected,
         RDKafkaErrorCode::PolicyViolation
         | RDKafkaErrorCode::InvalidReplicationFactor
+        | RDKafkaErrorCode::InvalidPartitions
         | RDKafkaErrorCode::InvalidConfig
         | RDKafkaErrorCode::UnsupportedFeature
         | RDKafkaErrorCode::UnsupportedVersion => Kind::Server,
@@ -314,7 +367,61 @@ impl ProducerContext for Context {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::consumer::BaseConsumer;
+
     use super::Cluster;
+    use crate::error::Kind;
+
+    fn property(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn no_value_of_a_setting_is_repeated_in_an_error() {
+        for (name, value, named) in [
+            ("sasl.passwort", "SECRETX", "sasl.passwort"),
+            ("sasl.jaas.config", "a password=\"SECRETX\";", "sasl.jaas.config"),
+            ("sasl.oauthbearer.client.secret", "SECRETX", "sasl.oauthbearer.client.secret"),
+            ("sasl.mechanism.of", "SECRETX", "sasl.mechanism.of"),
+            // A secret in the place of another setting.
+            ("debug", "all,SECRETX", "debug"),
+            ("security.protocol", "SECRETX", "security.protocol"),
+            ("compression.codec", "SECRETX", "compression.codec"),
+            ("linger.ms", "SECRETX", "linger.ms"),
+        ] {
+            let cluster = Cluster::new("localhost:9092", &[property(name, value)]);
+            let faults = cluster.property_faults();
+            assert_eq!(faults.len(), 1, "{name}");
+            assert!(faults[0].contains(named) && !faults[0].contains("SECRETX"), "{faults:?}");
+
+            let made =
+                cluster.config().create_with_context::<_, BaseConsumer<_>>(cluster.context());
+            let error = cluster.error("creating the client", made.err().unwrap());
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains(named) && !shown.contains("SECRETX"), "{shown}");
+        }
+        let number = [property("linger.ms", "900001000")];
+        let faults = Cluster::new("localhost:9092", &number).property_faults();
+        assert!(faults[0].contains("outside allowed range"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_way_to_log_in_that_is_not_built_in_is_a_wrong_setting() {
+        let gssapi = [
+            property("security.protocol", "sasl_plaintext"),
+            property("sasl.mechanism", "GSSAPI"),
+            property("sasl.password", "SECRETX"),
+        ];
+        let cluster = Cluster::new("localhost:9092", &gssapi);
+        assert_eq!(cluster.property_faults(), Vec::<String>::new());
+
+        let made = cluster.config().create_with_context::<_, BaseConsumer<_>>(cluster.context());
+        let error = cluster.error("creating the client", made.err().unwrap());
+
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(error.to_string().contains("GSSAPI"), "{error}");
+        assert!(error.mend().unwrap().contains("SCRAM-SHA-512"), "{error:?}");
+    }
 
     #[test]
     fn an_address_that_is_none_is_named() {
@@ -330,7 +437,6 @@ mod tests {
 
     #[test]
     fn settings_that_guarantees_rest_on_are_refused_by_name() {
-        let property = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let fine = [property("compression.codec", "zstd"), property("security.protocol", "ssl")];
         assert_eq!(Cluster::new("localhost:9092", &fine).property_faults(), Vec::<String>::new());
 

@@ -4,8 +4,8 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
-use super::right::Right;
-use crate::error::Error;
+use super::right::{Right, is_denial};
+use crate::error::{Error, Kind};
 
 /// A topic to be made: the broker's defaults decide what is not said here (KIP-464).
 pub(super) struct Wanted<'a> {
@@ -58,15 +58,97 @@ async fn ask(cluster: &Cluster, wanted: &Wanted<'_>, only_asks: bool) -> Result<
         match answer {
             Ok(_) => made = true,
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => {
-                let right = Right::on_topic("Create", wanted.name);
-                let error = right.error(cluster, &what, code);
-                return Err(error.hint(format!(
-                    "create the topic yourself, or let the relay: {}",
-                    right.command(cluster)
-                )));
-            }
+            Err((_, code)) => return Err(refused(cluster, wanted, &what, code)),
         }
     }
     Ok(made)
+}
+
+/// The error of a topic that the brokers do not make.
+///
+/// What is [`Kind::Rejected`] or [`Kind::Permission`] is about this topic and says nothing of
+/// others; what is [`Kind::Server`] is about how the relay makes topics.
+fn refused(cluster: &Cluster, wanted: &Wanted<'_>, what: &str, code: RDKafkaErrorCode) -> Error {
+    let right = Right::on_topic("Create", wanted.name);
+    let error = right.error(cluster, what, code);
+    let text = |why: &str| format!("kafka at {}: {what}: {why}", cluster.brokers());
+    match code {
+        code if is_denial(code) => error.hint(format!(
+            "create the topic yourself, or let the relay: {}",
+            right.command(cluster)
+        )),
+        // Whether a name could be a topic's at all is asked of the message before.
+        RDKafkaErrorCode::InvalidTopic => Error::new(
+            Kind::Rejected,
+            text(
+                "its name collides with that of a topic which exists: kafka takes '.' and '_' for \
+                 the same",
+            ),
+        )
+        .hint("let the writer name the topic that exists, or one that differs in more"),
+        RDKafkaErrorCode::PolicyViolation => Error::new(
+            Kind::Rejected,
+            text("the brokers' policy for new topics refuses it (create.topic.policy.class.name)"),
+        )
+        .hint(
+            "create the topic yourself as the policy wants it, or say by topics.partitions, \
+             topics.replication_factor and topics.configs how topics are made",
+        ),
+        RDKafkaErrorCode::InvalidReplicationFactor => error.hint(match wanted.replication_factor {
+            ..0 => "set topics.replication_factor to no more than there are brokers: their \
+                    default.replication.factor is more; or bring back those that are away"
+                .to_owned(),
+            factor => format!(
+                "topics.replication_factor is {factor}: set it to no more than there are brokers, \
+                 or bring back those that are away"
+            ),
+        }),
+        RDKafkaErrorCode::InvalidPartitions => {
+            error.hint("set topics.partitions to what the brokers take")
+        }
+        RDKafkaErrorCode::InvalidConfig => {
+            let names: Vec<&str> = wanted.config.iter().map(|(name, _)| *name).collect();
+            error.hint(format!(
+                "mend topics.configs: the brokers do not know one of {}, or not its value",
+                names.join(", ")
+            ))
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::RDKafkaErrorCode;
+
+    use super::super::cluster::Cluster;
+    use super::{Wanted, refused};
+    use crate::error::Kind;
+
+    #[test]
+    fn a_topic_that_is_not_made_is_a_fault_of_the_message_or_of_a_setting_that_is_named() {
+        let cluster = Cluster::new("b:1", &[]);
+        let config = [("retention.mss", "1")];
+        let wanted = Wanted { name: "a_b", partitions: 1, replication_factor: 3, config: &config };
+        for (code, kind, text, mend) in [
+            (RDKafkaErrorCode::InvalidTopic, Kind::Rejected, "collides", "that exists"),
+            (RDKafkaErrorCode::PolicyViolation, Kind::Rejected, "policy", "create the topic"),
+            (RDKafkaErrorCode::TopicAuthorizationFailed, Kind::Permission, "Create", "kafka-acls"),
+            (
+                RDKafkaErrorCode::InvalidReplicationFactor,
+                Kind::Server,
+                "ReplicationFactor",
+                "topics.replication_factor is 3",
+            ),
+            (RDKafkaErrorCode::InvalidPartitions, Kind::Server, "", "topics.partitions"),
+            (RDKafkaErrorCode::InvalidConfig, Kind::Server, "", "retention.mss"),
+        ] {
+            let error = refused(&cluster, &wanted, "creating topic \"a_b\"", code);
+
+            assert_eq!(error.kind(), kind, "{code}");
+            assert!(error.to_string().contains(text), "{error}");
+            assert!(error.to_string().contains("creating topic \"a_b\""), "{error}");
+            assert!(error.mend().unwrap().contains(mend), "{error:?}");
+        }
+    }
 }

@@ -29,11 +29,12 @@ impl ExactlyOnce {
     pub(super) async fn connect(
         cluster: &Cluster,
         relay_id: &str,
+        slot: &str,
         new_topics: &NewTopics,
     ) -> Result<Self, Error> {
         let a = Producer::transactional(cluster, &transactional_id(relay_id, Turn::A))?;
         let b = Producer::transactional(cluster, &transactional_id(relay_id, Turn::B))?;
-        let topics = Topics::connect(cluster, relay_id, new_topics, &a).await?;
+        let topics = Topics::connect(cluster, relay_id, slot, new_topics, &a).await?;
         topics.warm(&a).await;
         topics.warm(&b).await;
         Ok(ExactlyOnce { topics, a, b, turns: Turns::new(), committing: None })
@@ -90,6 +91,7 @@ impl Sink for ExactlyOnce {
         // key could arrive in the wrong order.
         filling.flush().await?;
         self.confirmed().await?;
+        self.topics.look(&[&self.a, &self.b]).await;
         let sealed = self.turns.seal().expect("the commit before is certain");
         self.committing = Some(self.of(sealed).commit()?);
         Ok(())

@@ -14,6 +14,7 @@ use crate::record::Record;
 #[derive(Clone, Debug)]
 pub struct Kafka {
     cluster: Cluster,
+    slot: String,
     delivery: Delivery,
     new_topics: NewTopics,
 }
@@ -23,6 +24,7 @@ impl Kafka {
     pub fn of(config: &Config) -> Self {
         Kafka {
             cluster: config.cluster(),
+            slot: config.slot_name().to_owned(),
             delivery: config.delivery_mode(),
             new_topics: config.new_topics().clone(),
         }
@@ -33,13 +35,13 @@ impl Connect for Kafka {
     type Sink = KafkaSink;
 
     async fn connect(&self, relay_id: &str) -> Result<KafkaSink, Error> {
-        let Kafka { cluster, delivery, new_topics } = self;
+        let Kafka { cluster, slot, delivery, new_topics } = self;
         Ok(KafkaSink(match delivery {
             Delivery::ExactlyOnce => Mode::ExactlyOnce(Box::new(
-                ExactlyOnce::connect(cluster, relay_id, new_topics).await?,
+                ExactlyOnce::connect(cluster, relay_id, slot, new_topics).await?,
             )),
             Delivery::AtLeastOnce => Mode::AtLeastOnce(Box::new(
-                AtLeastOnce::connect(cluster, relay_id, new_topics).await?,
+                AtLeastOnce::connect(cluster, relay_id, slot, new_topics).await?,
             )),
         }))
     }

@@ -35,6 +35,9 @@ const QUEUE_RECORDS: u32 = 40_000;
 /// Longest record that is handed over.
 const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
+/// How long an answer is waited for that can as well come the next time.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long reports of refused records are waited for once a call has failed.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -163,6 +166,13 @@ impl Producer {
             Ok(()) => Ok(()),
             Err(code) => Err(self.failed("waiting for acknowledgements", code).await),
         }
+    }
+
+    /// How many partitions the topics have that this producer has handed records to. To be called
+    /// when none is under way: what is handed over next goes by these counts.
+    pub(super) async fn partition_counts(&self) -> Result<Vec<(String, i32)>, Error> {
+        let counts = self.run(|client| native::partition_counts(client, LOOK_TIMEOUT)).await?;
+        counts.map_err(|code| self.cluster.code_error("asking for partitions", code))
     }
 
     /// Begins to commit; once that is certain the next transaction is open.

@@ -31,6 +31,7 @@ impl TopicRules {
             match cluster.config().create_with_context(cluster.context()) {
                 Ok(admin) => admin,
                 Err(error) => {
+                    let error = cluster.error("creating the client", error);
                     tracing::debug!(topic, %error, "no client to ask for a topic's settings");
                     return TopicRules::default();
                 }

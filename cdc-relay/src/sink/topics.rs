@@ -1,7 +1,7 @@
 //! What a Kafka sink knows about topics: its checkpoint topic, and those that records go to.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
@@ -17,6 +17,7 @@ use super::{Obstacle, Saved};
 use crate::checkpoint;
 use crate::config::NewTopics;
 use crate::error::{Error, Kind};
+use crate::metrics::{PARTITION_CHANGES, SLOT};
 use crate::publisher::unix_ms;
 use crate::record::Record;
 
@@ -24,6 +25,15 @@ use crate::record::Record;
 /// seen it.
 const DEAD_LETTERS: [(&str, &str); 3] =
     [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "17000000")];
+
+/// How long a topic that takes no records is not asked for again: a flood of messages for it is not
+/// to hold up the others by a question each.
+const CLOSED: Duration = Duration::from_secs(1);
+
+/// How often the brokers are asked for the partitions of the topics in use, and for each topic how
+/// much more seldom.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
+const LOOK_AFTER_PER_TOPIC: Duration = Duration::from_millis(10);
 
 /// The topics of a session.
 #[derive(Debug)]
@@ -34,8 +44,11 @@ pub(super) struct Topics {
     partitions: Partitions,
     /// Of the topics that are known in this session.
     rules: HashMap<String, TopicRules>,
-    /// A topic that takes no records, and why: asked for anew with each record to it.
-    closed: Option<(String, String)>,
+    /// Topics that take no records: since when it is known, and why.
+    closed: HashMap<String, (Instant, String)>,
+    looked: Instant,
+    /// The relay's slot, which its metrics are named after.
+    slot: String,
 }
 
 impl Topics {
@@ -43,16 +56,19 @@ impl Topics {
     pub(super) async fn connect(
         cluster: &Cluster,
         relay_id: &str,
+        slot: &str,
         new: &NewTopics,
         producer: &Producer,
     ) -> Result<Self, Error> {
         let topics = Topics {
+            slot: slot.to_owned(),
+            looked: Instant::now(),
             cluster: cluster.clone(),
             checkpoint_topic: checkpoint::topic(relay_id),
             new: new.clone(),
             partitions: Partitions::default(),
             rules: HashMap::new(),
-            closed: None,
+            closed: HashMap::new(),
         };
         if topics.partition_count(producer, &topics.checkpoint_topic).await?.is_none() {
             let replicas = new.replication_factor;
@@ -101,8 +117,8 @@ impl Topics {
             let fault = rules.fault(record, unix_ms_signed());
             return fault.map_or(Ok(()), |why| Err(Obstacle::Refused(why)));
         }
-        match self.closed.take() {
-            Some((closed, why)) if closed == topic => Err(Obstacle::Refused(why)),
+        match self.closed.get(topic) {
+            Some((since, why)) if since.elapsed() < CLOSED => Err(Obstacle::Refused(why.clone())),
             _ => Err(Obstacle::Unprepared),
         }
     }
@@ -117,31 +133,69 @@ impl Topics {
         let count = match self.found_or_made(producer, record).await {
             Ok(Some(count)) => count,
             Ok(None) => {
-                let why = format!("topic {topic:?} does not exist");
-                self.closed = Some((topic.to_owned(), why));
+                self.close(topic, format!("topic {topic:?} does not exist"));
                 return Ok(());
             }
-            // Others are not held up by a topic that is not for this principal.
-            Err(error) if error.kind() == Kind::Permission => {
-                self.closed = Some((topic.to_owned(), error.to_string()));
+            // Others are not held up by a topic that is not for this principal, or that the brokers
+            // will not have: its name may be anybody's choice.
+            Err(error) if matches!(error.kind(), Kind::Permission | Kind::Rejected) => {
+                self.close(topic, error.to_string());
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
+        self.closed.remove(topic);
         if self.rules.len() >= TOPICS_MAX {
             self.rules.clear();
         }
         self.rules.insert(topic.to_owned(), TopicRules::ask(&self.cluster, topic).await);
-        if let Some(before) = self.partitions.learn(topic, count) {
-            tracing::warn!(
-                topic,
-                before,
-                now = count,
-                "the number of partitions has changed: records of a key that were published \
-                 before are in another partition, and are not in order with what follows"
-            );
-        }
+        self.learn(topic, count);
         Ok(())
+    }
+
+    /// Asks now and then whether somebody has changed the partitions of a topic in use.
+    ///
+    /// Each producer learns the counts by it and goes by them from then on. So all of a session's
+    /// are asked at once, and when they have nothing under way: else the records of one key could
+    /// go to one partition by one of them and to another by the other, for as long as their own
+    /// times of asking differ.
+    pub(super) async fn look(&mut self, producers: &[&Producer]) {
+        let known = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
+        if self.looked.elapsed() < LOOK_AFTER + LOOK_AFTER_PER_TOPIC * known {
+            return;
+        }
+        for producer in producers {
+            match producer.partition_counts().await {
+                Ok(counts) => {
+                    for (topic, count) in counts {
+                        if self.rules.contains_key(&topic) {
+                            self.learn(&topic, count);
+                        }
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "partitions are asked for another time"),
+            }
+        }
+        self.looked = Instant::now();
+    }
+
+    fn learn(&mut self, topic: &str, count: i32) {
+        let Some(before) = self.partitions.learn(topic, count) else { return };
+        metrics::counter!(PARTITION_CHANGES, SLOT => self.slot.clone()).increment(1);
+        tracing::warn!(
+            topic,
+            before,
+            now = count,
+            "the number of partitions has changed: records of a key that were published before \
+             may be in another partition, and are not in order with what follows"
+        );
+    }
+
+    fn close(&mut self, topic: &str, why: String) {
+        if self.closed.len() >= TOPICS_MAX {
+            self.closed.clear();
+        }
+        self.closed.insert(topic.to_owned(), (Instant::now(), why));
     }
 
     async fn found_or_made(

@@ -76,6 +76,8 @@ pub struct Snapshot {
     pub message_bytes: u64,
     /// Messages that became dead letters.
     pub dead_letters: u64,
+    /// Of these without their payload, which was longer than a record may be.
+    pub dead_letters_cut: u64,
     /// Messages that were ignored: they stood outside any transaction, or rows alone are
     /// published.
     pub ignored: u64,
@@ -154,6 +156,7 @@ pub(super) fn snapshot(shared: &Shared) -> Snapshot {
         messages: read(&counts.messages),
         message_bytes: read(&counts.bytes),
         dead_letters: read(&counts.dead_letters),
+        dead_letters_cut: read(&counts.dead_letters_cut),
         ignored: read(&counts.ignored),
         streaming: told.state == State::Leading && told.streaming,
         streamed_in_memory_bytes: read(&counts.in_memory),

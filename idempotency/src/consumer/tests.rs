@@ -4,6 +4,8 @@ mod batches;
 mod faults;
 mod lanes;
 mod ownership;
+mod parking;
+mod topics;
 
 use std::sync::Arc;
 
@@ -68,8 +70,10 @@ impl Started {
 
     async fn delivered(&self, count: u64) {
         until(async || {
-            let Report { delivered, applied, duplicates, skipped, .. } = self.counters.report();
-            delivered >= count && applied + duplicates + skipped >= count
+            let Report { delivered, applied, duplicates, skipped, parked, dead_lettered, .. } =
+                self.counters.report();
+            let ended = applied + duplicates + skipped + parked + dead_lettered;
+            delivered >= count && ended >= count
         })
         .await;
     }

@@ -160,6 +160,7 @@ async fn an_id_from_the_future_or_too_long_ago_is_named_and_claims_nothing() {
         let error = claim_all(&mut tx, "billing", &[good, bad]).await.unwrap_err();
         assert_eq!((error.kind(), error.message_id()), (Kind::MessageId, Some(bad)));
         assert!(error.to_string().contains(&bad.to_string()));
+        assert!(error.hint().is_some());
     }
 
     assert_eq!(claim(&mut tx, "billing", &good).await.unwrap(), Claim::First);
@@ -183,9 +184,84 @@ async fn claims_go_on_in_other_days_while_a_partition_is_being_made() {
 
 #[test]
 fn answers_stand_in_the_order_of_the_ids() {
-    let (a, b) = (new_id(), new_id());
+    let (a, b, c) = (new_id(), new_id(), new_id());
 
     let first = HashSet::from([*b.as_uuid()]);
+    let answers =
+        answers(&[a, b, b, c].map(Candidate::new), first, |id| (*id == c).then_some(Claim::TooOld));
 
-    assert_eq!(claims(&[a, b, b], first), [Claim::Duplicate, Claim::First, Claim::Duplicate]);
+    use Claim::{Duplicate, First, TooOld};
+    assert_eq!(answers, [Duplicate, First, Duplicate, TooOld]);
+}
+
+/// A UUID v4, as of a foreign producer.
+pub(crate) fn opaque_id() -> MessageId {
+    let random = new_id().as_uuid().as_u128() << 48;
+    uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid().try_into().unwrap()
+}
+
+#[tokio::test]
+async fn each_message_outside_the_horizon_is_told_by_itself_and_the_others_are_claimed() {
+    let bed = installed("guard_each").await;
+    let mut tx = bed.begin().await;
+    let future = id_of_day(&mut tx, FUTURE_DAYS_MAX + 1).await;
+    let past = id_of_day(&mut tx, -PAST_DAYS_MAX - 1).await;
+    let old = id_of_day(&mut tx, -PAST_DAYS_MAX).await;
+    let (good, opaque) = (new_id(), opaque_id());
+    let batch = [past, good, future, opaque, old, past, good, opaque].map(Candidate::new);
+
+    let claims = claim_each(&mut tx, "billing", &batch, Beyond::Tell).await.unwrap();
+    let again = claim_each(&mut tx, "billing", &batch, Beyond::default()).await.unwrap();
+
+    use Claim::{Duplicate, First, Future, TooOld};
+    assert_eq!(claims, [TooOld, First, Future, First, First, TooOld, Duplicate, Duplicate]);
+    let seen = Duplicate;
+    assert_eq!(again, [TooOld, seen, Future, seen, seen, TooOld, seen, seen]);
+}
+
+#[tokio::test]
+async fn what_is_accepted_beyond_the_horizon_is_applied_once_from_then_on() {
+    let bed = installed("guard_accept").await;
+    let mut tx = bed.begin().await;
+    let past = id_of_day(&mut tx, -PAST_DAYS_MAX - 1).await;
+    let ahead = id_of_day(&mut tx, FUTURE_DAYS_ACCEPTED_MAX).await;
+    let beyond = id_of_day(&mut tx, FUTURE_DAYS_ACCEPTED_MAX + 1).await;
+    let batch = [past, ahead, beyond].map(Candidate::new);
+
+    let claims = claim_each(&mut tx, "billing", &batch, Beyond::Accept).await.unwrap();
+    let again = claim_each(&mut tx, "billing", &batch, Beyond::Accept).await.unwrap();
+    let told = claim_each(&mut tx, "billing", &batch, Beyond::Tell).await.unwrap();
+
+    assert_eq!(claims, [Claim::First, Claim::First, Claim::Future]);
+    assert_eq!(again, [Claim::Duplicate, Claim::Duplicate, Claim::Future]);
+    assert_eq!(told, [Claim::TooOld, Claim::Future, Claim::Future]);
+}
+
+#[tokio::test]
+async fn an_opaque_id_is_claimed_once_and_by_each_consumer() {
+    let bed = installed("guard_opaque").await;
+    let (id, text) = (opaque_id(), "invoice 4711".parse().unwrap());
+    let mut tx = bed.begin().await;
+
+    let claims = claim_all(&mut tx, "billing", &[id, text, id]).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut tx = bed.begin().await;
+
+    assert_eq!(claims, [Claim::First, Claim::First, Claim::Duplicate]);
+    assert_eq!(claim(&mut tx, "billing", &text).await.unwrap(), Claim::Duplicate);
+    assert_eq!(claim(&mut tx, "shipping", &id).await.unwrap(), Claim::First);
+}
+
+#[tokio::test]
+async fn an_opaque_id_is_refused_where_its_claim_could_be_overlooked() {
+    let bed = installed("guard_isolation").await;
+    let mut tx = bed.begin().await;
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *tx).await.unwrap();
+    let timed = claim(&mut tx, "billing", &new_id()).await.unwrap();
+
+    let error = claim(&mut tx, "billing", &opaque_id()).await.unwrap_err();
+
+    assert_eq!((timed, error.kind()), (Claim::First, Kind::Database));
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("isolation level"), "{cause}");
 }

@@ -87,7 +87,6 @@ fn over_any_changes_of_their_number_lanes_apply_each_record_once() {
     const RECORDS: i64 = 300;
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
     let first_seed = seed.unwrap_or_else(crate::retry::chance);
-    println!("SEED={first_seed}");
     let mut seed = first_seed | 1;
     let mut dice = move |sides: u64| {
         seed ^= seed << 13;
@@ -125,7 +124,7 @@ fn over_any_changes_of_their_number_lanes_apply_each_record_once() {
                 {
                     continue;
                 }
-                assert!(applied.insert(offset), "{offset} twice");
+                assert!(applied.insert(offset), "{offset} twice, SEED={first_seed}");
                 plan.next_offsets[lane] = Some(Offset::new(offset + 1));
             }
             // Lanes without records of their own are told how far the others are.
@@ -138,6 +137,6 @@ fn over_any_changes_of_their_number_lanes_apply_each_record_once() {
                 break;
             }
         }
-        assert_eq!(applied.len(), usize::try_from(RECORDS).unwrap());
+        assert_eq!(applied.len(), usize::try_from(RECORDS).unwrap(), "SEED={first_seed}");
     }
 }

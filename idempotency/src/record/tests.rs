@@ -19,7 +19,7 @@ fn read(pairs: &[(&str, &str)]) -> Result<Record, Error> {
     for (name, value) in pairs {
         delivery.headers.push(name, Some(value.as_bytes()));
     }
-    Record::read(delivery)
+    Record::read(delivery, None)
 }
 
 fn check_cause(extra: &[(&str, &str)], expected: &[(&str, &str)]) {
@@ -48,7 +48,7 @@ fn a_conversation_begins_with_its_first_message_and_is_handed_on() {
 fn a_missing_or_unreadable_attribute_is_named_with_its_place() {
     let mut unreadable = delivery(7);
     unreadable.headers.push("ce_id", Some(b"\xff"));
-    let unreadable = Record::read(unreadable).unwrap_err();
+    let unreadable = Record::read(unreadable, None).unwrap_err();
     let untyped = read(&[("ce_id", ID)]).unwrap_err();
 
     assert!(unreadable.to_string().contains("ce_id is not UTF-8"), "{unreadable}");

@@ -26,23 +26,33 @@ async fn what_is_amiss_with_topics_is_found() {
     let known = |name: &str| format!("partitions:{name}");
     let entry = br#"{"version":1,"partitions":1,"relay_version":"0"}"#;
     site.save(&known(&site.slot), entry).await;
-    site.save(&known(&format!("{}_gone", site.slot)), entry).await;
+    site.save(&known(&named(&site, "gone")), entry).await;
     let many = site.config().topic_replication_factor(5);
     let odd = site.config().topic_config("no.such.setting", "1");
     let fixed = site.config().create_topics(false);
+    site.make_topic(&named(&site, "compact"), 1, 1, &[("cleanup.policy", "compact")]).await;
+    let compact = site.config().dead_letter_topic(named(&site, "compact"));
+    let small = site.config().dead_letter_topic(&site.slot);
     for (config, finds) in [
         (site.config(), ("retention", Level::Warn, "1m 0s")),
         (site.config(), ("message_size", Level::Warn, "1000B")),
         (site.config(), ("brokers", Level::Warn, "1 of the brokers")),
         (many, ("new_topics", Level::Fail, "replication factor")),
         (odd, ("new_topics", Level::Fail, "")),
-        (fixed, ("topics", Level::Fail, "_gone")),
+        (fixed.clone(), ("topics", Level::Fail, "_gone")),
+        (fixed, ("dead_letters", Level::Fail, "does not exist, and topics.create is false")),
+        (compact, ("dead_letters", Level::Fail, "compacted")),
+        (small, ("dead_letters", Level::Warn, "1000B")),
     ] {
         site.finds(&config, strict(), finds).await;
     }
     let wrong = site.config();
     site.save("checkpoint", b"not a checkpoint").await;
     site.finds(&wrong, strict(), ("checkpoint", Level::Fail, "not readable")).await;
+}
+
+fn named(site: &Site, suffix: &str) -> String {
+    format!("{}_{suffix}", site.slot)
 }
 
 #[tokio::test]

@@ -64,6 +64,23 @@ fn a_flag_wins_over_the_environment_that_over_the_file_that_over_the_default() {
 }
 
 #[test]
+fn what_is_given_to_the_program_that_prints_the_password_is_hidden() {
+    for (command, seen) in [
+        ("vault read -token=hunter2", "vault (arguments hidden)"),
+        ("/bin/password", "/bin/password"),
+        ("TOKEN=hunter2 vault", "(hidden)"),
+    ] {
+        let text = format!("[database]\npassword_command = '{command}'\n");
+        let url = "postgres://relay@db:6000/shop";
+        let layers = layers(&text, &[("DATABASE_URL", url), ("KAFKA_BROKERS", "common:1")]);
+
+        let settings = layers.settings().unwrap();
+
+        assert_eq!(shown(&settings, "database.password_command").0, seen);
+    }
+}
+
+#[test]
 fn every_fault_of_every_layer_is_told_with_its_place() {
     let mut layers = layers(
         "[relay]\nslto = 'x'\nslot = 'Big'\n[kafka]\nproperties.acks = 1\nbrokers.x = 1\n",
@@ -94,6 +111,32 @@ fn every_fault_of_every_layer_is_told_with_its_place() {
         assert!(text.contains(named), "{named} is not in\n{text}");
     }
     assert_eq!(text.lines().count(), 10, "{text}");
+}
+
+#[test]
+fn a_variable_takes_a_table_whole() {
+    let tables = "public.my_outbox=debezium, source=/orders\n\n shop.events = debezium\n";
+    let layers = |given: &[(&'static str, &'static str)]| {
+        let common = [("DATABASE_URL", URL), ("KAFKA_BROKERS", "a:1")];
+        layers("", &[&common[..], given].concat()).settings()
+    };
+
+    let settings = layers(&[
+        ("CDC_RELAY__RELAY__TABLES", tables),
+        ("CDC_RELAY__KAFKA__PROPERTIES", "sasl.password=hunter2=x\nlinger.ms=3"),
+        ("CDC_RELAY__TOPICS__CONFIGS__RETENTION_MS", "1"),
+    ])
+    .unwrap();
+    let fault = layers(&[("CDC_RELAY__KAFKA__PROPERTIES", "hunter2")]).unwrap_err();
+
+    let origin = "environment CDC_RELAY__RELAY__TABLES".to_owned();
+    let value = "debezium, source=/orders".to_owned();
+    assert_eq!(shown(&settings, "relay.tables.public.my_outbox"), (value, origin));
+    assert_eq!(shown(&settings, "relay.tables.shop.events").0, " debezium");
+    assert_eq!(shown(&settings, "kafka.properties.linger.ms").0, "3");
+    assert_eq!(shown(&settings, "kafka.properties.sasl.password").0, "(hidden)");
+    assert!(fault.to_string().contains("CDC_RELAY__KAFKA__PROPERTIES has a line"), "{fault}");
+    assert!(!fault.to_string().contains("hunter2"), "{fault}");
 }
 
 #[test]

@@ -63,11 +63,10 @@ async fn a_payload_that_does_not_decode_is_named_among_many_and_nothing_is_appli
     records[13].payload = "{".to_owned();
     produce(bed.brokers(), &topic, &records);
 
-    let running = start(
-        Consumer::new(Config::new(&topic, bed.brokers(), bed.pool.clone()).batch_records_max(20))
-            .topic(&topic)
-            .on_batch("numbered.v1", together),
-    );
+    let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+        .on_failure(crate::retry::OnFailure::Halt)
+        .batch_records_max(20);
+    let running = start(Consumer::new(config).topic(&topic).on_batch("numbered.v1", together));
     let error = running.end().await;
 
     assert_eq!((error.kind(), error.message_id()), (Kind::Payload, Some(records[13].id())));

@@ -8,7 +8,7 @@ use crate::lanes::Lanes;
 use crate::position::Offset;
 use crate::progress::{self, Epoch, Owned, Partition, Takeover, Wanted};
 
-fn outsider(bed: &Bed, group: &str) -> BaseConsumer {
+pub(super) fn outsider(bed: &Bed, group: &str) -> BaseConsumer {
     ClientConfig::new()
         .set("bootstrap.servers", bed.brokers())
         .set("group.id", group)
@@ -16,7 +16,7 @@ fn outsider(bed: &Bed, group: &str) -> BaseConsumer {
         .unwrap()
 }
 
-fn partition_zero(topic: &str, offset: KafkaOffset) -> TopicPartitionList {
+pub(super) fn partition_zero(topic: &str, offset: KafkaOffset) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, 0, offset).unwrap();
     list
@@ -34,11 +34,23 @@ pub(super) fn committed_in_kafka(bed: &Bed, group: &str, topic: &str) -> Option<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebalance_in_the_middle_doubles_loses_and_reorders_nothing() {
+    rebalance(GroupProtocol::Classic, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_by_the_brokers_doubles_loses_and_reorders_nothing() {
+    rebalance(GroupProtocol::Consumer, 3).await;
+}
+
+async fn rebalance(protocol: GroupProtocol, lanes: u16) {
     let bed = bed("ownership_rebalance").await;
     let topic = bed.topic("ownership_rebalance", 4).await;
     let records = records(12_000, 50);
     let small = || {
-        let config = Config::new(&topic, bed.brokers(), bed.pool.clone()).batch_records_max(50);
+        let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+            .batch_records_max(50)
+            .group_protocol(protocol)
+            .lanes(lanes);
         Consumer::new(config).topic(&topic).on("numbered.v1", effect)
     };
 

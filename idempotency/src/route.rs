@@ -1,0 +1,315 @@
+//! The registry that finds a handler for a record, decodes its payload and runs it.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+
+use sqlx::PgConnection;
+
+use crate::codec::Codec;
+use crate::error::{BoxError, Error, Kind};
+use crate::handler::{
+    BatchCx, BatchHandler, BoxFuture, Cx, Handler, Item, Outcome, Panicked, caught,
+};
+use crate::record::{Meta, Record};
+
+/// The place of a handler in the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RouteId(usize);
+
+/// Finds and runs handlers; the lane behind it knows neither their state nor their payloads' types.
+pub(crate) trait Dispatch: Send + Sync {
+    /// The handler of a type.
+    fn find(&self, message_type: &str) -> Option<RouteId>;
+
+    /// Whether the handler takes records that follow one another all at once.
+    fn takes_batches(&self, route: RouteId) -> bool;
+
+    /// Runs a handler: with one record, unless it takes batches.
+    fn handle<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        route: RouteId,
+        records: &'a [&'a Record],
+    ) -> BoxFuture<'a, Handled>;
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub(crate) struct Handled {
+    /// Those whose payload does not decode, by their place in the call; the handler has not seen them.
+    pub(crate) undecodable: Vec<(usize, Error)>,
+    pub(crate) ended: Result<Outcome, Error>,
+}
+
+/// The handlers by message type, with the state they share.
+pub(crate) struct Routes<S> {
+    pub(crate) state: S,
+    pub(crate) registry: Registry<S>,
+}
+
+impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
+    fn find(&self, message_type: &str) -> Option<RouteId> {
+        self.registry.by_type.get(message_type).copied()
+    }
+
+    fn takes_batches(&self, route: RouteId) -> bool {
+        self.registry.routes.get(route.0).is_some_and(|route| route.takes_batches())
+    }
+
+    fn handle<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        route: RouteId,
+        records: &'a [&'a Record],
+    ) -> BoxFuture<'a, Handled> {
+        Box::pin(async move {
+            let (Some(route), Some(first)) = (self.registry.routes.get(route.0), records.first())
+            else {
+                let text = "a record without a handler was dispatched";
+                let ended = Err(Error::new(Kind::Internal, text));
+                return Handled { undecodable: Vec::new(), ended };
+            };
+            let mut undecodable = Vec::new();
+            let running = async {
+                let Started { bad, running } = route.start(conn, &self.state, records);
+                undecodable = bad;
+                match running {
+                    Some(running) => running.await,
+                    None => Ok(Outcome::Done),
+                }
+            };
+            let ended = match caught(running).await {
+                Ok(ended) => {
+                    ended.map_err(|error| failed(&first.meta, records.len()).caused_by(error))
+                }
+                Err(Panicked) => {
+                    let text = format!("the handler of {} panicked", first.meta.message_type());
+                    Err(placed(Error::new(Kind::Handler, text), &first.meta))
+                }
+            };
+            Handled { undecodable, ended }
+        })
+    }
+}
+
+fn failed(first: &Meta, records: usize) -> Error {
+    let mut text = format!("the handler of {} failed", first.message_type());
+    if records > 1 {
+        text = format!("{text} for {records} messages, of which the first is named");
+    }
+    placed(Error::new(Kind::Handler, text), first)
+}
+
+fn placed(error: Error, meta: &Meta) -> Error {
+    error.at(meta.position()).about(meta.message_id())
+}
+
+/// What a service has registered.
+pub(crate) struct Registry<S> {
+    routes: Vec<Box<dyn Route<S>>>,
+    by_type: HashMap<String, RouteId>,
+    faults: Vec<String>,
+}
+
+impl<S> Default for Registry<S> {
+    fn default() -> Self {
+        Self { routes: Vec::new(), by_type: HashMap::new(), faults: Vec::new() }
+    }
+}
+
+impl<S> Registry<S> {
+    pub(crate) fn add(&mut self, message_type: String, route: Box<dyn Route<S>>) {
+        let id = RouteId(self.routes.len());
+        self.routes.push(route);
+        self.name(message_type, id);
+    }
+
+    /// Another type for the handler that was registered last.
+    pub(crate) fn upcast<E: 'static>(&mut self, message_type: String, decode: Decode<E>) {
+        let Some(last) = self.routes.last_mut() else {
+            self.faults.push(format!("the upcast of {message_type} stands before any handler"));
+            return;
+        };
+        if last.payload_type() != TypeId::of::<E>() {
+            self.faults.push(format!(
+                "the upcast of {message_type} does not make what the handler before it takes"
+            ));
+            return;
+        }
+        last.upcast(message_type.clone(), Box::new(decode));
+        let id = RouteId(self.routes.len() - 1);
+        self.name(message_type, id);
+    }
+
+    fn name(&mut self, message_type: String, id: RouteId) {
+        if self.by_type.insert(message_type.clone(), id).is_some() {
+            self.faults.push(format!("the type {message_type} has two handlers"));
+        }
+    }
+
+    /// Everything wrong with it.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let none = self.routes.is_empty().then(|| "no handler is registered".to_owned());
+        none.into_iter().chain(self.faults.iter().cloned()).collect()
+    }
+}
+
+impl<S> fmt::Debug for Registry<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.by_type.keys()).finish()
+    }
+}
+
+/// Makes a handler's payload of a record's value.
+pub(crate) type Decode<E> = Box<dyn Fn(Option<&[u8]>) -> Result<E, BoxError> + Send + Sync>;
+
+pub(crate) fn decode_by<E: 'static>(codec: impl Codec<E>) -> Decode<E> {
+    Box::new(move |payload| codec.decode(payload))
+}
+
+type Handling<'a> = BoxFuture<'a, Result<Outcome, BoxError>>;
+
+/// A call that has begun, unless no payload decodes.
+pub(crate) struct Started<'a> {
+    bad: Vec<(usize, Error)>,
+    running: Option<Handling<'a>>,
+}
+
+/// One registered handler.
+pub(crate) trait Route<S>: Send + Sync {
+    fn takes_batches(&self) -> bool;
+
+    fn payload_type(&self) -> TypeId;
+
+    /// `decode` is a [`Decode`] of the payload's type.
+    fn upcast(&mut self, message_type: String, decode: Box<dyn Any>);
+
+    fn start<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        state: &'a S,
+        records: &'a [&'a Record],
+    ) -> Started<'a>;
+}
+
+/// A handler with the decoders of what it takes.
+pub(crate) struct Typed<E, C> {
+    decode: Decode<E>,
+    upcasts: HashMap<String, Decode<E>>,
+    call: C,
+}
+
+impl<E, C> Typed<E, C> {
+    pub(crate) fn new(decode: Decode<E>, call: C) -> Self {
+        Self { decode, upcasts: HashMap::new(), call }
+    }
+
+    fn decode(&self, record: &Record) -> Result<E, Error> {
+        let decode = self.upcasts.get(record.meta.message_type()).unwrap_or(&self.decode);
+        // The codec's text is its own word that it repeats nothing of the payload.
+        decode(record.payload.as_deref()).map_err(|error| {
+            placed(Error::new(Kind::Payload, format!("the payload {error}")), &record.meta)
+        })
+    }
+}
+
+/// How a handler is called: with one message or with many.
+pub(crate) trait Call<S, E>: Send + Sync {
+    const TAKES_BATCHES: bool;
+
+    /// `items` are never empty, and one where batches are not taken.
+    fn call<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        state: &'a S,
+        items: Vec<Item<'a, E>>,
+    ) -> Handling<'a>;
+}
+
+impl<S, E, C> Route<S> for Typed<E, C>
+where
+    S: Sync + 'static,
+    E: Send + 'static,
+    C: Call<S, E>,
+{
+    fn takes_batches(&self) -> bool {
+        C::TAKES_BATCHES
+    }
+
+    fn payload_type(&self) -> TypeId {
+        TypeId::of::<E>()
+    }
+
+    fn upcast(&mut self, message_type: String, decode: Box<dyn Any>) {
+        if let Ok(decode) = decode.downcast::<Decode<E>>() {
+            self.upcasts.insert(message_type, *decode);
+        }
+    }
+
+    fn start<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        state: &'a S,
+        records: &'a [&'a Record],
+    ) -> Started<'a> {
+        let mut items = Vec::with_capacity(records.len());
+        let mut bad = Vec::new();
+        for (place, record) in records.iter().enumerate() {
+            match self.decode(record) {
+                Ok(message) => items.push(Item { meta: &record.meta, message }),
+                Err(error) => bad.push((place, error)),
+            }
+        }
+        let running = (!items.is_empty()).then(|| self.call.call(conn, state, items));
+        Started { bad, running }
+    }
+}
+
+/// A handler of single messages.
+pub(crate) struct One<H>(pub(crate) H);
+
+impl<S, E, H> Call<S, E> for One<H>
+where
+    S: Sync + 'static,
+    E: Send + 'static,
+    H: for<'a> Handler<'a, S, E>,
+{
+    const TAKES_BATCHES: bool = false;
+
+    fn call<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        state: &'a S,
+        items: Vec<Item<'a, E>>,
+    ) -> Handling<'a> {
+        let mut items = items.into_iter();
+        let (Some(Item { meta, message }), None) = (items.next(), items.next()) else {
+            unreachable!("single messages are dispatched one by one")
+        };
+        let running = self.0.call(Cx { conn, meta, state }, message);
+        Box::pin(async move { running.await.map_err(Into::into) })
+    }
+}
+
+/// A handler of batches.
+pub(crate) struct Many<H>(pub(crate) H);
+
+impl<S, E, H> Call<S, E> for Many<H>
+where
+    S: Sync + 'static,
+    E: Send + 'static,
+    H: for<'a> BatchHandler<'a, S, E>,
+{
+    const TAKES_BATCHES: bool = true;
+
+    fn call<'a>(
+        &'a self,
+        conn: &'a mut PgConnection,
+        state: &'a S,
+        items: Vec<Item<'a, E>>,
+    ) -> Handling<'a> {
+        let running = self.0.call(BatchCx { conn, state }, items);
+        Box::pin(async move { running.await.map_err(Into::into) })
+    }
+}

@@ -1,0 +1,277 @@
+//! The records of a batch inside one transaction: claims, savepoints, handlers.
+
+use std::ops::Range;
+
+use sqlx::PgConnection;
+
+use crate::error::{Error, Kind, Verdict};
+use crate::failure::{Cause, Fate, Reason};
+use crate::guard::{self, Beyond, Candidate, Claim};
+use crate::handler::Outcome;
+use crate::lane::{Shared, in_time};
+use crate::plan::Plan;
+use crate::record::{Meta, Record};
+use crate::retry::{OnFailure, OutOfHorizon};
+use crate::route::RouteId;
+
+/// Checks what was deferred to the commit, as long as the savepoint is there to go back to.
+const RELEASE: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED;
+     RELEASE SAVEPOINT tailrace_segment";
+
+/// What a record's claim came to in this transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Not claimed yet.
+    Open,
+    /// Ours to apply or to set aside.
+    First,
+    /// The same without a claim, because it lies outside the horizon.
+    Outside,
+    /// Its effect is there already.
+    Duplicate,
+}
+
+/// Records that may be applied, with their handlers.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) records: Vec<Record>,
+    pub(crate) routes: Vec<Option<RouteId>>,
+}
+
+/// One transaction with records of a batch.
+pub(crate) struct Trial<'s, 'a> {
+    pub(crate) shared: &'s Shared,
+    pub(crate) work: &'a Work,
+    pub(crate) marks: Vec<Mark>,
+}
+
+/// Why the records of a call have no effect.
+#[derive(Debug)]
+pub(crate) struct Blame {
+    pub(crate) call: Range<usize>,
+    pub(crate) fate: Fate,
+    /// Whether another try may help.
+    pub(crate) again: bool,
+}
+
+/// What ended a segment.
+#[derive(Debug)]
+pub(crate) enum Stumble {
+    /// Its records failed by their own fault.
+    Blame(Blame),
+    /// The transaction is lost, or there is no way on.
+    Error(Error),
+}
+
+impl From<Error> for Stumble {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl<'s, 'a> Trial<'s, 'a> {
+    pub(crate) fn new(shared: &'s Shared, work: &'a Work, mark: Mark) -> Self {
+        Self { shared, work, marks: vec![mark; work.records.len()] }
+    }
+
+    /// Runs the records of a segment that are to be run. After blame behind a savepoint, all that they did is undone.
+    pub(crate) async fn run(
+        &mut self,
+        conn: &mut PgConnection,
+        plan: &mut Plan<&'a [u8]>,
+        segment: Range<usize>,
+        guarded: bool,
+    ) -> Result<(), Stumble> {
+        self.claim(conn, plan, segment.clone()).await?;
+        let runnable = self.runnable(plan, segment);
+        let (Some(first), Some(last)) = (runnable.first(), runnable.last()) else { return Ok(()) };
+        let all = *first..last + 1;
+        if !guarded {
+            return self.call_all(conn, plan, &runnable).await;
+        }
+        savepoint(conn, "SAVEPOINT tailrace_segment").await?;
+        let ran = match self.call_all(conn, plan, &runnable).await {
+            Ok(()) => self.release(conn, all).await,
+            Err(stumble) => Err(stumble),
+        };
+        if let Err(Stumble::Blame(_)) = &ran {
+            savepoint(conn, "ROLLBACK TO SAVEPOINT tailrace_segment").await?;
+        }
+        ran
+    }
+
+    fn runnable(&self, plan: &Plan<&'a [u8]>, segment: Range<usize>) -> Vec<usize> {
+        let ours = |at: &usize| matches!(self.marks.get(*at), Some(Mark::First | Mark::Outside));
+        segment.filter(ours).filter(|at| plan.aside(*at).is_none()).collect()
+    }
+
+    /// Claims those records of the segment that are not claimed yet.
+    async fn claim(
+        &mut self,
+        conn: &mut PgConnection,
+        plan: &mut Plan<&'a [u8]>,
+        segment: Range<usize>,
+    ) -> Result<(), Error> {
+        let open: Vec<usize> =
+            segment.filter(|at| self.marks.get(*at) == Some(&Mark::Open)).collect();
+        let metas: Vec<&Meta> =
+            open.iter().filter_map(|at| self.work.records.get(*at)).map(|r| &r.meta).collect();
+        if metas.is_empty() {
+            return Ok(());
+        }
+        let candidates: Vec<Candidate> = metas
+            .iter()
+            .map(|meta| Candidate::new(meta.message_id()).written_at(meta.timestamp()))
+            .collect();
+        let out_of_horizon = self.shared.policy.out_of_horizon;
+        let beyond = match out_of_horizon {
+            OutOfHorizon::Process => Beyond::Accept,
+            OutOfHorizon::Reject | OutOfHorizon::Park | OutOfHorizon::Halt => Beyond::Tell,
+        };
+        let claiming = guard::claim_each(conn, &self.shared.consumer, &candidates, beyond);
+        let claims = in_time("the message ids cannot be claimed", claiming).await?;
+        for ((at, meta), claim) in open.into_iter().zip(metas).zip(claims) {
+            let (mark, reason) = match claim {
+                Claim::First => (Mark::First, None),
+                Claim::Duplicate => (Mark::Duplicate, None),
+                Claim::TooOld => (Mark::Outside, Some(Reason::TooOld)),
+                Claim::Future => (Mark::Outside, Some(Reason::Future)),
+            };
+            if let Some(place) = self.marks.get_mut(at) {
+                *place = mark;
+            }
+            let Some(reason) = reason else { continue };
+            plan.condemn(
+                at,
+                match out_of_horizon {
+                    OutOfHorizon::Halt => return Err(outside(meta, reason)),
+                    OutOfHorizon::Park => Fate::Park(Cause::new(reason)),
+                    // What may be accepted was claimed.
+                    OutOfHorizon::Reject | OutOfHorizon::Process => Fate::Bury(Cause::new(reason)),
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Calls the handlers one after another; records of one handler that takes batches at once.
+    async fn call_all(
+        &self,
+        conn: &mut PgConnection,
+        plan: &mut Plan<&'a [u8]>,
+        runnable: &[usize],
+    ) -> Result<(), Stumble> {
+        let route = |at: &usize| self.work.routes.get(*at).copied().flatten();
+        let together = |a: &usize, b: &usize| {
+            route(a).is_some_and(|route| self.shared.dispatch.takes_batches(route))
+                && route(a) == route(b)
+        };
+        for places in runnable.chunk_by(together) {
+            let Some(route) = places.first().and_then(route) else {
+                let text = "a record without a handler was to be applied";
+                return Err(Error::new(Kind::Internal, text).into());
+            };
+            self.call(conn, plan, route, places).await?;
+        }
+        Ok(())
+    }
+
+    async fn call(
+        &self,
+        conn: &mut PgConnection,
+        plan: &mut Plan<&'a [u8]>,
+        route: RouteId,
+        places: &[usize],
+    ) -> Result<(), Stumble> {
+        let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(()) };
+        let records: Vec<&Record> =
+            places.iter().filter_map(|at| self.work.records.get(*at)).collect();
+        let handled = self.shared.dispatch.handle(conn, route, &records).await;
+        for (place, error) in handled.undecodable {
+            if self.shared.policy.on_failure == OnFailure::Halt {
+                return Err(error.into());
+            }
+            if let Some(at) = places.get(place) {
+                plan.condemn(*at, Fate::Bury(Cause::of(&error)));
+            }
+        }
+        let (fate, again) = match handled.ended {
+            Ok(Outcome::Done) => return Ok(()),
+            Ok(Outcome::Retry { after }) => (Fate::Park(Cause::later(after)), false),
+            Ok(Outcome::Reject { reason }) => {
+                (Fate::Bury(Cause::with_detail(Reason::Rejected, &reason)), false)
+            }
+            Err(error) => return Err(self.blame(*first..last + 1, error)),
+        };
+        Err(Stumble::Blame(Blame { call: *first..last + 1, fate, again }))
+    }
+
+    /// What an error in these records means.
+    pub(crate) fn blame(&self, call: Range<usize>, error: Error) -> Stumble {
+        let fate = match self.shared.policy.on_failure {
+            _ if error.verdict() != Verdict::Message => return Stumble::Error(error),
+            OnFailure::Halt => return Stumble::Error(error),
+            OnFailure::Park => Fate::Park(Cause::of(&error)),
+            OnFailure::DeadLetter => Fate::Bury(Cause::of(&error)),
+        };
+        Stumble::Blame(Blame { call, fate, again: true })
+    }
+
+    /// Keeps what the segment did, unless a handler left the transaction in no state to.
+    async fn release(&self, conn: &mut PgConnection, all: Range<usize>) -> Result<(), Stumble> {
+        let released = in_time("a savepoint cannot be released", async {
+            let released = sqlx::raw_sql(RELEASE).execute(conn).await;
+            released.map_err(|error| Error::database("a savepoint cannot be released", error))
+        });
+        match released.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.blame(all, of_handler(error))),
+        }
+    }
+}
+
+fn outside(meta: &Meta, reason: Reason) -> Error {
+    let (text, mend) = match reason {
+        Reason::Future => (
+            "the message id was minted more than one day ahead of the database's clock",
+            "correct the producer's clock, or say by Config::out_of_horizon what to do with it",
+        ),
+        _ => (
+            "the message is older than its claim would be known",
+            "whether it was applied before is not known: say by Config::out_of_horizon what to do with it",
+        ),
+    };
+    Error::new(Kind::MessageId, text).mended_by(mend).at(meta.position()).about(meta.message_id())
+}
+
+/// What a handler did to its transaction, told by a statement of ours that failed in it.
+pub(crate) fn of_handler(error: Error) -> Error {
+    let code = error.database_code();
+    match code.as_deref() {
+        Some("25P01" | "3B001") => {
+            Error::new(Kind::Handler, "a handler ended the transaction of its batch")
+                .caused_by(error)
+                .mended_by("handlers must neither commit nor roll back what they were given")
+                .halting()
+        }
+        Some("25P02") => Error::new(
+            Kind::Handler,
+            "a handler kept a failed statement to itself, which aborted the transaction of its batch",
+        )
+        .caused_by(error)
+        .mended_by("return the error, or put the statement behind a savepoint"),
+        Some(_) => Error::new(Kind::Handler, "a constraint that was deferred does not hold")
+            .caused_by(error),
+        None => error,
+    }
+}
+
+async fn savepoint(conn: &mut PgConnection, statement: &'static str) -> Result<(), Error> {
+    in_time("a savepoint cannot be set or undone", async {
+        match sqlx::raw_sql(statement).execute(conn).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::database("a savepoint cannot be set or undone", error)),
+        }
+    })
+    .await
+}
