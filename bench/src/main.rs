@@ -18,6 +18,7 @@ mod relay_process;
 mod relay_reader;
 mod relay_site;
 mod relay_start;
+mod retention;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -56,6 +57,8 @@ enum Scenario {
     Consumer(consumer::Options),
     /// What one poisoned key costs the others
     Parking(parking::Options),
+    /// What it takes to forget claims, and what claims notice of it
+    Retention(retention::Options),
     /// The sidecar, which the scenarios of the relay start as a process of its own
     #[command(name = relay_process::SIDECAR, hide = true, disable_help_flag = true)]
     CdcRelay {
@@ -74,6 +77,7 @@ async fn main() -> ExitCode {
         Scenario::RelayStart(options) => Box::pin(relay_start::measure(options)).await,
         Scenario::Consumer(options) => Box::pin(consumer::measure(options)).await,
         Scenario::Parking(options) => Box::pin(parking::measure(options)).await,
+        Scenario::Retention(options) => Box::pin(retention::measure(options)).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);
             return tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await;

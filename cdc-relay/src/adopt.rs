@@ -5,8 +5,10 @@
 //! holds the slot, then fences whoever published, then writes the checkpoint. A crash at any point
 //! leaves a state that `run` refuses and another adoption finishes.
 
+use std::time::Duration;
+
 use crate::checkpoint::{
-    CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Published, Source, Stored,
+    CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Published, Reads, Source, Stored, written_ms,
 };
 use crate::config::Config;
 use crate::error::{Error, Kind};
@@ -21,6 +23,9 @@ use crate::{setup, source};
 /// SQLSTATE of what another connection holds.
 const OBJECT_IN_USE: &str = "55006";
 
+/// A leader writes a checkpoint more often than this: of every probe, and of idle log.
+const MOVES_WITHIN: Duration = Duration::from_secs(30);
+
 /// What a person has said of the gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Consent {
@@ -28,6 +33,14 @@ pub(crate) enum Consent {
     AcceptGap,
     /// The cluster was upgraded by pg_upgrade, with no writer between.
     Upgraded,
+}
+
+/// What a person has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) consent: Consent,
+    /// The relay whose checkpoint it is may be another slot's, and is to end.
+    pub(crate) take_over: bool,
 }
 
 /// What an adoption has come to.
@@ -40,6 +53,8 @@ pub(crate) struct Adoption {
     /// What was published before, if that is known.
     pub(crate) before: Option<Checkpoint>,
     pub(crate) gap: Gap,
+    /// The prefix of messages that are in the log perhaps, and are not published from here on.
+    pub(crate) former_prefix: Option<String>,
 }
 
 /// What does not arrive once.
@@ -70,14 +85,25 @@ pub(crate) enum Span {
 pub(crate) async fn adopt<C: Connect>(
     config: &Config,
     connect: &C,
-    consent: Consent,
+    terms: Terms,
 ) -> Result<Option<Adoption>, Error> {
+    let consent = terms.consent;
     let mut client = Client::connect(&config.endpoint()?).await?;
     let server = source::identify(&mut client).await?;
     let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
-    if !prepare(config, connect, &relay_id, &server, &mut client, consent).await? {
-        return Ok(None);
+    // Before anybody is fenced: the relay of another slot may lead.
+    let found = source::slot(&mut client, config.slot_name()).await?;
+    if let Some(saved) = connect.saved(&relay_id).await? {
+        let (stored, _) = Stored::read_or_lost(&saved)?;
+        let age = written_ms(&saved).map(|at| Duration::from_millis(unix_ms().saturating_sub(at)));
+        let here = Here { server: &server, slot: config.slot_name(), found: found.as_ref() };
+        may_take(&here, &stored, age, terms)?;
     }
+    let reason = match prepare(config, connect, &relay_id, &server, &mut client, consent).await? {
+        Slotted::AsItIs => None,
+        Slotted::MadeAnew(reason) => Some(reason),
+        Slotted::NotYet => return Ok(None),
+    };
     let mut sink = connect.connect(&relay_id).await?;
     let started = client
         .start_replication(config.slot_name(), config.publication_name(), Large::AtCommit)
@@ -88,17 +114,23 @@ pub(crate) async fn adopt<C: Connect>(
     })?;
 
     // From here on the slot is ours, and with it the right to fence.
-    let stored = Stored::read(&sink.take_over().await?)?;
+    let (stored, unreadable) = Stored::read_or_lost(&sink.take_over().await?)?;
     let mut client = Client::connect(&config.endpoint()?).await?;
     let server = source::identify(&mut client).await?;
     let slot = source::slot(&mut client, config.slot_name()).await?;
     let slot = slot.ok_or_else(|| source::missing("the slot", "disappeared while it was held"))?;
     let history = source::history(&mut client, &server).await?;
     let switched = |timeline| resume::left_at(&history, timeline);
-    let adoption = decide(&server, &slot, &stored, switched, consent, unix_seconds())?;
-    if let Some(adoption) = &adoption {
-        let Adoption { source, progress, .. } = adoption;
-        let checkpoint = Checkpoint { source: source.clone(), progress: *progress };
+    let prefix = config.published_prefix();
+    let mut adoption = decide(&server, &slot, &stored, switched, consent, prefix, unix_seconds())?;
+    if let Some(adoption) = &mut adoption {
+        // What came first: an intent of our own is the last of the reasons.
+        if let Some(reason) = reason.or(unreadable) {
+            adoption.reason = reason.to_string();
+        }
+        let Adoption { source, progress, .. } = &*adoption;
+        let reads = Reads { prefix: prefix.map(str::to_owned), publication: None };
+        let checkpoint = Checkpoint { source: source.clone(), progress: *progress, reads };
         let intent = Intent { source: source.clone() };
         let (checkpoint, intent) = (checkpoint.encode(unix_ms()), intent.encode(unix_ms()));
         sink.seal(&[(CHECKPOINT_KEY, &checkpoint), (INTENT_KEY, &intent)]).await?;
@@ -110,9 +142,64 @@ pub(crate) async fn adopt<C: Connect>(
     Ok(adoption)
 }
 
+/// Where an adoption is asked for.
+struct Here<'a> {
+    server: &'a Server,
+    slot: &'a str,
+    found: Option<&'a Slot>,
+}
+
+/// Refuses to end a relay that may be another one, unless a person says so: the checkpoint is of
+/// another slot, or of a cluster whose relay was at work just now.
+fn may_take(
+    here: &Here<'_>,
+    stored: &Stored,
+    age: Option<Duration>,
+    terms: Terms,
+) -> Result<(), Error> {
+    let Here { server, slot, found } = *here;
+    let Some(checkpoint) = stored.checkpoint.as_ref().filter(|_| !terms.take_over) else {
+        return Ok(());
+    };
+    let source = &checkpoint.source;
+    let Err(differs) = resume::belongs(source, server, slot) else { return Ok(()) };
+    let same_place = source.slot == slot && source.database == server.database;
+    let at_work = age.is_some_and(|age| age < MOVES_WITHIN) && terms.consent == Consent::AcceptGap;
+    let renamed = found.and_then(|slot| slot.confirmed_flush).is_some_and(|confirmed| {
+        source.slot == slot && is_renamed(source, checkpoint.progress.flush_lsn, server, confirmed)
+    });
+    if renamed || (same_place && !at_work) {
+        return Ok(());
+    }
+    let wrote =
+        age.map_or_else(String::new, |age| format!("; its relay wrote it {} s ago", age.as_secs()));
+    Err(Error::new(Kind::Gap, format!("{differs}{wrote}")).hint(
+        "if that relay is to go on, give this one an id of its own by --relay-id; to end that one \
+         for good and go on in its place, stop it and add --take-over",
+    ))
+}
+
+/// Whether this is the database of the checkpoint under another name: a slot's name is its
+/// cluster's alone, and one that was made anew begins above what is published.
+fn is_renamed(source: &Source, published: Lsn, server: &Server, confirmed: Lsn) -> bool {
+    source.system_identifier == server.system_identifier
+        && source.database != server.database
+        && source.timeline == server.timeline
+        && confirmed <= published
+        && published <= server.flushed
+}
+
+/// How it stands with the slot.
+enum Slotted {
+    AsItIs,
+    /// It was missing or lost, and a relay refused for this.
+    MadeAnew(Error),
+    /// `run` would make it just so.
+    NotYet,
+}
+
 /// Sees to it that there is a slot that can be read. The intent goes before a new slot, so that a
-/// crash between the two and the checkpoint is known for what it is. False when `run` would make
-/// the slot just so.
+/// crash between the two and the checkpoint is known for what it is.
 async fn prepare<C: Connect>(
     config: &Config,
     connect: &C,
@@ -120,12 +207,12 @@ async fn prepare<C: Connect>(
     server: &Server,
     client: &mut Client,
     consent: Consent,
-) -> Result<bool, Error> {
+) -> Result<Slotted, Error> {
     let slot = source::slot(client, config.slot_name()).await?;
     if let Some(slot) = &slot {
         slot.check(server)?;
         if slot.is_readable() {
-            return Ok(true);
+            return Ok(Slotted::AsItIs);
         }
     }
     if consent == Consent::Upgraded {
@@ -133,11 +220,15 @@ async fn prepare<C: Connect>(
     }
     // No slot, no leader: a relay that is about to make one is fenced, and so stands by.
     let mut sink = connect.connect(relay_id).await?;
-    let stored = Stored::read(&sink.take_over().await?)?;
-    if stored.checkpoint.is_none() && slot.is_none() {
+    let (stored, unreadable) = Stored::read_or_lost(&sink.take_over().await?)?;
+    let refused = match &slot {
+        None => resume::create(server, config.slot_name(), &stored, Incarnation(0)).err(),
+        Some(slot) => resume::resume(server, slot, &stored, |_| None).err(),
+    };
+    let Some(reason) = unreadable.or(refused) else {
         sink.abort().await?;
-        return Ok(false);
-    }
+        return Ok(Slotted::NotYet);
+    };
     if let (Consent::Upgraded, Some(checkpoint)) = (consent, &stored.checkpoint) {
         upgraded(checkpoint, server)?;
     }
@@ -150,7 +241,7 @@ async fn prepare<C: Connect>(
         drop_slot(config.slot_name(), client).await?;
     }
     setup::slot(config, client).await?;
-    Ok(true)
+    Ok(Slotted::MadeAnew(reason))
 }
 
 /// Drops the slot, unless a relay holds it.
@@ -196,10 +287,15 @@ fn decide(
     stored: &Stored,
     switched: impl Fn(u32) -> Option<Lsn>,
     consent: Consent,
+    prefix: Option<&str>,
     unix_seconds: u32,
 ) -> Result<Option<Adoption>, Error> {
     slot.check(server)?;
-    let Err(reason) = resume::resume(server, slot, stored, &switched) else { return Ok(None) };
+    let other_prefix = resume::same_prefix(stored, prefix).err();
+    let resumed = resume::resume(server, slot, stored, &switched).err();
+    let Some(reason) = resumed.or_else(|| resume::same_prefix(stored, prefix).err()) else {
+        return Ok(None);
+    };
     let Some(begin) = slot.confirmed_flush.filter(|_| slot.is_readable()) else {
         return Err(reason);
     };
@@ -224,7 +320,10 @@ fn decide(
     };
     let source = new_source(server, &slot.name, next(stored, unix_seconds));
     let before = stored.checkpoint.clone();
-    Ok(Some(Adoption { source, progress, reason: reason.to_string(), before, gap }))
+    let former_prefix = other_prefix
+        .and_then(|_| before.as_ref().and_then(|checkpoint| checkpoint.reads.prefix.clone()));
+    let reason = reason.to_string();
+    Ok(Some(Adoption { source, progress, reason, before, gap, former_prefix }))
 }
 
 /// Where to go on, and what is missing, when `begin` is the first that the slot can send.
@@ -234,10 +333,10 @@ fn measure(
     checkpoint: &Checkpoint,
     switched: impl Fn(u32) -> Option<Lsn>,
 ) -> (Published, Gap) {
-    let Checkpoint { source, progress } = checkpoint;
+    let Checkpoint { source, progress, .. } = checkpoint;
     let published = progress.flush_lsn;
-    let other =
-        source.system_identifier != server.system_identifier || source.database != server.database;
+    let other = source.system_identifier != server.system_identifier
+        || (source.database != server.database && !is_renamed(source, published, server, begin));
     // Up to here the history that was published is this server's too.
     let shared = match source.timeline == server.timeline {
         _ if other => None,
@@ -274,7 +373,7 @@ fn upgraded(checkpoint: &Checkpoint, server: &Server) -> Result<(), Error> {
         Err(Error::new(Kind::Gap, text)
             .hint("if you know what is missing, cdc-relay adopt --accept-gap goes on from here"))
     };
-    let Checkpoint { source, progress } = checkpoint;
+    let Checkpoint { source, progress, .. } = checkpoint;
     let published = progress.flush_lsn;
     if source.system_identifier == server.system_identifier {
         return refused(

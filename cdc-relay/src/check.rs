@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Stored;
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, Reaction};
 use crate::overview;
 use crate::replication::Client;
 use crate::sink::Saved;
@@ -91,15 +91,12 @@ pub(crate) async fn check(config: &Config, bounds: Bounds) -> Report {
     }
     let saved = match &relay_id {
         Some(relay_id) => saved(&mut report, config, relay_id).await,
-        None => None,
+        None => Known::No,
     };
     if let Some((mut client, server)) = connected {
-        let stored = match saved.as_ref().map(Stored::read).transpose() {
-            Ok(stored) => Some(stored.unwrap_or_default()),
-            Err(error) => {
-                report.error("checkpoint", &error);
-                None
-            }
+        let stored = match &saved {
+            Known::Saved(saved) => stored(&mut report, saved.as_ref()),
+            Known::No | Known::OutOfReach => None,
         };
         let found = async {
             let exists =
@@ -112,15 +109,44 @@ pub(crate) async fn check(config: &Config, bounds: Bounds) -> Report {
             report.error("postgres", &error);
         }
     }
+    let saved = match saved {
+        // To ask once more would take as long again.
+        Known::OutOfReach => return report,
+        Known::Saved(saved) => saved,
+        Known::No => None,
+    };
     kafka::check(&mut report, config, relay_id.as_deref(), saved.as_ref()).await;
     report
 }
 
-/// What the relay has saved; an unreachable Kafka is told once, by its own part.
-async fn saved(report: &mut Report, config: &Config, relay_id: &str) -> Option<Saved> {
+/// What is known of what the relay has saved.
+enum Known {
+    Saved(Option<Saved>),
+    No,
+    /// Nothing: Kafka does not answer.
+    OutOfReach,
+}
+
+/// Asks for what the relay has saved.
+async fn saved(report: &mut Report, config: &Config, relay_id: &str) -> Known {
     match overview::saved(config, relay_id).await {
-        Ok(saved) => saved,
-        Err(error) if error.reaction() == crate::error::Reaction::Retry => None,
+        Ok(saved) => Known::Saved(saved),
+        Err(error) if error.reaction() == Reaction::Retry => {
+            report.error("kafka", &error);
+            report.warn("checkpoint", "not known: kafka is out of reach", "mend kafka first");
+            Known::OutOfReach
+        }
+        Err(error) => {
+            report.error("checkpoint", &error);
+            Known::No
+        }
+    }
+}
+
+/// What of it can be read; `None` where that is not known.
+fn stored(report: &mut Report, saved: Option<&Saved>) -> Option<Stored> {
+    match saved.map(Stored::read).transpose() {
+        Ok(stored) => Some(stored.unwrap_or_default()),
         Err(error) => {
             report.error("checkpoint", &error);
             None

@@ -1,13 +1,18 @@
 //! The durable record of what is published.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::position::{Incarnation, Ordinal};
 use crate::progress::Counting;
-use crate::saved::{VERSION, decode, encode, malformed};
+use crate::publication::Seen;
+use crate::saved::{VERSION, decode, encode, is_of_later, malformed};
 use crate::sink::Saved;
+use crate::status::Status;
 
 /// How far the source is published, written in the same Kafka transaction as the records that it
 /// covers (design: the relay's position rules).
@@ -15,6 +20,32 @@ use crate::sink::Saved;
 pub(crate) struct Checkpoint {
     pub(crate) source: Source,
     pub(crate) progress: Published,
+    pub(crate) reads: Reads,
+}
+
+/// What a relay takes for messages, as far as it was written down: releases before 0.1 did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reads {
+    /// The prefix of logical messages.
+    pub(crate) prefix: Option<String>,
+    /// The publication, as it was seen last.
+    pub(crate) publication: Option<Seen>,
+}
+
+impl Reads {
+    /// What a relay with these settings reads, and how it has seen the publication.
+    pub(crate) fn of(config: &Config, report: &Status) -> Self {
+        let prefix = config.published_prefix().map(str::to_owned);
+        Reads { prefix, publication: report.publication() }
+    }
+
+    /// Whether nothing but the time of the look differs.
+    pub(crate) fn is_as(&self, other: &Reads) -> bool {
+        let tables = |reads: &'_ Reads| {
+            reads.publication.as_ref().map(|seen| seen.tables.clone()).unwrap_or_default()
+        };
+        self.prefix == other.prefix && tables(self) == tables(other)
+    }
 }
 
 /// Which life of which slot of which server a checkpoint speaks of.
@@ -91,9 +122,19 @@ struct Record {
     flush_lsn: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     partial: Option<PartialRecord>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prefix: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    publication: Option<PublicationRecord>,
     relay_version: String,
     /// Milliseconds since the Unix epoch, for people: nothing is decided by it.
     time_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PublicationRecord {
+    at: String,
+    tables: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,14 +156,25 @@ impl Checkpoint {
             change_lsn: partial.change_lsn.to_string(),
             rows_alone: partial.counting == Counting::Rows,
         });
-        record(&self.source, Some(self.progress.flush_lsn), partial, time_ms)
+        let publication = self
+            .reads
+            .publication
+            .as_ref()
+            .map(|seen| PublicationRecord { at: seen.at.to_string(), tables: seen.tables.clone() });
+        encode(&Record {
+            flush_lsn: Some(self.progress.flush_lsn.to_string()),
+            partial,
+            prefix: self.reads.prefix.clone(),
+            publication,
+            ..record(&self.source, time_ms)
+        })
     }
 }
 
 impl Intent {
     /// The record's value.
     pub(crate) fn encode(&self, time_ms: u64) -> Vec<u8> {
-        record(&self.source, None, None, time_ms)
+        encode(&record(&self.source, time_ms))
     }
 }
 
@@ -138,30 +190,44 @@ impl Stored {
     }
 }
 
+impl Stored {
+    /// As [`Stored::read`], for whoever begins anew: what no relay can have written counts as
+    /// lost, and is answered as an error beside the rest. What a later release wrote does not.
+    pub(crate) fn read_or_lost(saved: &Saved) -> Result<(Self, Option<Error>), Error> {
+        match Stored::read(saved) {
+            Ok(stored) => Ok((stored, None)),
+            Err(error) => {
+                let of_later = |key| saved.get(key).is_some_and(|value| is_of_later(value));
+                match of_later(CHECKPOINT_KEY) || of_later(INTENT_KEY) {
+                    true => Err(error),
+                    false => Ok((Stored::default(), Some(error))),
+                }
+            }
+        }
+    }
+}
+
 /// When the checkpoint was written, in milliseconds since the Unix epoch; for people.
 pub(crate) fn written_ms(saved: &Saved) -> Option<u64> {
     let record: Record = decode(saved.get(CHECKPOINT_KEY)?).ok()?;
     Some(record.time_ms)
 }
 
-fn record(
-    source: &Source,
-    flush_lsn: Option<Lsn>,
-    partial: Option<PartialRecord>,
-    time_ms: u64,
-) -> Vec<u8> {
-    encode(&Record {
+fn record(source: &Source, time_ms: u64) -> Record {
+    Record {
         version: VERSION,
         system_identifier: source.system_identifier.clone(),
         timeline: source.timeline,
         database: source.database.clone(),
         slot: source.slot.clone(),
         incarnation: source.incarnation.0,
-        flush_lsn: flush_lsn.map(|lsn| lsn.to_string()),
-        partial,
+        flush_lsn: None,
+        partial: None,
+        prefix: None,
+        publication: None,
         relay_version: env!("CARGO_PKG_VERSION").to_owned(),
         time_ms,
-    })
+    }
 }
 
 fn decode_checkpoint(value: &[u8]) -> Result<Checkpoint, Error> {
@@ -177,7 +243,13 @@ fn decode_checkpoint(value: &[u8]) -> Result<Checkpoint, Error> {
             counting: if partial.rows_alone { Counting::Rows } else { Counting::All },
         }),
     };
-    Ok(Checkpoint { source: record.source(), progress: Published { flush_lsn, partial } })
+    let publication = match &record.publication {
+        None => None,
+        Some(seen) => Some(Seen { at: lsn(&seen.at)?, tables: seen.tables.clone() }),
+    };
+    let reads = Reads { prefix: record.prefix.clone(), publication };
+    let progress = Published { flush_lsn, partial };
+    Ok(Checkpoint { source: record.source(), progress, reads })
 }
 
 impl Record {
@@ -195,12 +267,13 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::{
-        CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Partial, Published, Source, Stored,
+        CHECKPOINT_KEY, Checkpoint, INTENT_KEY, Intent, Partial, Published, Reads, Source, Stored,
     };
     use crate::error::Kind;
     use crate::lsn::Lsn;
     use crate::position::{Incarnation, Ordinal};
     use crate::progress::Counting;
+    use crate::publication::Seen;
 
     fn source() -> Source {
         Source {
@@ -222,7 +295,12 @@ mod tests {
         };
         for partial in [None, Some(partial(Counting::All)), Some(partial(Counting::Rows))] {
             let progress = Published { flush_lsn: Lsn(0x1_0000_0010), partial };
-            let checkpoint = Checkpoint { source: source(), progress };
+            let tables = [("\"public\".\"events\"".to_owned(), "1.2.3.4".to_owned())].into();
+            let reads = Reads {
+                prefix: Some("tailrace".to_owned()),
+                publication: Some(Seen { at: Lsn(0x20), tables }),
+            };
+            let checkpoint = Checkpoint { source: source(), progress, reads };
             let intent = Intent { source: source() };
             let saved = [
                 (INTENT_KEY.to_owned(), intent.encode(1)),
@@ -240,7 +318,8 @@ mod tests {
     fn the_bytes_of_version_1_stay() {
         let progress = Published { flush_lsn: Lsn(0x16_B374_D848), partial: None };
 
-        let value = Checkpoint { source: source(), progress }.encode(1_763_000_000_000);
+        let checkpoint = Checkpoint { source: source(), progress, reads: Reads::default() };
+        let value = checkpoint.encode(1_763_000_000_000);
 
         assert_eq!(
             String::from_utf8(value).unwrap(),
@@ -256,9 +335,13 @@ mod tests {
         for value in ["", "{}", r#"{"version":2}"#, "\u{0}"] {
             let saved = [(CHECKPOINT_KEY.to_owned(), value.as_bytes().to_vec())];
 
-            let refused = Stored::read(&saved.into()).unwrap_err();
+            let saved = saved.into();
+            let refused = Stored::read(&saved).unwrap_err();
 
             assert_eq!(refused.kind(), Kind::Gap, "{value}");
+            // Who begins anew may leave it behind, unless a later release could still read it.
+            let lost = Stored::read_or_lost(&saved).map(|(stored, _)| stored).ok();
+            assert_eq!(lost, (!value.contains('2')).then(Stored::default), "{value}");
         }
     }
 }

@@ -76,7 +76,7 @@ async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<
                 false => say(&overview.text(&config)),
             }
         }
-        Command::Adopt(way) => say(&adoption::adopt(&config, way.consent()).await?),
+        Command::Adopt(way) => say(&adoption::adopt(&config, way.terms()).await?),
         Command::DropSlot { yes } => say(&drop_slot::drop_slot(&config, yes).await?),
         Command::Replay(what) => {
             Box::pin(replay::replay(&config, what, supervise::stop_signal())).await?;

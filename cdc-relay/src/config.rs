@@ -602,6 +602,16 @@ impl Config {
         self.messages
     }
 
+    /// The prefix of the messages that are published, where such are.
+    pub(crate) fn published_prefix(&self) -> Option<&str> {
+        self.messages.then_some(&*self.prefix)
+    }
+
+    /// Whether the relay id was chosen by a person, and so may be another relay's too.
+    pub(crate) fn has_chosen_id(&self) -> bool {
+        self.relay_id.is_some()
+    }
+
     /// What ordinals count.
     pub(crate) fn counting(&self) -> Counting {
         if self.messages { Counting::All } else { Counting::Rows }

@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
+use crate::checkpoint::Stored;
 use crate::config::Config;
 use crate::error::Error;
 use crate::milestone::Observer;
 use crate::replication::{Client, quote_identifier};
+use crate::resume::{self, Slot};
+use crate::session::not_anothers;
 use crate::sink::Connect;
 use crate::{checkpoint, setup, source};
 
@@ -18,9 +21,10 @@ pub(crate) async fn init<C: Connect>(config: &Config, connect: &C) -> Result<Str
     let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
     if let Some(slot) = source::slot(&mut client, config.slot_name()).await? {
         slot.check(&server)?;
-        return Ok(format!("slot {:?} exists: nothing to do\n", config.slot_name()));
+        return beside(config, connect, &relay_id, &slot, &mut client).await;
     }
     let mut sink = connect.connect(&relay_id).await?;
+    not_anothers(config, connect, &relay_id, &server).await?;
     let config = config.clone().init(true);
     setup::create(&config, &Observer::default(), &server, &mut sink, &mut client).await?;
     Ok(format!(
@@ -29,6 +33,35 @@ pub(crate) async fn init<C: Connect>(config: &Config, connect: &C) -> Result<Str
         config.publication_name(),
         config.slot_name(),
         checkpoint::topic(&relay_id)
+    ))
+}
+
+/// Makes what is missing beside a slot that exists: the publication. Without a checkpoint, or with
+/// one that does not belong to the slot, `run` would refuse, and so does this.
+async fn beside<C: Connect>(
+    config: &Config,
+    connect: &C,
+    relay_id: &str,
+    slot: &Slot,
+    client: &mut Client,
+) -> Result<String, Error> {
+    let stored = connect.saved(relay_id).await?.as_ref().map(Stored::read).transpose()?;
+    // Asked anew: the log has gone on, and a relay that leads may have.
+    let server = source::identify(client).await?;
+    let history = source::history(client, &server).await?;
+    let switched = |timeline| resume::left_at(&history, timeline);
+    let stored = stored.unwrap_or_default();
+    resume::resume(&server, slot, &stored, switched)?;
+    resume::same_prefix(&stored, config.published_prefix())?;
+    let name = config.slot_name();
+    if setup::has_publication(config, client).await? {
+        return Ok(format!("slot {name:?} exists: nothing to do\n"));
+    }
+    setup::publication(config, client).await?;
+    Ok(format!(
+        "slot {name:?} exists; publication {:?} was missing and is made: rows that were inserted \
+         while it was missing are not published\n",
+        config.publication_name()
     ))
 }
 

@@ -96,7 +96,8 @@ pub(crate) async fn stand_by(config: &Config) -> Result<Client, Error> {
     let mut client = Client::connect(&config.endpoint()?).await?;
     let slot = quote_literal(config.slot_name());
     let question = format!(
-        "SELECT s.active_pid, r.reply_time FROM pg_catalog.pg_replication_slots s \
+        "SELECT s.active_pid, r.reply_time, (r.pid IS NULL OR r.state IS NOT NULL)::text, \
+         r.application_name FROM pg_catalog.pg_replication_slots s \
          LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid \
          WHERE s.slot_name = {slot}"
     );
@@ -118,10 +119,20 @@ pub(crate) async fn stand_by(config: &Config) -> Result<Client, Error> {
         blind_since = is_blind.then_some(since);
         if is_blind && !told && since.elapsed() >= BLIND_MAX {
             told = true;
-            tracing::warn!(
-                "the role may not see the leader's reports: one that hangs is waited for until \
-                 wal_sender_timeout; GRANT pg_read_all_stats to the role to be faster"
-            );
+            // A role that may not look sees of a walsender that it is there, and no more.
+            if row.and_then(|row| row.get(2)) == Some("true") {
+                tracing::warn!(
+                    pid = holder,
+                    application_name = row.and_then(|row| row.get(3)),
+                    "what holds the slot sends no reports, as a relay does: it is another program, \
+                     and is waited for"
+                );
+            } else {
+                tracing::warn!(
+                    "the role may not see the leader's reports: one that hangs is waited for until \
+                     wal_sender_timeout; GRANT pg_read_all_stats to the role to be faster"
+                );
+            }
         }
         match watch.look(Sight { holder, replied }, Instant::now()) {
             Next::Take => return Ok(client),

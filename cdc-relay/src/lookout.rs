@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::error::{Error, Kind};
+use crate::lsn::Lsn;
+use crate::publication::{self, Seen};
 use crate::replication::{Client, quote_literal};
 use crate::slot_health::{self, Look};
 use crate::status::Status;
@@ -68,7 +70,7 @@ async fn judge(status: Status) {
 }
 
 async fn ask(config: Config, status: Status) {
-    let mut asker = Asker { client: None, round: 0, may_probe: true };
+    let mut asker = Asker { client: None, round: 0, may_probe: true, told_of_journal: false };
     let mut every = interval(ASK_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -86,8 +88,12 @@ async fn ask(config: Config, status: Status) {
                 None
             }
         };
-        let answers = look.is_some();
+        let end = look.as_ref().map(|look| look.end);
+        let answers = end.is_some();
         status.source(look);
+        if let Some(end) = end {
+            asker.publication(&config, &status, end).await;
+        }
         if answers && asker.may_probe && asker.round.is_multiple_of(PROBE_ROUNDS) {
             asker.probe(&config, &status).await;
         }
@@ -99,9 +105,28 @@ struct Asker {
     client: Option<Client>,
     round: u32,
     may_probe: bool,
+    /// A journal that is in no publication was told of.
+    told_of_journal: bool,
 }
 
 impl Asker {
+    /// Looks whether what the leader reads is still what it is to publish; `end` is the end of the
+    /// log before it looks.
+    async fn publication(&mut self, config: &Config, status: &Status, end: Lsn) {
+        let Some((session, before)) = status.publication_of_leader() else { return };
+        let Some(client) = self.client.as_mut() else { return };
+        let told = &mut self.told_of_journal;
+        let looked = timeout(ANSWER_MAX, look_at_publication(config, client, &before, end, told));
+        match looked.await.unwrap_or_else(|_| Err(late())) {
+            Ok(Ok(seen)) => status.publication_stays(session, seen),
+            Ok(Err(fault)) => status.refuses(session, fault),
+            Err(error) => {
+                tracing::debug!(%error, "the source does not tell about the publication");
+                self.client = None;
+            }
+        }
+    }
+
     async fn look(&mut self, config: &Config) -> Result<Look, Error> {
         let client = match &mut self.client {
             Some(client) => client,
@@ -140,6 +165,32 @@ impl Asker {
             tracing::debug!(%error, "a probe could not be written");
         }
     }
+}
+
+/// The publication as it is, or why a leader can not go on with it.
+async fn look_at_publication(
+    config: &Config,
+    client: &mut Client,
+    before: &Seen,
+    end: Lsn,
+    told_of_journal: &mut bool,
+) -> Result<Result<Seen, Error>, Error> {
+    let now = publication::look(config, client, end).await?;
+    if let Some(fault) = publication::fault(config, client, before, &now).await? {
+        return Ok(Err(fault));
+    }
+    if now.journal_left_out
+        && let Some(journal) = publication::unpublished_journal(config, client).await?
+    {
+        let error = journal.error(config);
+        if journal.has_rows {
+            return Ok(Err(error));
+        }
+        if !std::mem::replace(told_of_journal, true) {
+            tracing::warn!(mend = error.mend(), "{error}: its rows would not be published");
+        }
+    }
+    Ok(Ok(now.seen))
 }
 
 fn late() -> Error {

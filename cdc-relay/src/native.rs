@@ -2,4 +2,5 @@
 //! are needed. Each is a few lines with its reason, and is safe to call.
 
 pub(crate) mod kafka;
+pub(crate) mod process;
 pub(crate) mod socket;

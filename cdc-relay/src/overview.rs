@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::publisher::unix_ms;
 use crate::replication::{Client, Row, quote_literal};
 use crate::resume::{self, Server};
-use crate::sink::{Saved, checkpoint_topic};
+use crate::sink::{Connect, Kafka, Saved};
 use crate::source;
 
 /// What is known of a relay.
@@ -57,18 +57,23 @@ pub(crate) async fn overview(config: &Config) -> Result<Overview, Error> {
     // the checkpoint, and that the log.
     let slot = source::slot(&mut client, config.slot_name()).await?;
     let saved = saved(config, &relay_id).await?;
-    let stored = saved.as_ref().map(Stored::read).transpose()?.unwrap_or_default();
+    let read = saved.as_ref().map(Stored::read).transpose();
+    let (stored, unreadable) = match read {
+        Ok(stored) => (stored.unwrap_or_default(), None),
+        Err(error) => (Stored::default(), Some(error)),
+    };
     let server = source::identify(&mut client).await?;
     let history = source::history(&mut client, &server).await?;
     let refusal = match slot {
-        None if stored.checkpoint.is_none() => None,
+        _ if unreadable.is_some() => unreadable,
         None => {
             let slot = config.slot_name();
             resume::create(&server, slot, &stored, crate::position::Incarnation(0)).err()
         }
         Some(slot) => slot.check(&server).err().or_else(|| {
             let switched = |timeline| resume::left_at(&history, timeline);
-            resume::resume(&server, &slot, &stored, switched).err()
+            let resumed = resume::resume(&server, &slot, &stored, switched);
+            resumed.and_then(|_| resume::same_prefix(&stored, config.published_prefix())).err()
         }),
     };
     Ok(Overview {
@@ -84,10 +89,7 @@ pub(crate) async fn overview(config: &Config) -> Result<Overview, Error> {
 
 /// What is committed in the checkpoint topic; `None` where there is none.
 pub(crate) async fn saved(config: &Config, relay_id: &str) -> Result<Option<Saved>, Error> {
-    let cluster = config.cluster();
-    let topic = checkpoint::topic(relay_id);
-    let peek = move || checkpoint_topic::peek(&cluster, &topic);
-    tokio::task::spawn_blocking(peek).await.expect("reading does not panic")
+    Kafka::of(config).saved(relay_id).await
 }
 
 async fn sight(config: &Config, client: &mut Client) -> Result<Option<SlotSight>, Error> {
@@ -154,13 +156,18 @@ impl Overview {
                     None => "no limit".to_owned(),
                     Some(left) => format!("{} more until it is lost", show_size(left)),
                 };
-                line("log kept", format!("{} ({limit})", bytes(slot.retained_bytes)));
+                // Then the server tells neither what it keeps nor what it may.
+                let kept = match slot.wal_status.as_str() {
+                    "lost" => "nothing: it was removed by the server".to_owned(),
+                    _ => format!("{} ({limit})", bytes(slot.retained_bytes)),
+                };
+                line("log kept", kept);
                 line("flushed", slot.confirmed_flush.clone().unwrap_or_default());
             }
         }
         match &self.checkpoint {
             None => line("checkpoint", "none".to_owned()),
-            Some(Checkpoint { source, progress }) => {
+            Some(Checkpoint { source, progress, .. }) => {
                 let age = self.age().map_or_else(String::new, |age| {
                     format!(", written {} ago", show_duration(age))
                 });
@@ -200,7 +207,7 @@ impl Overview {
                 "flush_lag_ms": leader.flush_lag.map(|lag| u64::try_from(lag.as_millis()).ok()),
             })
         });
-        let checkpoint = self.checkpoint.as_ref().map(|Checkpoint { source, progress }| {
+        let checkpoint = self.checkpoint.as_ref().map(|Checkpoint { source, progress, .. }| {
             json!({
                 "flush_lsn": progress.flush_lsn.to_string(),
                 "partial_commit_lsn": progress.partial.map(|at| at.commit_lsn.to_string()),

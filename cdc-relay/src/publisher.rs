@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::batch_span::BatchSpan;
-use crate::checkpoint::{self, CHECKPOINT_KEY, Checkpoint, Published, Source};
+use crate::checkpoint::{self, CHECKPOINT_KEY, Checkpoint, Published, Reads, Source};
 use crate::config::Config;
 use crate::dead_letter::{self, Kept};
 use crate::error::{Error, Kind};
@@ -221,7 +221,8 @@ impl<S: Sink> Publisher<'_, S> {
             self.sink.abort().await?;
             return Err(too_large(partial.commit_lsn));
         }
-        let checkpoint = Checkpoint { source: self.source.clone(), progress: published };
+        let reads = Reads::of(self.config, &self.report);
+        let checkpoint = Checkpoint { source: self.source.clone(), progress: published, reads };
         self.observer.at(Milestone::Committing);
         self.sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
         self.progress.sealed(published, Instant::now());

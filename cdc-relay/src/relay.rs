@@ -238,7 +238,8 @@ impl<C: Connect> Relay<C> {
             biased;
             cause = status.end_of(number) => {
                 let text = format!("the watchdog ended the session: {}", cause.text());
-                Err(Error::new(Kind::Unavailable, text))
+                let fault = status.fault_of(number);
+                Err(fault.unwrap_or_else(|| Error::new(Kind::Unavailable, text)))
             }
             ended = publish(&mut session, stop) => ended,
         };

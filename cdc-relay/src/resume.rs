@@ -80,6 +80,7 @@ pub(crate) fn create(
     stored: &Stored,
     incarnation: crate::position::Incarnation,
 ) -> Result<Intent, Error> {
+    is_ours(server, slot, stored)?;
     if let Some(checkpoint) = &stored.checkpoint {
         let published = checkpoint.progress.flush_lsn;
         return Err(gap(format!(
@@ -120,23 +121,58 @@ pub(crate) fn resume(
     };
     match (&stored.checkpoint, &stored.intent) {
         (Some(checkpoint), intent) => {
+            belongs(&checkpoint.source, server, &slot.name)?;
             finished(checkpoint, intent.as_ref())?;
-            belongs(&checkpoint.source, server, slot)?;
             reaches(checkpoint, confirmed, server, switched)?;
             let source = Source { timeline: server.timeline, ..checkpoint.source.clone() };
             Ok(Start { source, progress: checkpoint.progress, first: false })
         }
         (None, Some(intent)) => {
-            belongs(&intent.source, server, slot)?;
+            belongs(&intent.source, server, &slot.name)?;
             let source = Source { timeline: server.timeline, ..intent.source.clone() };
             let progress = Published { flush_lsn: confirmed, partial: None };
             Ok(Start { source, progress, first: true })
         }
         (None, None) => Err(gap(format!(
             "slot {:?} exists (flushed to {confirmed}), but this relay has no checkpoint: it was \
-             made or read by something else, or the checkpoint topic was lost",
+             made or read by something else, the checkpoint topic was lost, or the relay had \
+             another id",
             slot.name
-        ))),
+        ))
+        .hint(NO_CHECKPOINT)),
+    }
+}
+
+/// Refuses what another relay has saved under this relay's id: an id that was copied. To be asked
+/// before anybody is fenced, for that one may lead.
+pub(crate) fn is_ours(server: &Server, slot: &str, stored: &Stored) -> Result<(), Error> {
+    let checkpoint = stored.checkpoint.as_ref().map(|checkpoint| &checkpoint.source);
+    let intent = stored.intent.as_ref().map(|intent| &intent.source);
+    checkpoint.or(intent).map_or(Ok(()), |source| belongs(source, server, slot))
+}
+
+/// Refuses a relay that takes other messages for its own than those that were published: what is
+/// in the log of the former would be passed over. `None` where no messages of the log are published.
+pub(crate) fn same_prefix(stored: &Stored, prefix: Option<&str>) -> Result<(), Error> {
+    let Some(checkpoint) = &stored.checkpoint else { return Ok(()) };
+    match (&checkpoint.reads.prefix, prefix) {
+        (Some(before), Some(now)) if before != now => {
+            let published = checkpoint.progress.flush_lsn;
+            Err(Error::new(
+                Kind::Gap,
+                format!(
+                    "messages with the prefix {before:?} are published up to {published}, but this \
+                     relay is to publish those with {now:?}: what has the former prefix and \
+                     committed since would be passed over"
+                ),
+            )
+            .hint(format!(
+                "let no service write the former prefix any more, run the relay with --prefix \
+                 {before} until cdc-relay status shows no lag, stop it, then cdc-relay adopt \
+                 --accept-gap with the new one"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -153,20 +189,26 @@ fn finished(checkpoint: &Checkpoint, intent: Option<&Intent>) -> Result<(), Erro
     }
 }
 
-fn belongs(source: &Source, server: &Server, slot: &Slot) -> Result<(), Error> {
-    let differs = |what: &str, stored: &str, found: &str| {
-        Err(gap(format!("the checkpoint is of {what} {stored}, but this is {found}")))
-    };
-    if source.system_identifier != server.system_identifier {
-        return differs("cluster", &source.system_identifier, &server.system_identifier);
+/// Fails unless what is saved is of this slot of this database.
+pub(crate) fn belongs(source: &Source, server: &Server, slot: &str) -> Result<(), Error> {
+    let Source { system_identifier, database, slot: of_slot, .. } = source;
+    if *system_identifier == server.system_identifier
+        && *database == server.database
+        && of_slot == slot
+    {
+        return Ok(());
     }
-    if source.database != server.database {
-        return differs("database", &source.database, &server.database);
-    }
-    if source.slot != slot.name {
-        return differs("slot", &source.slot, &slot.name);
-    }
-    Ok(())
+    let text = format!(
+        "the checkpoint is of slot {of_slot:?} of database {database:?} in cluster \
+         {system_identifier}, but this is slot {slot:?} of database {:?} in cluster {}",
+        server.database, server.system_identifier
+    );
+    Err(gap(text).hint(
+        "if the relay of that slot is to go on, give this one an id of its own by --relay-id; if \
+         this one takes its place, as after the database was renamed, moved or restored, stop that \
+         one for good: cdc-relay adopt --accept-gap goes on from here, and after pg_upgrade with \
+         nothing missing cdc-relay adopt --upgraded",
+    ))
 }
 
 fn reaches(
@@ -213,6 +255,11 @@ fn reaches(
     Ok(())
 }
 
+const NO_CHECKPOINT: &str = "nothing was published; the default relay id holds the cluster's number, \
+     the database's name and the slot's: if one of them is another one than before, give the former \
+     id by --relay-id (its topic is tailrace.checkpoint.ID); else, when you know what is missing, \
+     cdc-relay adopt --accept-gap goes on from here";
+
 fn gap(text: String) -> Error {
     Error::new(Kind::Gap, text).hint(
         "nothing was published; when you know what is missing, cdc-relay adopt --accept-gap goes \
@@ -232,8 +279,8 @@ pub(crate) fn left_at(history: &str, timeline: u32) -> Option<Lsn> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{Server, Slot, Start, create, left_at, resume};
-    use crate::checkpoint::{Checkpoint, Intent, Published, Source, Stored};
+    use super::{Server, Slot, Start, create, is_ours, left_at, resume, same_prefix};
+    use crate::checkpoint::{Checkpoint, Intent, Published, Reads, Source, Stored};
     use crate::error::Kind;
     use crate::lsn::Lsn;
     use crate::position::Incarnation;
@@ -270,7 +317,7 @@ pub(crate) mod tests {
 
     fn published(flush_lsn: u64) -> Stored {
         let progress = Published { flush_lsn: Lsn(flush_lsn), partial: None };
-        let checkpoint = Checkpoint { source: source(), progress };
+        let checkpoint = Checkpoint { source: source(), progress, reads: Reads::default() };
         Stored { checkpoint: Some(checkpoint), intent: Some(Intent { source: source() }) }
     }
 
@@ -337,6 +384,51 @@ pub(crate) mod tests {
 
         let refused = create(&server(), "tailrace", &published(500), Incarnation(9)).unwrap_err();
         assert_eq!(refused.kind(), Kind::Gap);
+    }
+
+    #[test]
+    fn an_id_that_was_copied_is_refused_with_whose_it_is() {
+        let other = Server { database: "copy".to_owned(), ..server() };
+        let begun = Stored { checkpoint: None, ..published(500) };
+        let done = Stored { intent: None, ..published(500) };
+        for stored in [&published(500), &begun, &done] {
+            for (server, slot) in [(&other, "tailrace"), (&server(), "another")] {
+                let refused = create(server, slot, stored, Incarnation(9)).unwrap_err();
+
+                assert_eq!(
+                    is_ours(server, slot, stored).unwrap_err().to_string(),
+                    refused.to_string()
+                );
+                let text = refused.to_string();
+                assert!(text.contains("of slot \"tailrace\" of database \"shop\""), "{text}");
+                assert!(refused.mend().unwrap().contains("--relay-id"), "{refused:?}");
+            }
+            is_ours(&server(), "tailrace", stored).unwrap();
+        }
+        is_ours(&other, "another", &Stored::default()).unwrap();
+    }
+
+    #[test]
+    fn another_prefix_than_was_published_is_refused_and_an_unknown_one_is_not() {
+        let with = |prefix: Option<&str>| {
+            let mut stored = published(500);
+            let prefix = prefix.map(str::to_owned);
+            stored.checkpoint.as_mut().unwrap().reads = Reads { prefix, publication: None };
+            stored
+        };
+
+        let refused = same_prefix(&with(Some("a")), Some("b")).unwrap_err();
+
+        assert_eq!(refused.kind(), Kind::Gap);
+        let text = refused.to_string();
+        assert!(
+            text.contains("\"a\"") && text.contains("\"b\"") && text.contains("0/1F4"),
+            "{text}"
+        );
+        for (before, now) in [(None, Some("b")), (Some("a"), Some("a")), (Some("a"), None)] {
+            same_prefix(&with(before), now).unwrap();
+        }
+        same_prefix(&Stored::default(), Some("b")).unwrap();
     }
 
     #[test]

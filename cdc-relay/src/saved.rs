@@ -33,6 +33,11 @@ pub(crate) fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(value).map_err(unreadable)
 }
 
+/// Whether a later release may have written it.
+pub(crate) fn is_of_later(value: &[u8]) -> bool {
+    serde_json::from_slice(value).is_ok_and(|Version { version }| version > VERSION)
+}
+
 /// An entry that no relay wrote.
 pub(crate) fn malformed(
     what: &str,

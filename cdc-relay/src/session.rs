@@ -2,22 +2,22 @@
 
 use std::time::Instant;
 
-use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Stored};
+use crate::checkpoint::{CHECKPOINT_KEY, Checkpoint, Reads, Stored};
 use crate::config::Config;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Reaction};
 use crate::leadership;
 use crate::lookout::probe_prefix;
 use crate::milestone::Observer;
 use crate::progress::Progress;
 use crate::publisher::{Batches, Probe, Publisher, Spans, unix_ms};
 use crate::replication::{Client, Large, Stream};
-use crate::resume::{self, Slot, Start};
+use crate::resume::{self, Server, Slot, Start};
 use crate::sink::{Connect, Sink};
 use crate::status::Status;
 use crate::streamed::Streamed;
 use crate::tables::Tables;
 use crate::trouble::Trouble;
-use crate::{setup, source};
+use crate::{publication, setup, source};
 
 /// SQLSTATE of what does not exist.
 const UNDEFINED_OBJECT: &str = "42704";
@@ -43,15 +43,19 @@ pub(crate) async fn lead<'a, C: Connect>(
     let mut client = Client::connect(&config.endpoint()?).await?;
     let server = source::identify(&mut client).await?;
     let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
-    match source::slot(&mut client, config.slot_name()).await? {
-        Some(slot) => slot.check(&server)?,
-        None => {
-            let mut sink = connect.connect(&relay_id).await?;
-            setup::create(config, observer, &server, &mut sink, &mut client).await?;
-        }
+    let slot = source::slot(&mut client, config.slot_name()).await?;
+    if let Some(slot) = &slot {
+        slot.check(&server)?;
     }
     // The sink first: a relay that can not publish must not hold the slot.
     let mut sink = connect.connect(&relay_id).await?;
+    if config.has_chosen_id() {
+        not_anothers(config, connect, &relay_id, &server).await?;
+    }
+    if slot.is_none() {
+        setup::create(config, observer, &server, &mut sink, &mut client).await?;
+        sink = connect.connect(&relay_id).await?;
+    }
     let stream = hold(config, client, report, large, settled).await?;
 
     // Both servers have answered and are rightly set up as far as they can say: what does not
@@ -65,12 +69,8 @@ pub(crate) async fn lead<'a, C: Connect>(
     let slot = source::slot(&mut client, config.slot_name()).await?;
     let slot = slot.ok_or_else(|| source::missing("the slot", "disappeared while it was held"))?;
     let stored = Stored::read(&sink.take_over().await?)?;
-    let start = decide(config, &mut client, &slot, &stored).await?;
-    if start.first {
-        let checkpoint = Checkpoint { source: start.source.clone(), progress: start.progress };
-        sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
-        sink.confirmed().await?;
-    }
+    let start = decide(config, &mut client, &slot, &stored, report).await?;
+    note_down(&mut sink, &start, &stored, Reads::of(config, report)).await?;
     tracing::info!(
         %relay_id,
         slot = config.slot_name(),
@@ -116,6 +116,43 @@ pub(crate) async fn lead<'a, C: Connect>(
     Ok(Session { stream, publisher })
 }
 
+/// Saves where the session begins and what it reads, unless both are saved already. Before it reads:
+/// else a change under this session could not be told by the next.
+async fn note_down(
+    sink: &mut impl Sink,
+    start: &Start,
+    stored: &Stored,
+    reads: Reads,
+) -> Result<(), Error> {
+    let is_known = stored.checkpoint.as_ref().is_some_and(|it| it.reads.is_as(&reads));
+    if is_known && !start.first {
+        return Ok(());
+    }
+    let checkpoint = Checkpoint { source: start.source.clone(), progress: start.progress, reads };
+    sink.seal(&[(CHECKPOINT_KEY, &checkpoint.encode(unix_ms()))]).await?;
+    sink.confirmed().await
+}
+
+/// Refuses a relay id that is another relay's, whose slot is another one: holding ours gives no
+/// right to fence it.
+pub(crate) async fn not_anothers<C: Connect>(
+    config: &Config,
+    connect: &C,
+    relay_id: &str,
+    server: &Server,
+) -> Result<(), Error> {
+    match connect.saved(relay_id).await {
+        Ok(None) => Ok(()),
+        Ok(Some(saved)) => resume::is_ours(server, config.slot_name(), &Stored::read(&saved)?),
+        // It is read once more, by whoever leads.
+        Err(error) if error.reaction() == Reaction::Retry => {
+            tracing::debug!(%error, "the checkpoint can not be read yet");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Starts replication, standing by while another relay holds the slot.
 async fn hold(
     config: &Config,
@@ -131,7 +168,7 @@ async fn hold(
             Err(busy) if busy.kind() == Kind::SlotBusy => {
                 *settled = true;
                 report.stands_by();
-                tracing::info!(slot = config.slot_name(), "standing by: another relay leads");
+                tracing::info!(slot = config.slot_name(), "standing by: the slot is in use");
                 client = leadership::stand_by(config).await?;
             }
             // It was given up while it was being made, or dropped: the next session sees to it.
@@ -151,13 +188,34 @@ async fn decide(
     client: &mut Client,
     slot: &Slot,
     stored: &Stored,
+    report: &Status,
 ) -> Result<Start, Error> {
     let server = source::identify(client).await?;
     let history = source::history(client, &server).await?;
     let start =
         resume::resume(&server, slot, stored, |timeline| resume::left_at(&history, timeline))?;
+    resume::same_prefix(stored, config.published_prefix())?;
     if !setup::has_publication(config, client).await? {
-        return Err(setup::lost_publication(config));
+        return Err(setup::lost_publication(config, client).await);
     }
+    let sight = publication::look(config, client, server.flushed).await?;
+    if sight.journal_left_out
+        && let Some(journal) = publication::unpublished_journal(config, client).await?
+        && journal.has_rows
+    {
+        return Err(journal.error(config));
+    }
+    if !sight.filtered.is_empty() {
+        tracing::warn!(
+            tables = ?sight.filtered,
+            "the publication has a row filter: what it leaves out is not published by this relay"
+        );
+    }
+    let before = stored.checkpoint.as_ref().and_then(|it| it.reads.publication.as_ref());
+    if let Some(change) = before.and_then(|before| before.change(&sight.seen, config)) {
+        tracing::error!(mend = change.mend(), "{change}");
+        report.remember(&change);
+    }
+    report.begins_with(sight.seen);
     Ok(start)
 }

@@ -165,17 +165,23 @@ pub(crate) async fn has_publication(config: &Config, client: &mut Client) -> Res
     Ok(true)
 }
 
-pub(crate) fn lost_publication(config: &Config) -> Error {
+/// A relay that has led is without its publication.
+pub(crate) async fn lost_publication(config: &Config, client: &mut Client) -> Error {
+    // With the tables: without them it could be read, and their rows would be left out unseen.
+    let command = match publication_command(config, client).await {
+        Ok(command) => command,
+        Err(error) => return error,
+    };
     let name = config.publication_name();
     Error::new(Kind::Server, format!("publication {name:?} does not exist, though the slot does"))
         .hint(format!(
-            "CREATE PUBLICATION {} WITH (publish = 'insert', publish_via_partition_root = true); \
-             or name the right one by --publication",
-            quote_identifier(name)
+            "let the owner of the tables run: {command}; or name the right one by --publication; \
+             rows that were inserted while it was missing are not published"
         ))
 }
 
-fn journal_table(config: &Config) -> String {
+/// The journal's name in SQL.
+pub(crate) fn journal_table(config: &Config) -> String {
     format!("{}.{JOURNAL}", quote_identifier(config.outbox_schema()))
 }
 

@@ -49,6 +49,14 @@ pub trait Connect: Send + Sync + 'static {
     /// Reaches the destination, and prepares what the sink needs there. Must not disturb another
     /// relay of the same id: it may lead.
     fn connect(&self, relay_id: &str) -> impl Future<Output = Result<Self::Sink, Error>> + Send;
+
+    /// What is saved so far under this relay id, for whoever may not take over yet. Changes nothing
+    /// and disturbs nobody; a relay that leads may be about to save more. `None` where nothing was
+    /// ever saved, or the destination can not tell without [`Sink::take_over`]. Default `None`.
+    fn saved(&self, relay_id: &str) -> impl Future<Output = Result<Option<Saved>, Error>> + Send {
+        let _ = relay_id;
+        async { Ok(None) }
+    }
 }
 
 /// One session's hold on the destination of records.

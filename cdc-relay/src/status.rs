@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::metrics::{self, Meters, flag, seconds};
 use crate::position::Incarnation;
+use crate::publication::Seen;
 use crate::publisher::unix_ms;
 use crate::slot_health::{Look, SlotHealth};
 use crate::watchdog::{Cause, Sight, SourceSight, Verdict};
@@ -102,6 +103,10 @@ struct Told {
     arrived: Option<Arc<AtomicU64>>,
     source: Option<SourceSight>,
     slot: Option<SlotHealth>,
+    /// How the publication was seen last by the relay that leads.
+    publication: Option<Seen>,
+    /// Why the lookout wants a session ended, with its number.
+    fault: Option<(u64, Error)>,
     probe: Option<(String, Instant)>,
     probe_took: Option<Duration>,
     red: Option<Cause>,
@@ -244,6 +249,13 @@ impl Status {
         if told.state != State::Stopping {
             told.state = State::Starting;
         }
+        drop(told);
+        self.remember(error);
+    }
+
+    /// Shows an error among those that were.
+    pub(crate) fn remember(&self, error: &Error) {
+        let mut told = self.told();
         if told.errors.len() >= ERRORS_MAX {
             told.errors.pop_front();
         }
@@ -379,6 +391,44 @@ impl Status {
         }
         told.source = Some(SourceSight { end, at_work, gives_up: health.is_going() });
         told.slot = Some(health);
+    }
+
+    /// The publication, as it was seen last.
+    pub(crate) fn publication(&self) -> Option<Seen> {
+        self.told().publication.clone()
+    }
+
+    /// A session begins with the publication as it is now.
+    pub(crate) fn begins_with(&self, publication: Seen) {
+        self.told().publication = Some(publication);
+    }
+
+    /// The session that leads, and the publication as it was seen last in it.
+    pub(crate) fn publication_of_leader(&self) -> Option<(u64, Seen)> {
+        let told = self.told();
+        let session = self.0.counts.sessions.load(Ordering::Relaxed);
+        let seen = told.publication.clone()?;
+        (told.state == State::Leading).then_some((session, seen))
+    }
+
+    /// The publication is still as it was, for a session.
+    pub(crate) fn publication_stays(&self, session: u64, seen: Seen) {
+        let mut told = self.told();
+        if self.0.counts.sessions.load(Ordering::Relaxed) == session {
+            told.publication = Some(seen);
+        }
+    }
+
+    /// A session must not go on: what it reads is not what it is to publish.
+    pub(crate) fn refuses(&self, session: u64, fault: Error) {
+        self.told().fault = Some((session, fault));
+        self.0.ended.send_replace(Some((session, Cause::Publication)));
+    }
+
+    /// Why this session must not go on, if that was said.
+    pub(crate) fn fault_of(&self, session: u64) -> Option<Error> {
+        let (refused, fault) = self.told().fault.take()?;
+        (refused == session).then_some(fault)
     }
 
     /// Whether a probe may be written now: the relay leads and no other is on its way.

@@ -85,6 +85,9 @@ pub(crate) enum Cause {
     SourceGone,
     /// The relay is paused, and the source is about to give up its slot.
     SlotGoes,
+    /// Rows of messages are not in the stream any more. The watchdog does not see it: the lookout
+    /// does.
+    Publication,
 }
 
 /// What follows from it.
@@ -195,6 +198,7 @@ impl Cause {
             Cause::Stalled => "nothing is published though the source has moved on",
             Cause::SourceGone => "postgres does not answer while the relay is paused",
             Cause::SlotGoes => "postgres is about to give up the slot while the relay is paused",
+            Cause::Publication => "the publication was changed",
         }
     }
 
@@ -203,6 +207,7 @@ impl Cause {
         match self {
             Cause::Kafka => "kafka",
             Cause::Silent | Cause::Stalled | Cause::SourceGone | Cause::SlotGoes => "source",
+            Cause::Publication => "publication",
         }
     }
 }

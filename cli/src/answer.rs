@@ -4,6 +4,21 @@ use std::io::{ErrorKind, Write as _};
 
 use crate::error::{Error, Kind};
 
+/// The exit code of a command that only told what it would do.
+pub(crate) const ONLY_TOLD: u8 = 8;
+
+/// What a command has to say, and the exit code.
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) code: u8,
+}
+
+impl From<String> for Answer {
+    fn from(text: String) -> Self {
+        Answer { text, code: 0 }
+    }
+}
+
 /// Writes the answer. A reader that has seen enough (`| head`) is no error.
 pub(crate) fn print(answer: &str) -> Result<(), Error> {
     let mut stdout = std::io::stdout().lock();

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 
+use tailrace_idempotency as idempotency;
 use tailrace_outbox as outbox;
 
 /// What went wrong, as far as the exit code tells it.
@@ -133,6 +134,58 @@ fn kind_of(error: &outbox::Error) -> Kind {
         Some(kind) => kind,
     }
 }
+
+impl From<idempotency::Error> for Error {
+    fn from(error: idempotency::Error) -> Self {
+        let mend = error.hint();
+        let whole = error.to_string();
+        // The library's text ends with the way on, which has a line of its own here.
+        let text = match mend {
+            Some(mend) => whole.strip_suffix(&format!("; {mend}")).unwrap_or(&whole).to_owned(),
+            None => whole,
+        };
+        let fault = error.source().and_then(|source| source.downcast_ref::<sqlx::Error>());
+        let code = fault.and_then(|fault| fault.as_database_error()?.code());
+        let (kind, mend) = match (code.as_deref(), error.kind()) {
+            // A table, function or schema that is not there.
+            (Some("42P01" | "42883" | "3F000" | "42703"), _) | (_, idempotency::Kind::Schema) => {
+                (Kind::Settings, Some("run `tailrace inbox install`"))
+            }
+            (_, idempotency::Kind::Config) => (Kind::Settings, mend),
+            (Some(code), _) => (by_sqlstate(code), mend),
+            (None, _) if error.is_transient() => (Kind::Unavailable, mend),
+            (None, _) => (Kind::Refused, mend),
+        };
+        let mend = mend.or(match kind {
+            Kind::Permission => {
+                Some("run it by the role that owns the tables, or grant it the right")
+            }
+            Kind::Unavailable => Some("run it again"),
+            _ => None,
+        });
+        let made = Error::new(kind, text);
+        Error {
+            mend: mend.map(Cow::Borrowed),
+            origin: Some(Origin::Cause(Box::new(Inner(error)))),
+            ..made
+        }
+    }
+}
+
+/// What is below an error of the library, whose own text has been told.
+#[derive(Debug)]
+struct Inner(idempotency::Error);
+
+impl fmt::Display for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.source() {
+            Some(source) => fmt::Display::fmt(source, f),
+            None => fmt::Display::fmt(&self.0, f),
+        }
+    }
+}
+
+impl StdError for Inner {}
 
 /// The kind by Postgres' code (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 pub(crate) fn by_sqlstate(code: &str) -> Kind {

@@ -1,8 +1,9 @@
-//! The operator's command line: `tailrace outbox …`.
+//! The operator's command line: `tailrace outbox …` and `tailrace inbox …`.
 
 mod answer;
 mod database;
 mod error;
+mod inbox;
 mod outbox;
 
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use tokio::time::timeout;
 
+use crate::answer::Answer;
 use crate::error::{Error, Kind};
 
 /// No command takes longer. What it did before stays done, and the next run goes on from there.
@@ -27,25 +29,46 @@ struct Cli {
 /// The exit codes of `cdc-relay` where both have them.
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 a check found a fault, 2 arguments, settings or tables that are missing, \
-3 permission, 5 Postgres refuses for another reason, 6 Postgres is out of reach or busy";
+3 permission, 5 refused for another reason, by Postgres or because of what is stored, \
+6 Postgres is out of reach or busy, 8 nothing was changed for want of --yes";
 
 #[derive(Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one value, for as long as the program runs"
+)]
 enum Command {
     /// Functions and tables of the outbox, and the partitions of its journal
     #[command(subcommand, after_help = EXIT_CODES)]
     Outbox(outbox::Command),
+    /// What consumers have set aside, where they stand, and how long they remember
+    ///
+    /// Commands that change something tell first what they would change, and do it with --yes.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Inbox(inbox::Command),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Command::Outbox(command) = Cli::parse().command;
-    let done = timeout(COMMAND_MAX, outbox::run(command)).await.unwrap_or_else(|_| Err(too_long()));
-    match done.and_then(|answer| answer::print(&answer)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = match Cli::parse().command {
+        Command::Inbox(inbox::Command::Maintain(maintain)) if maintain.is_endless() => {
+            Box::pin(maintain.repeat()).await
+        }
+        command => timeout(COMMAND_MAX, run(command)).await.unwrap_or_else(|_| Err(too_long())),
+    };
+    match done.and_then(|answer| answer::print(&answer.text).map(|()| answer.code)) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             error.print();
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+async fn run(command: Command) -> Result<Answer, Error> {
+    match command {
+        Command::Outbox(command) => Box::pin(outbox::run(command)).await.map(Answer::from),
+        Command::Inbox(command) => Box::pin(inbox::run(command)).await,
     }
 }
 

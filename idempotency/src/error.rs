@@ -44,7 +44,7 @@ pub enum Kind {
     OffsetGone,
     /// A topic was deleted and made anew under its name, so the stored offsets are about another one.
     TopicReplaced,
-    /// A message id is missing, no UUID of version 7, or of a day outside the accepted range.
+    /// A message id is missing or of no message, or its claim may have been forgotten.
     MessageId,
     /// A record does not follow the wire contract: a header is missing or unreadable.
     Record,
@@ -54,6 +54,8 @@ pub enum Kind {
     Unhandled,
     /// A handler returned an error or panicked.
     Handler,
+    /// What a person asked for does not fit what is stored: it is not there, has changed, or is in use.
+    Conflict,
     /// An invariant of this crate does not hold.
     Internal,
 }
@@ -207,6 +209,7 @@ impl Error {
             | Kind::MessageId
             | Kind::Record
             | Kind::Unhandled
+            | Kind::Conflict
             | Kind::Internal => Verdict::Stop,
         }
     }

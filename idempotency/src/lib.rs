@@ -91,6 +91,8 @@ mod flow;
 pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
+pub mod http_key;
+pub mod inbox;
 #[cfg(feature = "kafka")]
 mod id_source;
 #[cfg(feature = "kafka")]

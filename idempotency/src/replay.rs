@@ -64,15 +64,8 @@ impl Effects {
                 Ok(Some(replayed)) => replayed,
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err((error, head)) if error.is_transient() => {
-                    tracing::warn!(
-                        error = %error, topic = %self.owned.partition.topic, partition = self.owned.partition.number,
-                        "a parked queue is replayed later"
-                    );
-                    self.shared.counters.count_retry();
-                    Replayed {
-                        head: head.map(|offset| Head { offset, wait: Some(FAULT_WAIT) }),
-                        tally: Tally::default(),
-                    }
+                    let head = self.postponed(&queue, &error, head).await?;
+                    Replayed { head, tally: Tally::default() }
                 }
                 Err((error, _)) => return Err(LaneEnd::Failed(error)),
             };
@@ -86,6 +79,56 @@ impl Effects {
             self.parked.set(queue, replayed.head, Instant::now());
         }
         Ok(())
+    }
+
+    /// What is next in a queue whose replay the database failed. In a handler such a fault counts as an attempt, so
+    /// that a message that always meets one is stuck in the end.
+    async fn postponed(
+        &self,
+        queue: &Queue,
+        error: &Error,
+        head: Option<Offset>,
+    ) -> Result<Option<Head>, LaneEnd> {
+        tracing::warn!(
+            error = %error, code = error.database_code(), topic = %self.owned.partition.topic,
+            partition = self.owned.partition.number, "a parked queue is replayed later"
+        );
+        self.shared.counters.count_retry();
+        if error.kind() == Kind::Handler {
+            match self.note_failure(queue, &Cause::of(error)).await {
+                Ok(Some(noted)) => return Ok(noted),
+                Ok(None) => return Err(LaneEnd::NotOurs),
+                Err(error) if error.is_transient() => {}
+                Err(error) => return Err(LaneEnd::Failed(error)),
+            }
+        }
+        Ok(head.map(|offset| Head { offset, wait: Some(FAULT_WAIT) }))
+    }
+
+    /// A transaction that only notes a failed attempt of a queue's head; none when the partition has another owner.
+    async fn note_failure(
+        &self,
+        queue: &Queue,
+        cause: &Cause,
+    ) -> Result<Option<Option<Head>>, Error> {
+        let mut tx = self.begin().await?;
+        let holding = progress::hold(&mut tx, &self.shared.consumer, &self.owned);
+        if in_time("the partition cannot be held", holding).await?.is_none() {
+            return Ok(None);
+        }
+        let table = self.table();
+        let noted = in_time("a failed attempt cannot be noted", async {
+            let Some(row) = table.read(&mut tx, queue, 1).await?.into_iter().next() else {
+                return Ok(None);
+            };
+            let (offset, attempts) = (Offset::new(row.stored.offset), row.attempts + 1);
+            let state = self.next_state(cause, attempts);
+            table.postpone(&mut tx, offset, state, attempts, cause).await?;
+            Ok(Some(Head { offset, wait: state.wait() }))
+        });
+        let noted = noted.await?;
+        commit(tx).await?;
+        Ok(Some(noted))
     }
 
     async fn ready(&self) -> Result<Vec<Offset>, Error> {

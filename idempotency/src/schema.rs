@@ -42,6 +42,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0004_horizon.sql",
         sql: include_str!("../migrations/0004_horizon.sql"),
     },
+    Migration {
+        version: 5,
+        name: "0005_http_key.sql",
+        sql: include_str!("../migrations/0005_http_key.sql"),
+    },
 ];
 
 const MEND: &str =

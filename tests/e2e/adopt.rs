@@ -88,7 +88,9 @@ async fn a_slot_that_was_dropped_or_made_anew_is_adopted_with_what_is_lost() {
         }
 
         let lost = format!("what committed after {published} up to ");
-        adopts(&site, &accept_gap(&site), &[&lost]).await;
+        let refused = if make.is_empty() { "does not exist" } else { "the slot was flushed to" };
+        let refused = ["refused    before because ", refused];
+        adopts(&site, &accept_gap(&site), &[&lost, refused[0], refused[1]]).await;
         publish(&site, "after").await;
         let expected: &[&str] =
             if make.is_empty() { &["before", "after"] } else { &["before", "kept", "after"] };

@@ -128,8 +128,10 @@ async fn a_hang_up_takes_up_new_settings_and_keeps_the_old_where_they_are_wrong(
         (slot(&site.slot, "slto = 'x'\n"), "did you mean relay.slot?", 1),
         (slot("another", ""), "need a restart", 1),
         (slot(&site.slot, ""), "no setting has changed", 1),
-        (slot(&site.slot, "prefix = 'other'\n"), "new session", 2),
-        (slot(&site.slot, ""), "relay.prefix", 3),
+        (slot(&site.slot, "prefix = 'other'\n"), "need a restart", 1),
+        (slot(&site.slot, "[relay.tables]\n'public.none' = 'debezium'\n"), "there is no table", 1),
+        (slot(&site.slot, "delivery = 'at-least-once'\n"), "new session", 2),
+        (slot(&site.slot, ""), "relay.delivery", 3),
     ] {
         tempfile(&site.slot, &text);
         relay.signal(Signal::HUP);
@@ -140,6 +142,8 @@ async fn a_hang_up_takes_up_new_settings_and_keeps_the_old_where_they_are_wrong(
     crate::adopt::say(&site, "after all that").await;
     site.read_until(PUBLISH_MAX, |seen| seen.len() == 1).await;
     stop(&mut relay).await;
+    tempfile(&site.slot, &slot(&site.slot, "prefix = 'other'\n"));
+    refuses(&mut site.cdc_relay(&arguments), GAP, &["\"tailrace\"", "\"other\""]).await;
     std::fs::remove_file(file).expect("the file is there");
 }
 

@@ -19,7 +19,7 @@ const APPLY_MAX: Duration = Duration::from_secs(90);
 
 fn produce(brokers: &str, topic: &str, numbers: std::ops::Range<i64>) {
     let producer: BaseProducer =
-        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+        ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer is made");
     for number in numbers {
         let id = Uuid::now_v7().to_string();
         let headers = [("ce_id", id.as_str()), ("ce_type", "numbered.v1")]
@@ -29,9 +29,9 @@ fn produce(brokers: &str, topic: &str, numbers: std::ops::Range<i64>) {
             });
         let (key, payload) = (format!("key-{}", number % 7), format!(r#"{{"number":{number}}}"#));
         let record = BaseRecord::to(topic).key(&key).payload(&payload).headers(headers);
-        producer.send(record).map_err(|(error, _)| error).unwrap();
+        producer.send(record).map_err(|(error, _)| error).expect("the queue has room");
     }
-    producer.flush(APPLY_MAX).unwrap();
+    producer.flush(APPLY_MAX).expect("the broker takes the records");
 }
 
 async fn applied(pool: &PgPool, count: i64) {
@@ -39,8 +39,10 @@ async fn applied(pool: &PgPool, count: i64) {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         loop {
             tick.tick().await;
-            let found: i64 =
-                sqlx::query_scalar("SELECT count(*) FROM effect").fetch_one(pool).await.unwrap();
+            let found: i64 = sqlx::query_scalar("SELECT count(*) FROM effect")
+                .fetch_one(pool)
+                .await
+                .expect("the effects are counted");
             if found >= count {
                 return;
             }

@@ -4,7 +4,7 @@ use tests::Site;
 use tests::writers::Dice;
 
 use crate::complaint::refuses;
-use crate::run::{initialize, site};
+use crate::run::{LEAD_MAX, PUBLISH_MAX, initialize, site, stop};
 
 const GAP: i32 = 4;
 
@@ -39,6 +39,26 @@ async fn a_slot_that_something_else_made_is_a_gap() {
     site.on_slot("select pg_create_logical_replication_slot($1, 'pgoutput')").await;
 
     refused(&site, &[&site.slot, "no checkpoint"]).await;
+}
+
+#[tokio::test]
+async fn a_relay_id_that_was_copied_is_refused_and_fences_nobody() {
+    let leads = site("copied_id").await;
+    let mut relay = leads.cdc_relay(&leads.run_arguments());
+    relay.says("leading", LEAD_MAX).await;
+    let mut copy = site("copied_id_copy").await;
+    copy.relay_id.clone_from(&leads.relay_id);
+
+    let whose = [leads.slot.as_str(), leads.database.name(), "--relay-id"];
+    refuses(&mut copy.cdc_relay(&copy.run_arguments()), GAP, &whose).await;
+    refuses(&mut copy.cdc_relay(&copy.arguments(&["init"])), GAP, &whose).await;
+    let adopt = copy.arguments(&["adopt", "--accept-gap"]);
+    refuses(&mut copy.cdc_relay(&adopt), GAP, &[&whose[..], &["--take-over"]].concat()).await;
+
+    crate::adopt::say(&leads, "still").await;
+    leads.read_until(PUBLISH_MAX, |seen| seen.len() == 1).await;
+    stop(&mut relay).await;
+    assert_eq!(relay.log().matches("leading").count(), 1, "{}", relay.log());
 }
 
 async fn refused(site: &Site, named: &[&str]) {

@@ -7,7 +7,29 @@ use tailrace_stack::Stack;
 use tests::crash_point::CrashPoint;
 use tests::{Site, Variant};
 
-use crate::run::{LEAD_MAX, PUBLISH_MAX, node, site, stop};
+use crate::complaint::refuses;
+use crate::run::{LEAD_MAX, PUBLISH_MAX, initialize, node, site, stop};
+
+const SETTINGS: i32 = 2;
+
+/// A publication that was made before the journal does not have it: it is told before a row is
+/// lost, refused once one is, and mended by what is said.
+async fn left_out(site: &Site, connection: &mut PgConnection) {
+    initialize(site).await;
+    schema::install(connection).await.expect("the schema is installed");
+    journal::maintain(connection, &Retention::default()).await.expect("there are partitions");
+    let mut relay = site.cdc_relay(&site.run_arguments());
+    relay.says("its rows would not be published", LEAD_MAX).await;
+    let lost = Message::builder("t", "lost.v1").source("/orders").key("k").tombstone();
+    let outbox = Outbox::new(Store::Journal);
+    let lost = lost.build().expect("it keeps every rule");
+    outbox.write(connection, &lost).await.expect("a row is written");
+    let add = "ALTER PUBLICATION \"tailrace\" ADD TABLE \"tailrace\".outbox";
+    let named = ["no publication has it", add, "cdc-relay replay"];
+    refuses(&mut relay, SETTINGS, &named).await;
+    refuses(&mut site.cdc_relay(&site.run_arguments()), SETTINGS, &named).await;
+    connection.execute(add).await.expect("it is in");
+}
 
 /// Rows that are committed one by one.
 const ROWS: usize = 200;
@@ -16,6 +38,7 @@ const ROWS: usize = 200;
 async fn rows_of_the_journal_are_published_once_in_order_with_what_their_messages_say() {
     let site = site("journal").await;
     let mut connection = site.connect().await;
+    left_out(&site, &mut connection).await;
     schema::install(&mut connection).await.expect("the schema is installed");
     journal::maintain(&mut connection, &Retention::default()).await.expect("there are partitions");
     let outbox = Outbox::new(Store::Journal).slot(site.slot.clone());
@@ -24,7 +47,6 @@ async fn rows_of_the_journal_are_published_once_in_order_with_what_their_message
         let message = Message::builder(topic, "order.placed.v1").source("/orders").key("one key");
         message.subject("s").header("zone", "ä").header("a", number.to_string()).json(&number)
     };
-    // The relay's first start makes a publication that has the journal.
     let mut relay = site.relay(Variant::default());
     relay.says("leading", LEAD_MAX).await;
     outbox.check(&mut connection).await.expect("messages would arrive");

@@ -226,6 +226,24 @@ async fn a_table_that_the_publication_does_not_show_is_refused_with_the_statemen
         .await
         .expect("it is set");
 
+    // Taken out under a relay that leads, put in again, and then the publication dropped.
+    let mut relay = site.cdc_relay(&arguments);
+    relay.says("leading", LEAD_MAX).await;
+    connection.execute("ALTER PUBLICATION tailrace DROP TABLE outbox").await.expect("it is out");
+    let lost = "may not have been published";
+    refuses(&mut relay, SETTINGS, &["does not have table", add, "in the log after", lost]).await;
+    connection.execute(add).await.expect("it is in");
+    let mut relay = site.cdc_relay(&arguments);
+    relay.says(lost, LEAD_MAX).await;
+    relay.says("leading", LEAD_MAX).await;
+    connection.execute("DROP PUBLICATION tailrace").await.expect("it is dropped");
+    let again = "FOR TABLE \"public\".\"outbox\" WITH";
+    refuses(&mut relay, SETTINGS, &["does not exist", lost, again]).await;
+    refused(&arguments, &["does not exist", again]).await;
+    let init = [site.arguments(&["init"]), vec![format!("--table={MAPPING}")]].concat();
+    let mut init = site.cdc_relay(&init);
+    let status = init.ends(LEAD_MAX).await;
+    assert!(status.success() && init.log().contains("was missing and is made"), "{}", init.log());
     let mut relay = site.cdc_relay(&arguments);
     relay.says("leading", LEAD_MAX).await;
     stop(&mut relay).await;

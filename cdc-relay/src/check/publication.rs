@@ -6,7 +6,7 @@ use super::{Report, value};
 use crate::config::Config;
 use crate::error::Error;
 use crate::replication::{Client, Row, quote_identifier, quote_literal};
-use crate::setup;
+use crate::{publication, setup};
 
 /// Tables that are named in a line; of more the number is told.
 const NAMED_MAX: usize = 3;
@@ -22,7 +22,10 @@ pub(super) async fn check(
     match setup::has_publication(config, client).await {
         Err(error) if error.sqlstate().is_none() => report.error("publication", &error),
         Err(error) => return Err(error),
-        Ok(false) if slot_exists => report.error("publication", &setup::lost_publication(config)),
+        Ok(false) if slot_exists => {
+            let lost = setup::lost_publication(config, client).await;
+            report.error("publication", &lost);
+        }
         Ok(false) => missing(report, config, client, &journal).await?,
         Ok(true) => report.ok("publication", format!("{:?} exists", config.publication_name())),
     }
@@ -92,7 +95,7 @@ async fn tables(
     client: &mut Client,
     journal: &Journal,
 ) -> Result<(), Error> {
-    let publication = quote_literal(config.publication_name());
+    let publication_name = quote_literal(config.publication_name());
     let messages = messages(config);
     let sql = format!(
         "SELECT pg_catalog.format('%I.%I', t.schemaname, t.tablename), \
@@ -104,7 +107,7 @@ async fn tables(
          JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname \
          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename \
-         WHERE t.pubname = {publication}",
+         WHERE t.pubname = {publication_name}",
         quote_literal(config.outbox_schema()),
     );
     let rows = client.query(&sql).await?;
@@ -132,11 +135,17 @@ async fn tables(
         );
     }
     let published = rows.iter().any(|row| is(&row, 1));
-    if journal.exists
+    let unpublished = match journal.exists && !published {
+        true => publication::unpublished_journal(config, client).await?,
+        false => None,
+    };
+    if let Some(unpublished) = unpublished.filter(|unpublished| unpublished.has_rows) {
+        report.error("journal", &unpublished.error(config));
+    } else if journal.exists
         && !published
         && value(
             client,
-            &format!("SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = {publication}"),
+            &format!("SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = {publication_name}"),
         )
         .await?
         .is_some()

@@ -51,15 +51,39 @@ pub(super) async fn check(
         // Asked anew: a relay that runs may have gone on since the checkpoint was read.
         let server = source::identify(client).await?;
         let switched = |timeline| resume::left_at(&history, timeline);
-        match resume::resume(&server, &slot, stored, switched) {
-            Ok(_) => report.ok("checkpoint", "slot, checkpoint and server belong together"),
+        let prefix = config.published_prefix();
+        let resumed = resume::resume(&server, &slot, stored, switched);
+        match resumed.and_then(|_| resume::same_prefix(stored, prefix)) {
+            Ok(()) => report.ok("checkpoint", "slot, checkpoint and server belong together"),
             Err(error) => report.error("checkpoint", &error),
         }
     }
+    reader(report, config, client).await?;
     if client.server_version() >= 170_000 {
         failover(report, name, client).await?;
     }
     Ok(true)
+}
+
+/// Who reads from the slot, as far as the role may see it.
+async fn reader(report: &mut Report, config: &Config, client: &mut Client) -> Result<(), Error> {
+    let sql = format!(
+        "SELECT s.active_pid, a.application_name FROM pg_catalog.pg_replication_slots s \
+         JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+         WHERE s.slot_name = {} AND a.backend_type IS NOT NULL",
+        quote_literal(config.slot_name())
+    );
+    let rows = client.query(&sql).await?;
+    let Some(row) = rows.first() else { return Ok(()) };
+    let (pid, name) = (row.get(0).unwrap_or_default(), row.get(1).unwrap_or_default());
+    if name != config.endpoint()?.application_name() {
+        report.warn(
+            "slot_reader",
+            format!("backend {pid} ({name:?}) reads from the slot, and is no relay by its name"),
+            "see what it is: while it reads no relay leads, and what it takes is a gap",
+        );
+    }
+    Ok(())
 }
 
 fn missing(report: &mut Report, config: &Config, server: &Server, stored: Option<&Stored>) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Bounds, Level, check};
 use crate::config::Config;
+use crate::replication::{Client, Large};
 use site::{Case, Site, strict};
 use tokio_postgres::NoTls;
 
@@ -46,6 +47,17 @@ async fn a_fresh_database_and_broker_need_nothing_to_be_mended() {
         let found = found.unwrap_or_else(|| panic!("{name} is not in\n{}", report.text()));
         assert_eq!(found.level, Level::Ok, "{name}: {}", report.text());
     }
+    // Whatever else reads from the slot is told.
+    let stranger = site.config_with("application_name=somebody").endpoint().unwrap();
+    let stranger = Client::connect(&stranger).await.unwrap();
+    let reads = stranger.start_replication(&site.slot, "tailrace", Large::AtCommit).await.unwrap();
+    site.finds(&site.config(), strict(), ("slot_reader", Level::Warn, "somebody")).await;
+    site.run(
+        "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots \
+         WHERE slot_name = '{slot}'",
+    )
+    .await;
+    drop(reads);
     let json = report.json();
     assert_eq!(json["level"], "warn");
     assert_eq!(json["findings"].as_array().unwrap().len(), report.findings.len());

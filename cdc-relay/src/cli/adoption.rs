@@ -4,16 +4,27 @@ use std::fmt::Write as _;
 
 use clap::Args;
 
-use crate::adopt::{self, Adoption, Consent, Span};
+use crate::adopt::{self, Adoption, Consent, Span, Terms};
 use crate::config::Config;
 use crate::config::measure::show_size;
 use crate::error::Error;
 use crate::sink::Kafka;
 
+/// On which terms to adopt.
+#[derive(Args)]
+pub(super) struct Way {
+    #[command(flatten)]
+    given: Given,
+    /// The checkpoint is another slot's or database's, whose relay is stopped for good: go on in
+    /// its place
+    #[arg(long)]
+    take_over: bool,
+}
+
 /// Which consent is given: one has to be.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
-pub(super) struct Way {
+struct Given {
     /// Whatever is missing is known and accepted: the slot was dropped, made anew or advanced, the
     /// checkpoint was lost, the database was restored or moved, a failover lost commits
     #[arg(long)]
@@ -25,17 +36,18 @@ pub(super) struct Way {
 }
 
 impl Way {
-    pub(super) fn consent(&self) -> Consent {
-        match self.upgraded {
+    pub(super) fn terms(&self) -> Terms {
+        let consent = match self.given.upgraded {
             true => Consent::Upgraded,
             false => Consent::AcceptGap,
-        }
+        };
+        Terms { consent, take_over: self.take_over }
     }
 }
 
 /// Adopts, and answers with what that came to.
-pub(super) async fn adopt(config: &Config, consent: Consent) -> Result<String, Error> {
-    let adoption = adopt::adopt(config, &Kafka::of(config), consent).await?;
+pub(super) async fn adopt(config: &Config, terms: Terms) -> Result<String, Error> {
+    let adoption = adopt::adopt(config, &Kafka::of(config), terms).await?;
     Ok(match adoption {
         Some(adoption) => describe(&adoption),
         None => "nothing to adopt: a relay can go on, or begin, as it is\n".to_owned(),
@@ -43,7 +55,7 @@ pub(super) async fn adopt(config: &Config, consent: Consent) -> Result<String, E
 }
 
 fn describe(adoption: &Adoption) -> String {
-    let Adoption { source, progress, reason, before, gap } = adoption;
+    let Adoption { source, progress, reason, before, gap, former_prefix } = adoption;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         // A string takes any text.
@@ -71,6 +83,10 @@ fn describe(adoption: &Adoption) -> String {
             lost => format!("what committed {}", span(lost)),
         },
     );
+    if let Some(prefix) = former_prefix {
+        let after = progress.flush_lsn;
+        line("unread", format!("messages with the prefix {prefix:?} that committed after {after}"));
+    }
     if gap.twice != Span::Nothing {
         line("twice", format!("perhaps what committed {}, with the ids it had", span(gap.twice)));
     }

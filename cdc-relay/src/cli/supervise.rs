@@ -7,10 +7,14 @@ use tokio::sync::oneshot;
 
 use super::http;
 use super::sources::Sources;
+use crate::config::Config;
 use crate::config::layers::Settings;
 use crate::error::{Error, Kind};
 use crate::relay::Relay;
+use crate::replication::Client;
+use crate::sink::{Connect, Kafka};
 use crate::status::Status;
+use crate::{setup, source};
 
 /// Runs until SIGTERM, SIGINT or an error.
 pub(super) async fn supervise(sources: Sources, mut settings: Settings) -> Result<(), Error> {
@@ -86,15 +90,31 @@ impl Signals {
                 _ = self.interrupt.recv() => return None,
                 _ = self.hang_up.recv() => {}
             }
-            if let Some(next) = reload(sources, settings) {
-                return Some(next);
+            let Some((next, changed)) = reload(sources, settings) else { continue };
+            let tried = tokio::select! {
+                _ = self.terminate.recv() => return None,
+                _ = self.interrupt.recv() => return None,
+                tried = Box::pin(try_out(&next.config)) => tried,
+            };
+            match tried {
+                Ok(()) => {
+                    tracing::info!(?changed, "reloaded: a new session takes these settings up");
+                    return Some(next);
+                }
+                Err(error) => tracing::error!(
+                    %error,
+                    source = ?std::error::Error::source(&error),
+                    mend = error.mend(),
+                    ?changed,
+                    "not reloaded: with these settings a relay could not lead"
+                ),
             }
         }
     }
 }
 
 /// The settings as they are now, where that can be taken up.
-fn reload(sources: &Sources, settings: &Settings) -> Option<Settings> {
+fn reload(sources: &Sources, settings: &Settings) -> Option<(Settings, Vec<String>)> {
     let next = match sources.read() {
         Ok(next) => next,
         Err(error) => {
@@ -111,6 +131,22 @@ fn reload(sources: &Sources, settings: &Settings) -> Option<Settings> {
         tracing::info!("reloaded: no setting has changed");
         return None;
     }
-    tracing::info!(?changed, "reloaded: a new session takes these settings up");
-    Some(next)
+    Some((next, changed))
+}
+
+/// Asks both servers what a relay asks them before it leads, beside the one that does: settings
+/// that they refuse must not end it.
+async fn try_out(config: &Config) -> Result<(), Error> {
+    config.validate()?;
+    config.check_spool()?;
+    let mut client = Client::connect(&config.endpoint()?).await?;
+    let server = source::identify(&mut client).await?;
+    let relay_id = config.relay_id_for(&server.system_identifier, &server.database)?;
+    if let Some(slot) = source::slot(&mut client, config.slot_name()).await? {
+        slot.check(&server)?;
+        if !setup::has_publication(config, &mut client).await? {
+            return Err(setup::lost_publication(config, &mut client).await);
+        }
+    }
+    Kafka::of(config).connect(&relay_id).await.map(drop)
 }

@@ -210,8 +210,8 @@ impl Merging {
 
 /// Settings that say which relay this is, another value being another relay, and where its process
 /// answers, which holds for all of its life.
-const IDENTITY: [&str; 5] =
-    ["relay.id", "relay.slot", "http.address", "http.token", "http.token_file"];
+const IDENTITY: [&str; 6] =
+    ["relay.id", "relay.slot", "relay.prefix", "http.address", "http.token", "http.token_file"];
 
 impl Settings {
     /// The keys whose values differ, those of the relay's identity first.

@@ -7,7 +7,7 @@ use super::kafka::{Entry, Kafka, PerTurn, Request};
 use super::rule::Broken;
 use super::wal::Event;
 use super::{Relays, State, TURNS, encoded, now, server, slot, source};
-use crate::checkpoint::{Checkpoint, Intent, Published, Stored};
+use crate::checkpoint::{Checkpoint, Intent, Published, Reads, Stored};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::progress::{Progress, Verdict};
@@ -421,7 +421,11 @@ impl Session {
     /// What the checkpoint topic holds, by way of its bytes.
     fn stored(&self) -> Result<Stored, Error> {
         let (checkpoint, has_intent) = self.read;
-        let checkpoint = checkpoint.map(|progress| Checkpoint { source: source(), progress });
+        let checkpoint = checkpoint.map(|progress| Checkpoint {
+            source: source(),
+            progress,
+            reads: Reads::default(),
+        });
         Stored::read(&encoded(checkpoint, has_intent.then(|| Intent { source: source() })))
     }
 

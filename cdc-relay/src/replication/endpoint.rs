@@ -138,7 +138,7 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn application_name(&self) -> &str {
+    pub(crate) fn application_name(&self) -> &str {
         &self.application_name
     }
 

@@ -233,7 +233,8 @@ impl Login<'_> {
 
 async fn password(endpoint: &Endpoint) -> Result<Vec<u8>, Error> {
     match endpoint.password_source() {
-        Some(source) => source.read().await,
+        // Before the log-in as a whole is given up: the server has no part in this wait.
+        Some(source) => source.read(endpoint.connect_timeout() * 4 / 5).await,
         None => Err(refused(endpoint, "asks for a password and none is given")
             .hint("put it into the database url: postgres://user:password@host:port/database")),
     }

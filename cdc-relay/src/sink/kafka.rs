@@ -1,9 +1,11 @@
 //! Kafka, in the delivery mode of choice.
 
 use super::at_least_once::AtLeastOnce;
+use super::checkpoint_topic;
 use super::cluster::Cluster;
 use super::exactly_once::ExactlyOnce;
 use super::{Connect, Obstacle, Saved, Sink};
+use crate::checkpoint;
 use crate::config::{Config, Delivery, NewTopics};
 use crate::error::Error;
 use crate::record::Record;
@@ -42,6 +44,12 @@ impl Connect for Kafka {
                 AtLeastOnce::connect(cluster, relay_id, slot, new_topics).await?,
             )),
         }))
+    }
+
+    async fn saved(&self, relay_id: &str) -> Result<Option<Saved>, Error> {
+        let (cluster, topic) = (self.cluster.clone(), checkpoint::topic(relay_id));
+        let peek = move || checkpoint_topic::peek(&cluster, &topic);
+        tokio::task::spawn_blocking(peek).await.expect("reading does not panic")
     }
 }
 

@@ -1,5 +1,6 @@
 //! The real `tailrace` on a real Postgres.
 
 mod command;
+mod inbox;
 mod outbox;
 mod settings;

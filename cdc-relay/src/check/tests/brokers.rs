@@ -5,6 +5,7 @@ use tailrace_stack::{Needs, Stack};
 use super::site::{Site, strict};
 use crate::check::{Bounds, Level, check};
 use crate::checkpoint::topic;
+use crate::config::Config;
 
 #[tokio::test]
 async fn what_is_amiss_with_topics_is_found() {
@@ -76,6 +77,16 @@ async fn a_cluster_that_can_lose_records_is_told_from_one_that_can_not() {
     let entry = br#"{"version":1,"partitions":1,"relay_version":"0"}"#;
     site.save(&format!("partitions:{}", site.slot), entry).await;
     site.finds(&config, strict(), ("topics", Level::Warn, "unclean.leader.election")).await;
+
+    // A slot without a checkpoint is nothing to be told of where that can not be asked for.
+    site.run("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')").await;
+    let away = Config::new(site.url(), "127.0.0.1:1").slot(&site.slot);
+    let report = site.finds(&away, strict(), ("checkpoint", Level::Warn, "not known")).await;
+    assert!(
+        report.text().contains("fail kafka") && !report.text().contains("adopt"),
+        "{}",
+        report.text()
+    );
 
     drop(stack);
     let report = check(&site.config(), Bounds::default()).await;

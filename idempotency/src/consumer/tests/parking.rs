@@ -499,3 +499,28 @@ async fn a_process_that_ends_within_a_replay_leaves_the_message_to_the_next_owne
     assert_eq!((bed.count(EFFECTS).await, bed.count(PARKED).await), (3, 0));
     assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_the_database_that_one_message_always_meets_holds_back_its_key_alone() {
+    async fn locked(cx: Cx<'_>, message: Numbered) -> Result<Outcome, BoxError> {
+        if message.number == 2 {
+            sqlx::query("DO $$ BEGIN RAISE EXCEPTION 'planted' USING ERRCODE = '55P03'; END $$")
+                .execute(&mut *cx.conn)
+                .await?;
+        }
+        effect(cx, message).await
+    }
+    let bed = bed("parking_locked").await;
+    let topic = bed.topic("parking_locked", 1).await;
+    produce(bed.brokers(), &topic, &records(8, 4));
+
+    let config = config(&bed, &topic).retry_for(Duration::from_millis(300)).attempts_max(3);
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", locked));
+    let stuck =
+        "SELECT count(*) FROM tailrace.parked_message WHERE state = 'stuck' AND attempts = 3";
+    until(async || bed.count(stuck).await == 1 && bed.count(EFFECTS).await == 6).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.parked), (6, 2));
+    assert_eq!(bed.count("SELECT count(*) FROM effect WHERE key = 'key-2'").await, 0);
+}
