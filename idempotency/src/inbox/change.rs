@@ -219,6 +219,12 @@ pub async fn edit(
         return Err(Error::new(Kind::Conflict, text)
             .mended_by("edit a message that is stuck, or a dead letter"));
     }
+    if entry.is_prepared {
+        let text =
+            format!("{}: its call is prepared already, and made with what is stored", entry.place);
+        return Err(Error::new(Kind::Conflict, text)
+            .mended_by("retry it as it is, or discard it and edit the dead letter"));
+    }
     let mut tx = conn.begin().await.map_err(unchanged)?;
     let edited = match &entry.place {
         Place::Parked { .. } => sqlx::query(

@@ -102,6 +102,8 @@ pub struct Entry {
     pub behind: u64,
     /// How often a person has retried it.
     pub hand_retries: u32,
+    /// Whether what its call is made with is stored already.
+    pub is_prepared: bool,
 }
 
 impl fmt::Debug for Entry {
@@ -118,7 +120,7 @@ impl fmt::Debug for Entry {
 
 // Messages without a key park singly. Keys are compared by their hash first, as the index has them.
 const COLUMNS: &str = r#"SELECT id, consumer, topic, partition, "offset", key, message_id, message_type, header_names,
-    header_values, state, reason, detail, attempts, octet_length(payload) AS payload_bytes,
+    header_values, state, is_prepared, reason, detail, attempts, octet_length(payload) AS payload_bytes,
     extract(epoch FROM now() - since)::float8 AS age, extract(epoch FROM retry_at - now())::float8 AS retry_in,
     extract(epoch FROM written_at)::float8 AS written_at,
     NOT EXISTS (SELECT FROM tailrace.parked_message AS other
@@ -268,6 +270,7 @@ fn read(row: &PgRow) -> Result<Entry, sqlx::Error> {
         payload: row.try_get("payload")?,
         is_first: row.try_get("is_first")?,
         behind: u64::try_from(behind).unwrap_or_default(),
+        is_prepared: row.try_get("is_prepared")?,
         hand_retries: u32::try_from(hand_retries).unwrap_or(u32::MAX),
     })
 }

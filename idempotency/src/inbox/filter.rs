@@ -106,11 +106,12 @@ impl Filter {
 /// Parked messages and dead letters in the same columns.
 const ROWS: &str = r#"
     SELECT NULL::bigint AS id, consumer, topic, partition, "offset", key, message_id, message_type, payload,
-           header_names, header_values, written_at, state, reason, detail, attempts, parked_at AS since, retry_at
+           header_names, header_values, written_at, state, reason, detail, attempts, parked_at AS since, retry_at,
+           intent IS NOT NULL AS is_prepared
     FROM tailrace.parked_message
     UNION ALL
     SELECT id, consumer, topic, partition, "offset", key, message_id, message_type, payload,
-           header_names, header_values, written_at, 'dead', reason, detail, attempts, dead_at, NULL
+           header_names, header_values, written_at, 'dead', reason, detail, attempts, dead_at, NULL, false
     FROM tailrace.dead_letter"#;
 
 const FITS: &str = "($1::text IS NULL OR consumer = $1) AND ($2::text IS NULL OR topic = $2)

@@ -12,6 +12,7 @@ use super::*;
 use crate::breaker::Breaker;
 use crate::call::{Answer, CallCx};
 use crate::circuit::{BreakerState, SlidingWindow};
+use crate::inbox;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -243,6 +244,57 @@ async fn a_shutdown_waits_for_the_calls_that_are_being_made_and_records_them() {
     assert!(applied >= 3, "{report:?}");
     assert_eq!(provider.asked().len(), provider.effects().len());
     assert_eq!((bed.count(EFFECTS).await, bed.count(CALLING).await), (applied, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_may_give_up_what_an_open_breaker_holds_back_and_not_what_is_being_called() {
+    let bed = called_bed("calls_person").await;
+    let topic = bed.topic("calls_person", 1).await;
+    let provider = Provider::start(Mode::Fails).await;
+    let breaker = Breaker::new()
+        .minimum_number_of_calls(1)
+        .permitted_number_of_calls_in_half_open_state(1)
+        .wait_duration_in_open_state(DEADLINE * 10);
+    produce(bed.brokers(), &topic, &records(2, 2));
+    let person = inbox::By::new("anna");
+    let entry = async |offset| {
+        let (consumer, topic) = (topic.clone(), topic.clone());
+        let place = inbox::Place::Parked { consumer, topic, partition: 0, offset };
+        inbox::get(&mut bed.pool.acquire().await.unwrap(), &place).await.unwrap()
+    };
+
+    let consumer = |breaker: &Breaker| {
+        let call = Call::new(prepare, charge, record).breaker(breaker.clone());
+        Consumer::new(paying(&bed, &topic, &provider).calls_max(1).attempts_max(1))
+            .topic(&topic)
+            .on_call("numbered.v1", call)
+    };
+    let running = start(consumer(&breaker));
+    until(async || breaker.state() == BreakerState::Open && bed.count(CALLING).await == 0).await;
+    let (failed, held_back) = (entry(0).await, entry(1).await);
+    assert_eq!((failed.state, failed.attempts), (inbox::State::Stuck, 1));
+    assert_eq!((held_back.state, held_back.attempts), (inbox::State::Waiting, 0));
+
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let edited = inbox::edit(&mut conn, &failed, b"{}", &person).await.unwrap_err();
+    inbox::discard(&mut conn, &held_back, &person).await.unwrap();
+    until(async || running.counters.report().dead_lettered == 1).await;
+    running.stop().await.unwrap();
+    assert_eq!(edited.kind(), Kind::Conflict);
+    assert!(edited.to_string().contains("prepared already"), "{edited}");
+
+    provider.mode.send_replace(Mode::Holds);
+    inbox::retry(&mut conn, &failed, 3, &person).await.unwrap();
+    let running = start(consumer(&Breaker::new()));
+    until(async || provider.effects().len() == 1).await;
+    let called = entry(0).await;
+    let refused = inbox::discard(&mut conn, &called, &person).await.unwrap_err();
+    provider.mode.send_replace(Mode::Well);
+    running.applied(1).await;
+    running.stop().await.unwrap();
+
+    assert_eq!((called.state, refused.kind()), (inbox::State::Calling, Kind::Conflict));
+    assert_eq!((bed.count(EFFECTS).await, bed.count(PARKED).await), (1, 0));
 }
 
 /// Says how steps end by the number of their message; each of these ways once.
