@@ -92,9 +92,9 @@ pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
 pub mod http_key;
-pub mod inbox;
 #[cfg(feature = "kafka")]
 mod id_source;
+pub mod inbox;
 #[cfg(feature = "kafka")]
 mod intake;
 #[cfg(feature = "kafka")]
