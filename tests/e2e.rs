@@ -14,6 +14,8 @@ mod commands;
 mod complaint;
 #[path = "e2e/consumer_zombie.rs"]
 mod consumer_zombie;
+#[path = "e2e/dead_letters.rs"]
+mod dead_letters;
 #[path = "e2e/delivery.rs"]
 mod delivery;
 #[path = "e2e/endpoints.rs"]

@@ -158,15 +158,18 @@ fn may_take(
     terms: Terms,
 ) -> Result<(), Error> {
     let Here { server, slot, found } = *here;
-    let Some(checkpoint) = stored.checkpoint.as_ref().filter(|_| !terms.take_over) else {
-        return Ok(());
-    };
-    let source = &checkpoint.source;
+    let checkpoint = stored.checkpoint.as_ref();
+    // A relay that was initialised and has not led yet is one too.
+    let intent = stored.intent.as_ref().map(|intent| &intent.source);
+    let source = checkpoint.map(|checkpoint| &checkpoint.source).or(intent);
+    let Some(source) = source.filter(|_| !terms.take_over) else { return Ok(()) };
     let Err(differs) = resume::belongs(source, server, slot) else { return Ok(()) };
     let same_place = source.slot == slot && source.database == server.database;
     let at_work = age.is_some_and(|age| age < MOVES_WITHIN) && terms.consent == Consent::AcceptGap;
-    let renamed = found.and_then(|slot| slot.confirmed_flush).is_some_and(|confirmed| {
-        source.slot == slot && is_renamed(source, checkpoint.progress.flush_lsn, server, confirmed)
+    let published = checkpoint.map(|checkpoint| checkpoint.progress.flush_lsn);
+    let confirmed = found.and_then(|slot| slot.confirmed_flush);
+    let renamed = published.zip(confirmed).is_some_and(|(published, confirmed)| {
+        source.slot == slot && is_renamed(source, published, server, confirmed)
     });
     if renamed || (same_place && !at_work) {
         return Ok(());

@@ -23,7 +23,7 @@ pub(crate) struct Checkpoint {
     pub(crate) reads: Reads,
 }
 
-/// What a relay takes for messages, as far as it was written down: releases before 0.1 did not.
+/// What a relay takes for messages, as far as it was written down: at first it was not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reads {
     /// The prefix of logical messages.

@@ -4,24 +4,35 @@
 //! goes to a topic of its own, in the place and the transaction where the message would have been,
 //! with the headers named here added to those of the message.
 
+use std::time::SystemTime;
+
 use tailrace_outbox::frame::Frame;
 
+use crate::error::Kind;
 use crate::position::Place;
+use crate::record::Unpublishable;
 
-/// Why the message can not be published.
-pub(crate) const REASON: &str = "dead_letter_reason";
-/// The message's place in the source: `commit LSN:ordinal`.
-pub(crate) const PLACE: &str = "dead_letter_place";
+/// Why the message can not be published, as a code: `undecodable` or `rejected`.
+const REASON: &str = "tailrace-dead-reason";
+/// The same in words, without any of the payload.
+const DETAIL: &str = "tailrace-dead-detail";
+/// The relay.
+const COMPONENT: &str = "tailrace-dead-component";
+/// How often it was tried.
+const ATTEMPTS: &str = "tailrace-dead-attempts";
+/// When it was given up: RFC 3339, UTC.
+const AT: &str = "tailrace-dead-at";
 /// The topic that it was for.
-pub(crate) const TOPIC: &str = "dead_letter_topic";
+const TOPIC: &str = "tailrace-dead-topic";
+/// Its place in the source: `commit LSN:ordinal`.
+const PLACE: &str = "tailrace-dead-place";
 /// When it was written, in milliseconds since the Unix epoch.
-pub(crate) const TIMESTAMP: &str = "dead_letter_timestamp_ms";
+const TIMESTAMP: &str = "tailrace-dead-timestamp-ms";
 /// The bytes of its payload, or of the whole where that is no frame.
-pub(crate) const BYTES: &str = "dead_letter_bytes";
-
+const BYTES: &str = "tailrace-dead-bytes";
 /// What of the message the letter does not have, for it would be longer than a record may be;
 /// absent where it has all of it.
-pub(crate) const LEFT_OUT: &str = "dead_letter_left_out";
+const LEFT_OUT: &str = "tailrace-dead-left-out";
 
 /// The longest message that a letter has in full: what a producer of the relay hands over, less
 /// room for headers.
@@ -78,21 +89,33 @@ pub(crate) fn topic(relay_id: &str) -> String {
     format!("tailrace.dead-letter.{relay_id}")
 }
 
-/// The headers that a dead letter has beside those of its message, of which so many bytes were not
-/// read.
-pub(crate) fn headers(
-    content: &[u8],
-    unread: usize,
-    place: Place,
-    why: &str,
-) -> Vec<(&'static str, String)> {
-    let mut headers = vec![(REASON, bounded(why).to_owned()), (PLACE, place.to_string())];
+/// What a dead letter tells beside what its message was.
+pub(crate) struct Cause<'a> {
+    pub(crate) relay_id: &'a str,
+    pub(crate) place: Place,
+    pub(crate) at: SystemTime,
+    pub(crate) why: &'a Unpublishable,
+}
+
+/// The headers that a dead letter has beside those of its message. The consumer's have the same
+/// names, as the wire contract has them.
+pub(crate) fn headers(content: &[u8], cause: &Cause<'_>) -> Vec<(&'static str, String)> {
+    let Cause { relay_id, place, at, why: Unpublishable { kind, why, unread } } = cause;
+    let reason = if *kind == Kind::Malformed { "undecodable" } else { "rejected" };
+    let mut headers = vec![
+        (REASON, reason.to_owned()),
+        (DETAIL, bounded(why).to_owned()),
+        (COMPONENT, (*relay_id).to_owned()),
+        (ATTEMPTS, "1".to_owned()),
+        (AT, humantime::format_rfc3339_micros(*at).to_string()),
+        (PLACE, place.to_string()),
+    ];
     if let Ok(frame) = Frame::decode(content) {
         headers.push((TOPIC, bounded(frame.topic()).to_owned()));
         headers.push((TIMESTAMP, frame.time_micros().div_euclid(1_000).to_string()));
     }
     headers.push((BYTES, (payload_bytes(content) + unread).to_string()));
-    if let Some(left_out) = Kept::of(content, unread).left_out() {
+    if let Some(left_out) = Kept::of(content, *unread).left_out() {
         headers.push((LEFT_OUT, left_out.to_owned()));
     }
     headers
@@ -100,13 +123,15 @@ pub(crate) fn headers(
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use tailrace_outbox::frame::{Parts, encode_parts};
     use uuid::Uuid;
 
-    use super::{BYTES_MAX, Kept, headers};
+    use super::{BYTES_MAX, Cause, Kept, headers};
     use crate::lsn::Lsn;
     use crate::position::{Ordinal, Place};
-    use crate::record::Record;
+    use crate::record::{Record, Unpublishable};
 
     fn frame(topic: &str, key: usize, payload: usize) -> Vec<u8> {
         let (key, payload) = (vec![b'k'; key], vec![b'p'; payload]);
@@ -138,7 +163,9 @@ mod tests {
             (frame("t", BYTES_MAX, 1), 0, Kept::Nothing, Some("payload, key and headers"), 1),
             (frame(&long, 1, 1), 0, Kept::Nothing, Some("payload, key and headers"), 1),
         ] {
-            let letter = headers(&content, unread, place, &long);
+            let why = Unpublishable { unread, ..Unpublishable::rejected(long.clone()) };
+            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+            let letter = headers(&content, &Cause { relay_id: "r", place, at, why: &why });
 
             let record = Record::dead_letter("d", &content, unread, "s", &letter, 0);
 
@@ -146,8 +173,10 @@ mod tests {
             assert!(record.size() < BYTES_MAX + 4_096, "{} {kept:?}", record.size());
             let header = |name: &str| letter.iter().find(|(found, _)| *found == name);
             let value = |name: &str| header(name).map(|(_, value)| value.as_str());
-            assert_eq!(value("dead_letter_left_out"), left_out);
-            assert_eq!(value("dead_letter_bytes"), Some(&*bytes.to_string()));
+            assert_eq!(value("tailrace-dead-left-out"), left_out);
+            assert_eq!(value("tailrace-dead-reason"), Some("rejected"));
+            assert_eq!(value("tailrace-dead-at"), Some("1970-01-01T00:00:01.500000Z"));
+            assert_eq!(value("tailrace-dead-bytes"), Some(&*bytes.to_string()));
             // A null value would be a tombstone.
             assert_eq!(record.value().map(<[u8]>::is_empty), Some(kept != Kept::All));
             assert_eq!(record.key().is_some(), kept != Kept::Nothing && content[..2] == *b"TR");

@@ -202,8 +202,9 @@ fn publish(content: &[u8]) {
         Ok(frame) => size(&Record::new(frame, "relay:1")),
         Err(unpublishable) => {
             let place = Place { commit_lsn: Lsn(7), ordinal: Ordinal(0) };
-            let letter =
-                dead_letter::headers(content, unpublishable.unread, place, &unpublishable.why);
+            let at = std::time::SystemTime::UNIX_EPOCH;
+            let cause = dead_letter::Cause { relay_id: "relay", place, at, why: &unpublishable };
+            let letter = dead_letter::headers(content, &cause);
             size(&Record::dead_letter("letters", content, 0, "relay:1", &letter, 0));
         }
     }

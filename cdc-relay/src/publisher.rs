@@ -418,7 +418,11 @@ impl<S: Sink> Publisher<'_, S> {
         let topic = self.dead_letter_topic.clone();
         let mut sequence = std::mem::take(&mut self.sequence);
         record::write_sequence(&mut sequence, &self.relay_id, &position);
-        let letter = dead_letter::headers(content, unread, place, &why);
+        let why = Unpublishable { kind, why, unread };
+        let at = SystemTime::now();
+        let cause = dead_letter::Cause { relay_id: &self.relay_id, place, at, why: &why };
+        let letter = dead_letter::headers(content, &cause);
+        let Unpublishable { why, .. } = why;
         let now_ms = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
         let record = Record::dead_letter(&topic, content, unread, &sequence, &letter, now_ms);
         let refused = self.produce(&record, position, change_lsn, now).await?;

@@ -42,6 +42,11 @@ pub(crate) async fn create(
         return Err(Error::new(Kind::Config, text)
             .hint("run cdc-relay init, or leave out --no-init to let the relay create it"));
     }
+    // Asked once more before anybody is fenced: to connect has taken time, and who has made the slot
+    // meanwhile may lead.
+    if source::slot(client, config.slot_name()).await?.is_some() {
+        return Ok(());
+    }
     // Of several relays at their first start the last to come here fences the others.
     let stored = Stored::read(&sink.take_over().await?)?;
     // Another relay may have created it since this one looked: then it leads, or this one will.

@@ -62,12 +62,16 @@ async fn a_message_that_can_not_be_published_becomes_a_dead_letter_and_holds_not
     assert_eq!(letters.len(), bad.len(), "{letters:?}");
     for (bytes, [_, why]) in &bad {
         let letter =
-            letters.iter().find(|letter| letter.header("dead_letter_reason").contains(why));
+            letters.iter().find(|letter| letter.header("tailrace-dead-detail").contains(why));
         let letter = letter.unwrap_or_else(|| panic!("{why:?} in {letters:?}"));
         assert!(letter.header("ce_sequence").starts_with(&site.relay_id));
+        assert!(["undecodable", "rejected"].contains(&letter.header("tailrace-dead-reason")));
+        assert_eq!(letter.header("tailrace-dead-component"), site.relay_id);
+        assert_eq!(letter.header("tailrace-dead-attempts"), "1");
+        assert!(letter.header("tailrace-dead-at").ends_with('Z'), "{letter:?}");
         let value = letter.value.as_deref().expect("its bytes are kept");
         assert!(bytes.ends_with(value), "the payload, or the whole where that is no frame");
-        assert_eq!(letter.header("dead_letter_bytes"), value.len().to_string());
+        assert_eq!(letter.header("tailrace-dead-bytes"), value.len().to_string());
     }
 }
 
@@ -102,7 +106,7 @@ async fn a_record_that_the_brokers_refuse_is_found_and_becomes_a_dead_letter() {
     assert!(relay.log().contains("looking for the message"), "{}", relay.log());
     site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
     let letters = site.read_to_end().await;
-    let bytes: Vec<_> = letters.iter().map(|letter| letter.header("dead_letter_bytes")).collect();
+    let bytes: Vec<_> = letters.iter().map(|letter| letter.header("tailrace-dead-bytes")).collect();
     assert_eq!(bytes, ["40000", "40000"]);
 }
 
@@ -143,15 +147,15 @@ async fn a_message_too_large_to_be_received_becomes_a_dead_letter_and_is_not_kep
     site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
     let letters = site.read_to_end().await;
     let unread =
-        |letter: &&Seen| letter.header("dead_letter_reason").contains("longer than 32 MiB");
+        |letter: &&Seen| letter.header("tailrace-dead-detail").contains("longer than 32 MiB");
     let (unread, rest): (Vec<_>, Vec<_>) = letters.iter().partition(unread);
     let ([letter], [bare]) = (&*unread, &*rest) else { panic!("{letters:?}") };
-    assert_eq!(letter.header("dead_letter_left_out"), "payload");
+    assert_eq!(letter.header("tailrace-dead-left-out"), "payload");
     assert_eq!(letter.value.as_deref(), Some(&b""[..]), "it is no tombstone");
-    assert_eq!(bare.header("dead_letter_left_out"), "payload, key and headers");
-    assert_eq!((bare.key.as_deref(), bare.header("dead_letter_topic")), (None, &*topic));
+    assert_eq!(bare.header("tailrace-dead-left-out"), "payload, key and headers");
+    assert_eq!((bare.key.as_deref(), bare.header("tailrace-dead-topic")), (None, topic));
     assert!(relay.log().contains("without its payload"), "{}", relay.log());
-    assert_eq!(letter.header("dead_letter_bytes"), BYTES.to_string());
+    assert_eq!(letter.header("tailrace-dead-bytes"), BYTES.to_string());
     assert_eq!(letter.header("ce_type"), "t.v1");
     assert_eq!(letter.key.as_deref(), Some(&b"order-7"[..]));
 }

@@ -126,7 +126,10 @@ async fn in_a_database_without_an_encoding_text_that_is_not_utf_8_costs_a_dead_l
     stop(&mut relay).await;
 
     for letter in letters {
-        assert!(letter.header("dead_letter_reason").contains("source is not UTF-8"), "{letter:?}");
+        assert!(
+            letter.header("tailrace-dead-detail").contains("source is not UTF-8"),
+            "{letter:?}"
+        );
         let value = String::from_utf8(letter.value.expect("it has one")).expect("it is text");
         assert!(value.contains("2f78feff"), "{value}");
     }

@@ -74,7 +74,7 @@ fn topics(site: &Site) -> [String; 2] {
 #[track_caller]
 fn is_for_lack_of_a_right(letters: &[Seen], lacks: &str) {
     let last = letters.last().expect("there are some");
-    assert!(last.header("dead_letter_reason").contains(lacks), "{last:?}");
+    assert!(last.header("tailrace-dead-detail").contains(lacks), "{last:?}");
 }
 
 fn made_topic(site: &Site) -> String {

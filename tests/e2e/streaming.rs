@@ -139,7 +139,7 @@ async fn a_row_too_large_to_be_received_becomes_a_dead_letter_streamed_or_not() 
         site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
         let letters = site.read_to_end().await;
         let [letter] = &*letters else { panic!("{letters:?}") };
-        assert!(letter.header("dead_letter_reason").contains("longer than 32 MiB"), "{letter:?}");
+        assert!(letter.header("tailrace-dead-detail").contains("longer than 32 MiB"), "{letter:?}");
     }
 }
 

@@ -173,13 +173,13 @@ async fn a_row_that_is_no_message_becomes_a_dead_letter_with_what_it_holds() {
     site.topics = vec![format!("tailrace.dead-letter.{}", site.relay_id)];
     let letters = site.read_to_end().await;
     let [null, nowhere] = letters.as_slice() else { panic!("{letters:?}") };
-    let why = null.header("dead_letter_reason");
+    let why = null.header("tailrace-dead-detail");
     assert!(why.contains("\"public\".\"outbox\"") && why.contains("payload is null"), "{why}");
     let row = null.value.as_deref().expect("its columns are shown");
     let row: serde_json::Value = serde_json::from_slice(row).expect("as json");
     assert_eq!(row.get("aggregatetype").and_then(|value| value.as_str()), Some(&*topic));
     assert_eq!(row.get("payload"), Some(&serde_json::Value::Null));
-    assert!(nowhere.header("dead_letter_reason").contains("a/b"), "{nowhere:?}");
+    assert!(nowhere.header("tailrace-dead-detail").contains("a/b"), "{nowhere:?}");
     assert_eq!(nowhere.value.as_deref(), Some(&b"2"[..]));
 
     let halting = [arguments.concat(), vec!["--bad-messages=halt".to_owned()]].concat();

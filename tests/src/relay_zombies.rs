@@ -21,7 +21,7 @@ const RELAYS: usize = 3;
 const WRITERS: usize = 2;
 
 const LEADING: &str = "leading relay_id=";
-const STANDING_BY: &str = "standing by: another relay leads";
+const STANDING_BY: &str = "standing by: the slot is in use";
 const ENDING: &str = "ending its backend";
 
 /// How a leader that was stopped comes back.

@@ -235,6 +235,11 @@ fn a_relay_of_another_slot_is_ended_only_if_a_person_says_so() {
         taken(server, name, confirmed, age, given(Consent::AcceptGap, true)).unwrap();
     }
 
+    // One that was initialised and has not led yet is ended no sooner.
+    let begun = Stored { checkpoint: None, ..published(500, None) };
+    let here = Here { server: &copy, slot: "another", found: None };
+    may_take(&here, &begun, None, accepts).unwrap_err();
+
     taken(&server(), "tailrace", None, young, accepts).unwrap();
     taken(&copy, "tailrace", Some(400), young, accepts).unwrap();
     taken(&elsewhere, "tailrace", Some(400), old, accepts).unwrap();

@@ -118,15 +118,6 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
                 "slot {slot:?} is lost or not of this database (see wal_status and database in pg_replication_slots); of a lost one cdc-relay adopt --accept-gap tells what is missing, and makes another"
             ),
         ),
-        // The server puts text into UTF-8, and this one has a byte that is not there.
-        ("22021" | "22P05", During::Stream { .. }) => hinted(
-            Kind::Server,
-            "a text in the log is none in the database's own encoding, or has no counterpart in \
-             UTF-8, and the server sends nothing behind it: cdc-relay drop-slot --yes, then adopt \
-             --accept-gap goes on behind all that is written by then, and tells what is missing; \
-             rows of the journal are published again by replay"
-                .into(),
-        ),
         // A WAL file that the slot needs is missing.
         ("58P01", During::Start { slot } | During::Stream { slot }) => hinted(
             Kind::Gap,
@@ -144,8 +135,20 @@ fn verdict(endpoint: &Endpoint, during: During<'_>, fields: &Fields) -> (Kind, O
             "end a connection that nobody needs, or raise max_connections or max_wal_senders"
                 .into(),
         ),
-        (code, _) => (by_class(code), None),
+        (code, during) => (by_class(code), way_past_text(code, during)),
     }
+}
+
+/// What to do where the server meets a text that it can not put into UTF-8.
+fn way_past_text(code: &str, during: During<'_>) -> Option<String> {
+    let is_text = matches!((code, during), ("22021" | "22P05", During::Stream { .. }));
+    is_text.then(|| {
+        "a text in the log is none in the database's own encoding, or has no counterpart in UTF-8, \
+         and the server sends nothing behind it: cdc-relay drop-slot --yes, then adopt --accept-gap \
+         goes on behind all that is written by then, and tells what is missing; rows of the journal \
+         are published again by replay"
+            .into()
+    })
 }
 
 /// How to be let in. The server's language decides its words; where they are not English the
