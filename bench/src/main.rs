@@ -80,7 +80,7 @@ async fn main() -> ExitCode {
         Scenario::Retention(options) => Box::pin(retention::measure(options)).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);
-            return tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await;
+            tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await
         }
     };
     match measured {

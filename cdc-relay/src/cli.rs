@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -13,7 +12,7 @@ use crate::check::{Bounds, Level};
 use crate::config::layers::Settings;
 use crate::error::Error;
 use crate::sink::Kafka;
-use crate::{check, init, overview};
+use crate::{check, init, native, overview};
 use adoption::Way;
 use given::Flags;
 use replay::ReplayArgs;
@@ -28,14 +27,25 @@ mod sources;
 mod supervise;
 mod traces;
 
+const DONE: u8 = 0;
+const CHECK_FAILED: u8 = 1;
+
 /// Runs the sidecar with these arguments, of which the first is the program's name.
 ///
 /// All of `cdc-relay` but its `main`, so that another program can carry the same command, as the
 /// end-to-end tests do. It installs a log subscriber, reads the environment and the configuration
-/// file, ends the process itself on arguments that it does not understand, and resolves when the
-/// command is done: `run` when SIGTERM or SIGINT has stopped the relay or an error has, which it
-/// has then written to standard error.
-pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// file, and ends the process when the command is done: `run` when SIGTERM or SIGINT has stopped
+/// the relay or an error has, which it has then written to standard error.
+pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ! {
+    let code = done(arguments).await;
+    // Nothing is left to be written but this, which nobody may read any more.
+    let _ = std::io::stdout().flush();
+    // Threads of the Kafka client may still be inside OpenSSL, whose exit handler takes away what
+    // they use: the process would end by a signal, and its exit code be lost.
+    native::process::end_at_once(code)
+}
+
+async fn done(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = Cli::parse_from(arguments);
     log_to_stderr(cli.log_format);
     let _traces = traces::begin();
@@ -48,12 +58,12 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             complain(&error, cli.log_format);
-            ExitCode::from(error.exit_code())
+            error.exit_code()
         }
     }
 }
 
-async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<ExitCode, Error> {
+async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<u8, Error> {
     let config = settings.config.clone();
     match command {
         Command::Run => supervise::supervise(sources, settings).await?,
@@ -66,7 +76,7 @@ async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<
                 false => say(&report.text()),
             }
             if report.level() == Level::Fail {
-                return Ok(ExitCode::FAILURE);
+                return Ok(CHECK_FAILED);
             }
         }
         Command::Status { json } => {
@@ -83,7 +93,7 @@ async fn obey(command: Command, sources: Sources, settings: Settings) -> Result<
         }
         Command::Config => say(&configuration(&settings)),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
 /// Tails a Postgres write-ahead log and publishes its messages to Kafka: exactly once, keyed, in

@@ -60,6 +60,8 @@ pub(crate) struct Publisher<'a, S> {
     pub(crate) warned_of_rows: bool,
     /// Messages are ignored: said once a session.
     pub(crate) warned_of_messages: bool,
+    /// Messages outside of transactions are ignored: said once a session.
+    pub(crate) warned_of_outside: bool,
     /// Transactions in progress, where the server sends them.
     pub(crate) streamed: Option<Streamed>,
     /// The streamed transaction that has committed and is being published.
@@ -510,13 +512,17 @@ impl<S: Sink> Publisher<'_, S> {
         Ok(())
     }
 
-    fn outside_a_transaction(&self, prefix: &str, lsn: Lsn) {
-        if prefix == self.config.message_prefix() {
-            self.report.ignored();
+    fn outside_a_transaction(&mut self, prefix: &str, lsn: Lsn) {
+        if prefix != self.config.message_prefix() {
+            return;
+        }
+        self.report.ignored();
+        if !self.warned_of_outside {
+            self.warned_of_outside = true;
             tracing::warn!(
                 %lsn,
-                "ignored a message that was written outside of any transaction: write it with \
-                 pg_logical_emit_message(true, ...)"
+                "ignored a message that was written outside of any transaction (said once a \
+                 session): write it with pg_logical_emit_message(true, ...)"
             );
         }
     }

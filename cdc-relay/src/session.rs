@@ -110,6 +110,7 @@ pub(crate) async fn lead<'a, C: Connect>(
         behind: false,
         warned_of_rows: false,
         warned_of_messages: false,
+        warned_of_outside: false,
         streamed,
         read_back: None,
     };

@@ -42,17 +42,42 @@ pub(crate) async fn create(
         return Err(Error::new(Kind::Config, text)
             .hint("run cdc-relay init, or leave out --no-init to let the relay create it"));
     }
+    alone(config, client).await?;
+    let made = create_alone(config, observer, server, sink, client).await;
+    let let_go = client.query("SELECT pg_catalog.pg_advisory_unlock_all()").await;
+    made?;
+    let_go?;
+    Ok(())
+}
+
+/// Makes sure that no other relay is between its look for the slot and the slot's making: it would
+/// fence a relay that leads by then. That breaks no promise, but costs a session.
+async fn alone(config: &Config, client: &mut Client) -> Result<(), Error> {
+    let name = quote_literal(&format!("tailrace.slot.{}", config.slot_name()));
+    let lock = format!(
+        "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended({name}, 0))::text"
+    );
+    let rows = client.query(&lock).await?;
+    if rows.first().and_then(|row| row.get(0)) == Some("true") {
+        return Ok(());
+    }
+    let text = format!("another relay is making slot {:?}", config.slot_name());
+    Err(Error::new(Kind::SlotBusy, text))
+}
+
+async fn create_alone(
+    config: &Config,
+    observer: &Observer,
+    server: &Server,
+    sink: &mut impl Sink,
+    client: &mut Client,
+) -> Result<(), Error> {
     // Asked once more before anybody is fenced: to connect has taken time, and who has made the slot
     // meanwhile may lead.
     if source::slot(client, config.slot_name()).await?.is_some() {
         return Ok(());
     }
-    // Of several relays at their first start the last to come here fences the others.
     let stored = Stored::read(&sink.take_over().await?)?;
-    // Another relay may have created it since this one looked: then it leads, or this one will.
-    if source::slot(client, config.slot_name()).await?.is_some() {
-        return Ok(());
-    }
     let seconds = u32::try_from(unix_ms() / 1_000).unwrap_or(u32::MAX);
     let intent: Intent = resume::create(server, config.slot_name(), &stored, Incarnation(seconds))?;
     publication(config, client).await?;

@@ -1,4 +1,4 @@
-//! Ends a process with all that it has started.
+//! Ends processes: others with all that they have started, and this one without handlers.
 
 use std::io;
 
@@ -23,4 +23,20 @@ pub(crate) fn kill_group(leader: u32) -> io::Result<()> {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn kill_group(_: u32) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Ends this process without running what was registered for its exit (_exit(2)).
+#[cfg(target_os = "linux")]
+pub(crate) fn end_at_once(code: u8) -> ! {
+    #[expect(unsafe_code, reason = "std ends a process by way of its exit handlers alone")]
+    // SAFETY: the call takes a number and does not return.
+    unsafe {
+        libc::_exit(i32::from(code))
+    }
+}
+
+/// Elsewhere the handlers run.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn end_at_once(code: u8) -> ! {
+    std::process::exit(i32::from(code))
 }
