@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use serde::Serialize;
@@ -21,6 +21,7 @@ use crate::lane::Shared;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Report};
 use crate::progress::Takeover;
+use crate::retry::{Backoff, chance};
 use crate::route::{Many, One, Registry, Routes, Typed, decode_by};
 use crate::{dead_letter, retention, schema};
 
@@ -449,23 +450,45 @@ impl Drop for Abandon {
     }
 }
 
-/// Checks the tables and makes the partitions of the next days.
+/// Checks the tables and makes the partitions of the next days, and waits for a database that is away. The pool does so
+/// where nobody listens; one that is shutting down, or dies under the first statements, is as much on its way back.
 async fn prepare(pool: &PgPool, deadline: Duration, sends_letters: bool) -> Result<(), Error> {
+    let mut last = None;
     let prepared = async {
-        let mut conn = pool
-            .acquire()
-            .await
-            .map_err(|error| Error::database("postgres cannot be reached", error))?;
-        schema::check(&mut conn).await?;
-        if sends_letters {
-            dead_letter::check(&mut conn).await?;
+        let mut patience = Backoff::new(deadline);
+        loop {
+            let error = match prepare_once(pool, sends_letters).await {
+                Err(error) if error.is_transient() => error,
+                ended => return ended,
+            };
+            let Some(wait) = patience.failed(Instant::now(), chance()) else { return Err(error) };
+            tracing::warn!(
+                error = %error, cause = error.fault().map(tracing::field::display),
+                code = error.database_code(), "the start waits for postgres"
+            );
+            last = Some(error);
+            tokio::time::sleep(wait).await;
         }
-        retention::make_partitions_ahead(&mut conn).await
     };
     match tokio::time::timeout(deadline, prepared).await {
-        Ok(prepared) => prepared.map(drop),
-        Err(_) => Err(Error::database_silent("postgres cannot be reached", deadline)),
+        Ok(prepared) => prepared,
+        Err(_) => {
+            Err(last
+                .unwrap_or_else(|| Error::database_silent("postgres cannot be reached", deadline)))
+        }
     }
+}
+
+async fn prepare_once(pool: &PgPool, sends_letters: bool) -> Result<(), Error> {
+    let mut conn = pool
+        .acquire()
+        .await
+        .map_err(|error| Error::database("postgres cannot be reached", error))?;
+    schema::check(&mut conn).await?;
+    if sends_letters {
+        dead_letter::check(&mut conn).await?;
+    }
+    retention::make_partitions_ahead(&mut conn).await.map(drop)
 }
 
 async fn make_partitions(pool: &PgPool) {

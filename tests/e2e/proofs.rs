@@ -42,6 +42,11 @@ async fn the_memory_of_a_relay_stays_what_it_was() {
     check("soak").await;
 }
 
+#[tokio::test]
+async fn through_chaos_each_effect_of_a_consumer_happens_once_in_order() {
+    check("consumer-chaos").await;
+}
+
 async fn check(name: &str) {
     let proof = PROOFS.iter().find(|proof| proof.name == name).expect("the proof is there");
     let stack = Stack::shared().await;

@@ -7,6 +7,7 @@
 //! ([`process`], the `node` program), so that a crash is a SIGKILL. Pages are
 //! looked at in a real [`browser`].
 
+pub mod consumer_chaos;
 pub mod foreign_wal;
 pub mod giant_transaction;
 pub mod outbox_arrival;

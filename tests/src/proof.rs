@@ -7,7 +7,8 @@ use tailrace_stack::Stack;
 
 use crate::process::Node;
 use crate::{
-    foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes, relay_zombies, soak,
+    consumer_chaos, foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes,
+    relay_zombies, soak,
 };
 
 /// How much of the same work a proof does.
@@ -69,6 +70,12 @@ pub struct Proof {
 
 /// Every proof.
 pub const PROOFS: &[Proof] = &[
+    Proof {
+        name: "consumer-chaos",
+        claim: "each effect happens once and in order per key, while consumers come, go, are killed \
+                and stopped, Postgres dies, keys are parked, and every record comes twice",
+        body: |bench| Box::pin(consumer_chaos::prove(bench)),
+    },
     Proof {
         name: "giant-transaction",
         claim: "ten million rows of one transaction are published once and in order within 96 MB, \

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tailrace_stack::Towards;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -304,6 +305,25 @@ async fn a_start_without_tables_topic_or_servers_is_one_clear_error() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(text), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_in_the_moment_in_which_postgres_goes_down_waits_for_it() {
+    let bed = bed("faults_restart").await;
+    let topic = bed.topic("faults_restart", 1).await;
+    produce(bed.brokers(), &topic, &records(10, 2));
+    let proxy = bed.stack.postgres().proxy().unwrap();
+    // A server that is shutting down takes connections still, and ends them.
+    proxy.cut_after(Towards::Client, 200);
+    let pool = PgPool::connect_lazy(&proxy.url(bed.database.url())).unwrap();
+
+    let config = Config::new(&topic, bed.brokers(), pool);
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
+    running.applied(10).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.duplicates), (10, 0));
+    assert_eq!(bed.count("SELECT count(*) FROM effect").await, 10);
 }
 
 #[tokio::test]
