@@ -10,7 +10,8 @@ use super::Bytes;
 const CELL_MAX: usize = 40;
 
 pub(super) fn state(text: &str) -> Result<State, String> {
-    State::named(text).ok_or_else(|| "one of queued, waiting, calling, stuck, discard, dead".to_owned())
+    State::named(text)
+        .ok_or_else(|| "one of queued, waiting, calling, stuck, discard, dead".to_owned())
 }
 
 pub(super) fn bytes(text: &str) -> Result<Bytes, String> {
