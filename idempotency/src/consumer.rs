@@ -224,7 +224,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     /// }
     ///
     /// # mod provider {
-    /// #     pub async fn charge(_: String, _: i64) -> Result<String, std::io::Error> { unimplemented!() }
+    /// #     pub async fn charge(key: String, _: i64) -> Result<String, std::io::Error> { Ok(key) }
     /// # }
     /// # fn consumer(pool: sqlx::PgPool) -> Consumer {
     /// Consumer::new(Config::new("payments", "localhost:9092", pool))

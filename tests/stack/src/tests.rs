@@ -121,6 +121,12 @@ async fn what_was_written_is_there_after_a_kill_and_after_a_stop() {
     assert!(connection.execute("select 1").await.is_err());
     PgConnection::connect(database.url()).await.expect_err("nobody listens");
 
+    // Who listens in the place of a broker is not taken for it.
+    let somebody = std::net::TcpListener::bind(kafka.brokers()).unwrap();
+    let error = kafka.restart().await.unwrap_err();
+    assert!(format!("{error:?}").contains("Address already in use"), "{error:?}");
+    drop(somebody);
+
     postgres.restart().await.unwrap();
     kafka.restart().await.unwrap();
     let mut connection = connect(database.url()).await;

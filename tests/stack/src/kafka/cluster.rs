@@ -1,5 +1,6 @@
 //! The brokers of our own that form one Kafka.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,7 +60,11 @@ impl Cluster {
         each(&nodes, |node| node.format(&id, shape.secure.as_ref()))?;
         let deadline = Instant::now() + START_MAX;
         let mut attempts = 1;
-        while let Err(error) = each(&nodes, |node| node.start(deadline)) {
+        let start = |nodes: &[Node]| {
+            each(nodes, |node| node.start(deadline))?;
+            serve(nodes, &id, deadline)
+        };
+        while let Err(error) = start(&nodes) {
             if attempts == PORTS_MAX || !nodes.iter().any(Node::lost_port) {
                 return Err(error);
             }
@@ -67,14 +72,12 @@ impl Cluster {
             each(&nodes, Node::kill)?;
             listen(&mut nodes, shape)?;
         }
-        let cluster = Cluster {
+        Ok(Cluster {
             id,
             nodes: nodes.into_iter().map(Arc::new).collect(),
             secure: shape.secure.clone(),
             asks: shape.authorizer,
-        };
-        cluster.wait(deadline)?;
-        Ok(cluster)
+        })
     }
 
     pub(super) fn nodes(&self) -> &[Arc<Node>] {
@@ -104,16 +107,18 @@ impl Cluster {
         node.stop()?;
         let deadline = Instant::now() + START_MAX;
         node.start(deadline)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        topic::wait_for_cluster(&node.address(), &self.id, &[node.number()], left)
+        serve(&[node], &self.id, deadline)
     }
+}
 
-    /// Waits until all brokers have joined and every partition has its leader.
-    fn wait(&self, deadline: Instant) -> Result<(), Error> {
-        let members: Vec<u32> = self.nodes.iter().map(|node| node.number()).collect();
-        let left = deadline.saturating_duration_since(Instant::now());
-        topic::wait_for_cluster(&self.addresses(), &self.id, &members, left)
-    }
+/// Waits until these brokers have joined and every partition has its leader. A broker that ends
+/// meanwhile is told with its log: what listens in its place may be somebody else.
+fn serve<N: Borrow<Node>>(nodes: &[N], id: &str, deadline: Instant) -> Result<(), Error> {
+    let addresses: Vec<String> = nodes.iter().map(|node| node.borrow().address()).collect();
+    let members: Vec<u32> = nodes.iter().map(|node| node.borrow().number()).collect();
+    topic::wait_for_cluster(&addresses.join(","), id, &members, deadline, || {
+        nodes.iter().try_for_each(|node| node.borrow().is_running())
+    })
 }
 
 impl Server for Cluster {
@@ -138,7 +143,7 @@ impl Server for Cluster {
         self.stop()?;
         let deadline = Instant::now() + START_MAX;
         each(&self.nodes, |node| node.start(deadline))?;
-        self.wait(deadline)
+        serve(&self.nodes, &self.id, deadline)
     }
 }
 

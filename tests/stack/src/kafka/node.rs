@@ -191,15 +191,30 @@ impl Node {
         self.with(|slot| *slot = Some(process));
         let port = self.port();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            let ended = self.with(|slot| slot.as_mut().map(Process::ended)).transpose()?;
-            if ended.flatten().is_some() || Instant::now() >= deadline {
-                let error = format!("Kafka does not start:\n{}", log_end(&self.log()));
+            let running = match Instant::now() >= deadline {
+                true => Err(self.failed()),
+                false => self.is_running(),
+            };
+            if running.is_err() {
                 self.kill()?;
-                return Err(Error::new(Kind::Server, error));
+                return running;
             }
             thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// Fails with the end of its log if it has ended.
+    pub(super) fn is_running(&self) -> Result<(), Error> {
+        let ended = self.with(|slot| slot.as_mut().map(Process::ended)).transpose()?;
+        match ended.flatten() {
+            Some(_) => Err(self.failed()),
+            None => Ok(()),
+        }
+    }
+
+    fn failed(&self) -> Error {
+        Error::new(Kind::Server, format!("Kafka does not start:\n{}", log_end(&self.log())))
     }
 
     fn java(&self, options: &[OsString], class: &str) -> Command {

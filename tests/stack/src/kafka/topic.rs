@@ -57,14 +57,21 @@ pub(super) fn wait_for_leaders(brokers: &str, bound: Duration) -> Result<(), Err
 }
 
 /// Waits until this cluster, and not another one that has taken its port, answers, these nodes
-/// have joined it, and every partition has a leader.
+/// have joined it, and every partition has a leader; or until their servers are known not to run.
 pub(super) fn wait_for_cluster(
     brokers: &str,
     id: &str,
     members: &[u32],
-    bound: Duration,
+    deadline: Instant,
+    running: impl Fn() -> Result<(), Error>,
 ) -> Result<(), Error> {
+    let bound = deadline.saturating_duration_since(Instant::now());
+    let mut ended = Ok(());
     wait(brokers, bound, |consumer| {
+        ended = running();
+        if ended.is_err() {
+            return Ok(true);
+        }
         // In this order: the client asks nobody for the id, it knows it from the brokers' metadata.
         let metadata = consumer.fetch_metadata(None, REQUEST_MAX)?;
         let found = consumer.client().fetch_cluster_id(REQUEST_MAX);
@@ -74,7 +81,8 @@ pub(super) fn wait_for_cluster(
         let joined: Vec<i32> = metadata.brokers().iter().map(|broker| broker.id()).collect();
         let joined = |member: &u32| i32::try_from(*member).is_ok_and(|id| joined.contains(&id));
         Ok(members.iter().all(joined) && all_led(&metadata))
-    })
+    })?;
+    ended
 }
 
 /// The number of the node that leads a partition.
