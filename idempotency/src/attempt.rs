@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, Shared, in_time, stopped};
 use crate::metrics::Tally;
+use crate::milestone::Milestone;
 use crate::parked_rows::{First, NewRow, State, Table};
 use crate::parking::{Head, Parked, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
@@ -29,6 +30,7 @@ pub(crate) struct Effects {
     pub(crate) parked: Parked,
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) looked_for_put_back: Instant,
     width: Width,
 }
 
@@ -78,7 +80,8 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        Ok(Self { shared, owned: owned.clone(), parked, calls: Calls::default(), stop, width })
+        let (owned, calls) = (owned.clone(), Calls::default());
+        Ok(Self { shared, owned, parked, calls, stop, looked_for_put_back: now, width })
     }
 
     /// Whether so many keys are parked that nothing more is taken.
@@ -221,6 +224,7 @@ impl Effects {
         // Where the transaction will end is not known behind savepoints; then progress is moved on once more.
         let at = batch.offset(reach.unwrap_or(start));
         let Some(fenced) = self.advance(conn, at).await? else { return Ok(None) };
+        self.shared.reached(Milestone::Fenced).await;
         loop {
             match plan.next() {
                 Next::Run { records, guarded } => {
@@ -231,6 +235,7 @@ impl Effects {
                     }
                 }
                 Next::Commit { until } => {
+                    self.shared.reached(Milestone::Handled).await;
                     let open = progress::still_open(conn, &fenced);
                     let open = in_time("the batch's transaction cannot be checked", open).await;
                     if let Err(error) = open {
@@ -390,7 +395,10 @@ impl Effects {
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
         let error = match commit(tx).await {
-            Ok(()) => return Ok(Attempt::Committed(sealed)),
+            Ok(()) => {
+                self.shared.reached(Milestone::Committed).await;
+                return Ok(Attempt::Committed(sealed));
+            }
             Err(error) => error,
         };
         if error.is_transient() {

@@ -20,6 +20,7 @@ use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Report};
+use crate::milestone::Hook;
 use crate::progress::Takeover;
 use crate::retry::{Backoff, chance};
 use crate::route::{Dispatch, Many, One, Registry, Routes, Typed, decode_by};
@@ -359,6 +360,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             id_from: self.id_from.map(Arc::new),
             counters: self.counters,
             entering: String::new(),
+            group: None,
+            hook: None,
         }
     }
 }
@@ -371,9 +374,12 @@ pub(crate) struct Runner {
     dispatch: Arc<dyn Dispatch>,
     unhandled: Unhandled,
     id_from: Option<Arc<IdFrom>>,
-    counters: Counters,
+    pub(crate) counters: Counters,
     /// A statement with which each transaction of the handlers begins; none if empty.
     pub(crate) entering: String,
+    /// The Kafka group, where it is not the consumer's name.
+    pub(crate) group: Option<String>,
+    pub(crate) hook: Option<Hook>,
 }
 
 impl Runner {
@@ -409,7 +415,10 @@ impl Runner {
 
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
         let options = self.options;
-        let client = client_config(&options);
+        let mut client = client_config(&options);
+        if let Some(group) = &self.group {
+            client.set("group.id", group);
+        }
         let protocol = match options.group_protocol {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
             protocol => protocol,
@@ -422,6 +431,7 @@ impl Runner {
             unhandled: self.unhandled,
             id_from: self.id_from,
             entering: self.entering,
+            hook: self.hook,
             counters: self.counters,
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::id_source::IdFrom;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Tally};
+use crate::milestone::{Hook, Milestone};
 use crate::position::Offset;
 use crate::progress::Owned;
 use crate::record::Delivery;
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) id_from: Option<Arc<IdFrom>>,
     /// A statement with which each transaction begins; none if empty.
     pub(crate) entering: String,
+    pub(crate) hook: Option<Hook>,
     pub(crate) counters: Counters,
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
@@ -43,6 +45,14 @@ pub(crate) struct Shared {
     pub(crate) policy: Policy,
     pub(crate) lanes: Lanes,
     pub(crate) rebalance_deadline: Duration,
+}
+
+impl Shared {
+    pub(crate) async fn reached(&self, milestone: Milestone) {
+        if let Some(hook) = &self.hook {
+            hook(milestone).await;
+        }
+    }
 }
 
 /// Why a lane came to its end.

@@ -89,6 +89,8 @@ mod client;
 mod codec;
 #[cfg(feature = "kafka")]
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(feature = "kafka")]
 mod consumer;
 #[cfg(feature = "kafka")]
@@ -117,6 +119,8 @@ mod lanes;
 mod message_id;
 #[cfg(feature = "kafka")]
 mod metrics;
+#[cfg(feature = "kafka")]
+mod milestone;
 #[cfg(feature = "kafka")]
 mod native;
 #[cfg(feature = "kafka")]

@@ -26,6 +26,8 @@ use crate::trial::{Mark, Stumble, Trial, Work};
 const QUEUES_MAX: usize = 16;
 /// Messages of a queue in one transaction.
 const RECORDS_MAX: usize = 100;
+/// How often it is looked whether a person has put dead letters back. The lane knows of its own what it has parked.
+const PUT_BACK_EVERY: Duration = Duration::from_secs(5);
 /// How long a queue is left alone after the database failed its replay.
 pub(crate) const FAULT_WAIT: Duration = Duration::from_secs(1);
 
@@ -46,14 +48,23 @@ impl Replayed {
 }
 
 impl Effects {
-    /// When to look for parked messages that may be tried; none while nothing is parked.
+    /// When to look for parked messages that may be tried.
     pub(crate) fn look_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        self.parked.look_at(now, |route| self.free_at(route, now))
+        let known = self.parked.look_at(now, |route| self.free_at(route, now));
+        let others = self.looked_for_put_back + PUT_BACK_EVERY;
+        Some(known.map_or(others, |known| known.min(others)))
     }
 
     /// Looks at the table and replays what may be tried now. A fault of the database only postpones it.
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
+        if self.looked_for_put_back.elapsed() >= PUT_BACK_EVERY {
+            self.looked_for_put_back = Instant::now();
+            self.take_put_back().await?;
+        }
+        if self.parked.len() == 0 {
+            return Ok(());
+        }
         let ready = match self.ready().await {
             Ok(ready) => ready,
             Err(error) if error.is_transient() => {
@@ -152,6 +163,27 @@ impl Effects {
         let noted = noted.await?;
         commit(tx).await?;
         Ok(Some(noted))
+    }
+
+    /// Learns of messages that a person has put back: their keys wait behind them from now on.
+    async fn take_put_back(&mut self) -> Result<(), LaneEnd> {
+        let found = in_time("parked messages cannot be read", async {
+            let mut conn = acquire(&self.shared).await?;
+            self.table().put_back(&mut conn, &self.parked.heads()).await
+        });
+        let found = match found.await {
+            Ok(found) => found,
+            Err(error) if error.is_transient() => Vec::new(),
+            Err(error) => return Err(LaneEnd::Failed(error)),
+        };
+        let (now, lane) = (Instant::now(), usize::try_from(self.owned.lane).unwrap_or(0));
+        for (queue, first) in found {
+            if self.shared.lanes.of(queue.key(), first.offset) == lane {
+                let head = head_of(&self.shared, first);
+                self.parked.set(queue, Some(head), now);
+            }
+        }
+        Ok(())
     }
 
     async fn ready(&self) -> Result<Vec<Ready>, Error> {
