@@ -107,6 +107,8 @@ pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
 pub mod http_key;
+#[cfg(feature = "tower")]
+pub mod http_layer;
 #[cfg(feature = "kafka")]
 mod id_source;
 pub mod inbox;

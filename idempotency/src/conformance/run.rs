@@ -260,8 +260,7 @@ impl Run<'_> {
 
     /// Whether a partition has its second owner.
     async fn has_moved(&self) -> Result<bool, BoxError> {
-        let moved =
-            "SELECT coalesce(max(epoch) > 1, false) FROM tailrace.consumer_progress WHERE consumer = $1";
+        let moved = "SELECT coalesce(max(epoch) > 1, false) FROM tailrace.consumer_progress WHERE consumer = $1";
         Ok(sqlx::query_scalar(moved).bind(self.consumer()).fetch_one(self.pool).await?)
     }
 
