@@ -28,7 +28,7 @@ use crate::{dead_letter, retention, schema};
 /// How often the partitions of the next days are made while the consumer runs.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// How long a consumer whose lanes have finished waits for the group to see it off.
+/// How long a consumer whose lanes have finished waits for the group to see it off, beyond the time for a shutdown.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What happens to a record whose type has no handler.
@@ -327,6 +327,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         self.validate()?;
         let counters = self.counters.clone();
         let pool = self.config.options.pool.clone();
+        let leave_within = self.config.options.shutdown_deadline + LEAVE_WAIT_MAX;
         let sends_letters = self.config.options.policy.dead_letter_topic.is_some();
         prepare(&pool, self.config.options.start_deadline, sends_letters).await?;
 
@@ -345,7 +346,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                 () = tokio::time::sleep(PARTITIONS_EVERY) => make_partitions(&pool).await,
             }
         };
-        if tokio::time::timeout(LEAVE_WAIT_MAX, left).await.is_err() {
+        if tokio::time::timeout(leave_within, left).await.is_err() {
             tracing::warn!("the group was not left in time; its coordinator will notice by itself");
         }
         match result {

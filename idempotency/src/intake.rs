@@ -25,6 +25,7 @@ use crate::config::{GroupProtocol, Start};
 use crate::error::{Error, Kind, Verdict};
 use crate::lane::{Lane, LaneEnd, Shared, in_time};
 use crate::lanes::{AppliedBefore, Plan};
+use crate::leaving;
 use crate::metrics::Tally;
 use crate::native::{self, Complaint, PartitionQueue, TopicIds};
 use crate::position::{Offset, Position};
@@ -113,6 +114,8 @@ pub(crate) struct Intake {
     /// The ids of the topics that the running lanes read.
     topic_ids: BTreeMap<String, String>,
     topics_asked: (Instant, Option<TopicIds>),
+    /// When its work ended.
+    ended: Instant,
 }
 
 impl Intake {
@@ -142,12 +145,14 @@ impl Intake {
             hinted: now,
             topic_ids: BTreeMap::new(),
             topics_asked: (now, None),
+            ended: now,
         })
     }
 
     /// Works until told to stop or until something stands in the way, then lets the lanes finish.
     pub(crate) fn serve(&mut self) -> Result<(), Error> {
         let worked = self.work();
+        self.ended = Instant::now();
         if self.stop.is_abandoned() {
             self.abort_lanes();
             return worked;
@@ -157,10 +162,14 @@ impl Intake {
         worked.and(drained)
     }
 
-    /// Leaves the group.
+    /// Leaves the group. A rebalance that is under way is waited for, as long as a shutdown may take.
     pub(crate) fn leave(self) {
         drop(self.running);
-        close(self.client);
+        let patience = match self.stop.is_abandoned() {
+            true => Duration::ZERO,
+            false => self.settings.drain_deadline.saturating_sub(self.ended.elapsed()),
+        };
+        leaving::leave(self.client, &self.settings.topics, patience);
     }
 
     fn work(&mut self) -> Result<(), Error> {
@@ -213,7 +222,7 @@ impl Intake {
     /// put the question, and keeps that to itself: that nobody answers is all there is to see.
     fn settle_protocol(&mut self) -> Result<(), Error> {
         let Some(since) = self.joining else { return Ok(()) };
-        if native::has_joined(&self.client) {
+        if native::generation(&self.client) >= 0 {
             tracing::info!("joined with the group protocol of kip-848");
             self.joining = None;
         } else if since.elapsed() >= JOIN_MAX {
@@ -226,7 +235,8 @@ impl Intake {
         tracing::info!(reason, "the classic group protocol instead of that of kip-848");
         self.joining = None;
         let client = client::join(&self.settings, GroupProtocol::Classic, self.thread.clone())?;
-        close(std::mem::replace(&mut self.client, Arc::new(client)));
+        let refused = std::mem::replace(&mut self.client, Arc::new(client));
+        leaving::leave(refused, &self.settings.topics, Duration::ZERO);
         Ok(())
     }
 
@@ -627,21 +637,6 @@ impl Intake {
                 number: element.partition(),
             })
             .collect()
-    }
-}
-
-/// Leaves the group. Rebalances on the way are answered without looking at them.
-fn close(client: Arc<BaseConsumer<Group>>) {
-    client.context().close();
-    // A rebalance that nobody answered would hold up the client's close.
-    while let Some(rebalance) = client.context().next_rebalance() {
-        let answered = match rebalance {
-            Rebalance::Assigned(_) => client.incremental_assign(&TopicPartitionList::new()),
-            Rebalance::Revoked(list) => client.incremental_unassign(&list),
-        };
-        if let Err(error) = answered {
-            tracing::debug!(%error, "a rebalance during the shutdown was not answered");
-        }
     }
 }
 

@@ -114,6 +114,7 @@ mod intake;
 mod lane;
 #[cfg(feature = "kafka")]
 mod lanes;
+mod leaving;
 mod message_id;
 #[cfg(feature = "kafka")]
 mod metrics;

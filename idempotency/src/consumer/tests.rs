@@ -4,6 +4,7 @@ mod batches;
 mod calls;
 mod faults;
 mod lanes;
+mod leaving;
 mod ownership;
 mod parking;
 mod topics;
