@@ -6,6 +6,7 @@ mod faults;
 mod lanes;
 mod ownership;
 mod parking;
+mod position;
 mod topics;
 
 use std::sync::Arc;
