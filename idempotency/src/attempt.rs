@@ -20,6 +20,7 @@ use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
 use crate::retry::{Backoff, OnFailure, chance};
 use crate::route::RouteId;
+use crate::sequence;
 use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
 
 /// Applies a lane's batches, and knows what the lane has parked.
@@ -218,8 +219,9 @@ impl Effects {
     ) -> Result<Option<Sealed>, Stumble> {
         let (start, reach) = (plan.start(), plan.reach());
         // Where the transaction will end is not known behind savepoints; then progress is moved on once more.
-        let at = batch.offset(reach.unwrap_or(start));
-        let Some(fenced) = self.advance(conn, at).await? else { return Ok(None) };
+        let to = reach.unwrap_or(start);
+        let at = batch.offset(to);
+        let Some(fenced) = self.advance(conn, batch, to).await? else { return Ok(None) };
         loop {
             match plan.next() {
                 Next::Run { records, guarded } => {
@@ -237,7 +239,7 @@ impl Effects {
                     }
                     let sealed = self.seal(conn, batch, trial, plan, until).await?;
                     if sealed.next_offset != at {
-                        self.advance(conn, sealed.next_offset).await?;
+                        self.advance(conn, batch, until).await?;
                     }
                     return Ok(Some(sealed));
                 }
@@ -248,12 +250,17 @@ impl Effects {
         }
     }
 
+    /// Moves progress on to the record that stands there in the batch.
     async fn advance(
         &self,
         conn: &mut PgConnection,
-        next_offset: Offset,
+        batch: &Batch,
+        until: usize,
     ) -> Result<Option<progress::Fenced>, Error> {
-        let advanced = progress::advance(conn, &self.shared.consumer, &self.owned, next_offset);
+        let Shared { consumer, dedupe, .. } = &*self.shared;
+        let reached = if dedupe.is_position() { batch.reached(until) } else { Vec::new() };
+        let to = batch.offset(until);
+        let advanced = progress::advance(conn, consumer, &self.owned, to, &reached);
         in_time("progress cannot be moved on", advanced).await
     }
 
@@ -421,6 +428,14 @@ impl Batch {
     fn offset(&self, until: usize) -> Offset {
         let next = self.work.records.get(until);
         next.map_or(self.next_offset, |record| record.meta.position().offset)
+    }
+
+    /// How far the relays have come then.
+    fn reached(&self, until: usize) -> Vec<sequence::Reached<'_>> {
+        let records = self.work.records.iter().take(until);
+        sequence::last_of_each(
+            records.map(|record| (record.meta.sequence(), record.meta.position().offset)),
+        )
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
+use crate::dedupe::{Dedupe, Unsequenced};
 use crate::error::{Error, Kind};
 use crate::lanes::LANES_LIMIT;
 use crate::retry::{OnFailure, OutOfHorizon, Policy};
@@ -90,6 +91,8 @@ pub(crate) struct Options {
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
     pub(crate) policy: Policy,
+    pub(crate) dedupe: Dedupe,
+    pub(crate) unsequenced: Unsequenced,
     pub(crate) calls_max: usize,
     pub(crate) start_deadline: Duration,
     pub(crate) shutdown_deadline: Duration,
@@ -117,6 +120,8 @@ impl Config {
                 batch_wait: Duration::from_millis(5),
                 retry_for: Duration::from_secs(60),
                 policy: Policy::default(),
+                dedupe: Dedupe::default(),
+                unsequenced: Unsequenced::default(),
                 calls_max: 16,
                 start_deadline: Duration::from_secs(10),
                 shutdown_deadline: Duration::from_secs(20),
@@ -167,6 +172,22 @@ impl<S> Config<S> {
     #[must_use]
     pub fn retry_for(mut self, time: Duration) -> Self {
         self.options.retry_for = time;
+        self
+    }
+
+    /// How a message that was applied already is known. It is kept in the database with the first start, and another
+    /// choice later halts the consumer: see [`Dedupe`]. Default: [`Dedupe::ProcessedMessages`].
+    #[must_use]
+    pub fn dedupe(mut self, dedupe: Dedupe) -> Self {
+        self.options.dedupe = dedupe;
+        self
+    }
+
+    /// What happens to a record without a sequence where messages are known by [`Dedupe::Position`]. Default:
+    /// [`Unsequenced::Halt`].
+    #[must_use]
+    pub fn unsequenced(mut self, unsequenced: Unsequenced) -> Self {
+        self.options.unsequenced = unsequenced;
         self
     }
 
@@ -378,6 +399,8 @@ impl<S> fmt::Debug for Config<S> {
             .field("batch_wait", &self.options.batch_wait)
             .field("retry_for", &self.options.retry_for)
             .field("policy", &self.options.policy)
+            .field("dedupe", &self.options.dedupe)
+            .field("unsequenced", &self.options.unsequenced)
             .field("calls_max", &self.options.calls_max)
             .field("start_deadline", &self.options.start_deadline)
             .field("shutdown_deadline", &self.options.shutdown_deadline)

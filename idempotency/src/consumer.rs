@@ -387,6 +387,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             retry_for: options.retry_for,
             calls_max: options.calls_max,
             policy: options.policy,
+            dedupe: options.dedupe,
+            unsequenced: options.unsequenced,
             lanes: Lanes::new(options.lanes),
             rebalance_deadline: options.rebalance_deadline,
         });
@@ -401,6 +403,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             takeover: Takeover {
                 lanes: Lanes::new(options.lanes),
                 deadline: options.rebalance_deadline,
+                dedupe: options.dedupe,
             },
         };
         let runtime = tokio::runtime::Handle::current();

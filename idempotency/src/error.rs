@@ -44,6 +44,9 @@ pub enum Kind {
     OffsetGone,
     /// A topic was deleted and made anew under its name, so the stored offsets are about another one.
     TopicReplaced,
+    /// What [`Dedupe::Position`](crate::Dedupe::Position) rests on does not hold, or the consumer is configured to know
+    /// messages in another way than before.
+    Sequence,
     /// A message id is missing or of no message, or its claim may have been forgotten.
     MessageId,
     /// A record does not follow the wire contract: a header is missing or unreadable.
@@ -206,6 +209,7 @@ impl Error {
             | Kind::Kafka
             | Kind::OffsetGone
             | Kind::TopicReplaced
+            | Kind::Sequence
             | Kind::MessageId
             | Kind::Record
             | Kind::Unhandled

@@ -23,13 +23,14 @@ use crate::beginning::{self, BROKER_WAIT_MAX};
 use crate::client::{self, add, complain, interned, kafka_offset, list_of, refused};
 use crate::config::{GroupProtocol, Start};
 use crate::error::{Error, Kind, Verdict};
+use crate::known::{self, Inspector};
 use crate::lane::{Lane, LaneEnd, Shared, in_time};
-use crate::lanes::{AppliedBefore, Plan};
+use crate::lanes::AppliedBefore;
 use crate::leaving;
 use crate::metrics::Tally;
-use crate::native::{self, Complaint, PartitionQueue, TopicIds};
+use crate::native::{self, Complaint, Described, PartitionQueue, TopicIds};
 use crate::position::{Offset, Position};
-use crate::progress::{self, Epoch, Owned, Partition, Takeover, Wanted};
+use crate::progress::{self, Epoch, Owned, Partition, Taken, Takeover, Wanted};
 use crate::retry::{Backoff, chance};
 use crate::running::{Gauge, Running, RunningLane};
 
@@ -111,8 +112,8 @@ pub(crate) struct Intake {
     looked_after: Instant,
     passed: Instant,
     hinted: Instant,
-    /// The ids of the topics that the running lanes read.
-    topic_ids: BTreeMap<String, String>,
+    /// The topics that the running lanes read, as they were when these were started.
+    topics: BTreeMap<String, Described>,
     topics_asked: (Instant, Option<TopicIds>),
     /// When its work ended.
     ended: Instant,
@@ -143,7 +144,7 @@ impl Intake {
             looked_after: now,
             passed: now,
             hinted: now,
-            topic_ids: BTreeMap::new(),
+            topics: BTreeMap::new(),
             topics_asked: (now, None),
             ended: now,
         })
@@ -252,12 +253,17 @@ impl Intake {
         };
         let Some(answer) = asked.answer(Duration::ZERO) else { return Ok(()) };
         self.topics_asked.1 = None;
-        let Ok(ids) = answer else { return Ok(()) };
+        let Ok(described) = answer else { return Ok(()) };
         for partition in self.running.keys() {
-            let known = self.topic_ids.get(&*partition.topic);
-            let found = ids.get(&*partition.topic);
-            if known.is_some() && found.is_some() && known != found {
+            let topic = &*partition.topic;
+            let (Some(known), Some(found)) = (self.topics.get(topic), described.get(topic)) else {
+                continue;
+            };
+            if known.id.is_some() && found.id.is_some() && known.id != found.id {
                 return Err(progress::replaced(partition));
+            }
+            if self.shared.dedupe.is_position() && known.partitions != found.partitions {
+                return Err(known::resized(topic, known.partitions, found.partitions));
             }
         }
         Ok(())
@@ -328,9 +334,9 @@ impl Intake {
             drop(self.client.incremental_assign(&TopicPartitionList::new()));
         })?;
         let mut from = TopicPartitionList::new();
-        for (partition, plan) in owned {
-            add(&mut from, &partition, plan.resumes_at())?;
-            self.start(partition, plan)?;
+        for taken in owned {
+            add(&mut from, &taken.partition, taken.plan.resumes_at())?;
+            self.start(taken)?;
         }
         self.client.incremental_assign(&from).map_err(refused)
     }
@@ -354,7 +360,8 @@ impl Intake {
     }
 
     /// Starts the lanes of a partition that is owned, before it is fetched.
-    fn start(&mut self, partition: Partition, plan: Plan) -> Result<(), Error> {
+    fn start(&mut self, taken: Taken) -> Result<(), Error> {
+        let Taken { partition, plan, before, sequences } = taken;
         let fetched = PartitionQueue::open(&self.client, partition.clone(), self.thread.clone())?;
         let (stop, stopped) = watch::channel(false);
         let epoch = Epoch(plan.epoch);
@@ -372,9 +379,11 @@ impl Intake {
             let task = self.runtime.spawn(lane.run(queued));
             lanes.push(RunningLane::new(next_offset, queue, gauge, task));
         }
-        let before = AppliedBefore::new(plan.former);
+        let before = AppliedBefore::new(plan.former.into_iter().chain(before).collect());
         let count = self.settings.takeover.lanes;
-        let running = Running::new(epoch, lanes, stop, fetched, count, before);
+        let Shared { dedupe, unsequenced, .. } = &*self.shared;
+        let inspector = dedupe.is_position().then(|| Inspector::new(sequences, *unsequenced));
+        let running = Running::new(epoch, lanes, stop, fetched, count, before, inspector);
         self.running.insert(partition, running);
         Ok(())
     }
@@ -462,12 +471,12 @@ impl Intake {
             }
         }
         for partition in due {
-            for (partition, plan) in self.own(std::slice::from_ref(&partition))? {
-                let from = kafka_offset(plan.resumes_at());
+            for taken in self.own(std::slice::from_ref(&partition))? {
+                let from = kafka_offset(taken.plan.resumes_at());
                 self.client
                     .seek(&partition.topic, partition.number, from, BROKER_WAIT_MAX)
                     .map_err(refused)?;
-                self.start(partition.clone(), plan)?;
+                self.start(taken)?;
                 self.client.resume(&list_of(&partition, None)?).map_err(refused)?;
             }
         }
@@ -476,7 +485,7 @@ impl Intake {
 
     /// Raises the epoch of partitions, with patience for a database that is busy or away. A former owner that still
     /// holds a row when patience ends is stopped inside its transaction, and its session is ended.
-    fn own(&mut self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
+    fn own(&mut self, partitions: &[Partition]) -> Result<Vec<Taken>, Error> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -523,26 +532,40 @@ impl Intake {
         }
     }
 
-    fn try_own(&mut self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
-        let mut starts = self.starts(partitions)?;
-        match beginning::topic_ids(&self.client, &self.settings.topics) {
-            Ok(ids) => self.topic_ids = ids,
-            Err(error) if self.topic_ids.is_empty() => return Err(error),
-            // Those of the last time will do; `watch_topics` goes on asking.
-            Err(error) => {
-                tracing::warn!(error = %error, "the ids of the topics are not known anew")
-            }
+    fn try_own(&mut self, partitions: &[Partition]) -> Result<Vec<Taken>, Error> {
+        match beginning::described(&self.client, &self.settings.topics) {
+            Ok(topics) => self.topics = topics,
+            Err(error) if self.topics.is_empty() => return Err(error),
+            // What they were the last time will do; `watch_topics` goes on asking.
+            Err(error) => tracing::warn!(error = %error, "the topics are not known anew"),
         }
+        self.settle_dedupe()?;
+        let mut starts = self.starts(partitions)?;
         let Shared { consumer, pool, .. } = &*self.shared;
-        let wanted = |partition: &Partition| Wanted {
-            partition: partition.clone(),
-            start: starts.remove(partition),
-            topic_id: self.topic_ids.get(&*partition.topic).cloned(),
+        let wanted = |partition: &Partition| {
+            let topic = self.topics.get(&*partition.topic);
+            Wanted {
+                partition: partition.clone(),
+                start: starts.remove(partition),
+                topic_id: topic.and_then(|topic| topic.id.clone()),
+                partitions: topic.map(|topic| topic.partitions),
+            }
         };
         let wanted: Vec<_> = partitions.iter().map(wanted).collect();
         self.runtime.block_on(in_time("the epoch cannot be raised", async {
             let mut conn = acquire(pool).await?;
             progress::take(&mut conn, consumer, &wanted, self.settings.takeover).await
+        }))
+    }
+
+    /// Before anything else is stored of a topic: afterwards it would look like one that was read already.
+    fn settle_dedupe(&self) -> Result<(), Error> {
+        let Shared { consumer, pool, dedupe, .. } = &*self.shared;
+        let partitions = |topic: &Arc<str>| self.topics.get(&**topic).map(|topic| topic.partitions);
+        let named = self.settings.topics.iter().map(|topic| (topic.to_string(), partitions(topic)));
+        let topics = named.collect();
+        self.runtime.block_on(in_time("how messages are known cannot be stored", async {
+            known::settle(&mut *acquire(pool).await?, consumer, *dedupe, &topics).await
         }))
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use crate::attempt::{Effects, read};
 use crate::batch::Batch;
 use crate::consumer::Unhandled;
+use crate::dedupe::{Dedupe, Unsequenced};
 use crate::error::Error;
 use crate::id_source::IdFrom;
 use crate::lanes::Lanes;
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     /// Calls of a lane that are made at once.
     pub(crate) calls_max: usize,
     pub(crate) policy: Policy,
+    pub(crate) dedupe: Dedupe,
+    pub(crate) unsequenced: Unsequenced,
     pub(crate) lanes: Lanes,
     pub(crate) rebalance_deadline: Duration,
 }

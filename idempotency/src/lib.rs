@@ -93,6 +93,7 @@ mod config;
 mod consumer;
 #[cfg(feature = "kafka")]
 mod dead_letter;
+mod dedupe;
 mod error;
 #[cfg(feature = "kafka")]
 mod failure;
@@ -110,6 +111,8 @@ mod id_source;
 pub mod inbox;
 #[cfg(feature = "kafka")]
 mod intake;
+#[cfg(feature = "kafka")]
+mod known;
 #[cfg(feature = "kafka")]
 mod lane;
 #[cfg(feature = "kafka")]
@@ -142,6 +145,8 @@ mod route;
 mod running;
 pub mod schema;
 #[cfg(feature = "kafka")]
+mod sequence;
+#[cfg(feature = "kafka")]
 mod trial;
 
 #[cfg(feature = "kafka")]
@@ -159,6 +164,7 @@ pub use codec::{Codec, Json};
 pub use config::{Config, GroupProtocol, Start};
 #[cfg(feature = "kafka")]
 pub use consumer::{Consumer, Unhandled};
+pub use dedupe::{Dedupe, Unsequenced};
 pub use error::{BoxError, Error, Kind};
 #[cfg(feature = "kafka")]
 pub use handler::{BatchCx, BatchHandler, Cx, Handler, Item, Outcome};

@@ -18,7 +18,7 @@ use rdkafka::bindings::{
     rd_kafka_DescribeTopics_result_t, rd_kafka_DescribeTopics_result_topics,
     rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
     rd_kafka_TopicDescription_error, rd_kafka_TopicDescription_name,
-    rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_base64str, rd_kafka_admin_op_t,
+    rd_kafka_TopicDescription_partitions, rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_base64str, rd_kafka_admin_op_t,
     rd_kafka_consume_batch_queue, rd_kafka_consumer_group_metadata,
     rd_kafka_consumer_group_metadata_destroy, rd_kafka_consumer_group_metadata_generation_id,
     rd_kafka_error_code, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
@@ -188,6 +188,14 @@ impl std::fmt::Debug for PartitionQueue {
     }
 }
 
+/// What the brokers know of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Described {
+    /// As Kafka's tools write it; brokers before 2.8 know of none.
+    pub(crate) id: Option<String>,
+    pub(crate) partitions: i32,
+}
+
 /// A question for the ids of topics, and later its answer.
 pub(crate) struct TopicIds {
     queue: *mut rd_kafka_queue_t,
@@ -230,12 +238,11 @@ impl TopicIds {
         Ok(Self { queue, _client: Arc::clone(client) })
     }
 
-    /// The ids by topic, as Kafka's tools write them; none while there is no answer. Brokers before 2.8 know of no ids,
-    /// and topics that do not exist have none.
+    /// By topic; none while there is no answer. Topics that do not exist are left out.
     pub(crate) fn answer(
         &self,
         wait: Duration,
-    ) -> Option<Result<BTreeMap<String, String>, RDKafkaErrorCode>> {
+    ) -> Option<Result<BTreeMap<String, Described>, RDKafkaErrorCode>> {
         let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
         #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
         // SAFETY: the queue is ours. The event is ours until it is destroyed, and what is read of it, all of it alive
@@ -247,7 +254,7 @@ impl TopicIds {
             }
             let failure = rd_kafka_event_error(event);
             let answer = if failure == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                Ok(ids(rd_kafka_event_DescribeTopics_result(event)))
+                Ok(described(rd_kafka_event_DescribeTopics_result(event)))
             } else {
                 Err(failure.into())
             };
@@ -271,17 +278,19 @@ impl Drop for TopicIds {
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
-unsafe fn ids(result: *const rd_kafka_DescribeTopics_result_t) -> BTreeMap<String, String> {
-    let mut ids = BTreeMap::new();
+unsafe fn described(
+    result: *const rd_kafka_DescribeTopics_result_t,
+) -> BTreeMap<String, Described> {
+    let mut described = BTreeMap::new();
     if result.is_null() {
-        return ids;
+        return described;
     }
     let mut count = 0;
     // SAFETY: the caller keeps the result alive; it holds so many descriptions, whose names and ids live as long.
     unsafe {
         let topics = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
         if topics.is_null() {
-            return ids;
+            return described;
         }
         for topic in std::slice::from_raw_parts(topics, count) {
             let failure = rd_kafka_error_code(rd_kafka_TopicDescription_error(*topic));
@@ -289,15 +298,18 @@ unsafe fn ids(result: *const rd_kafka_DescribeTopics_result_t) -> BTreeMap<Strin
             if failure != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || id.is_null() {
                 continue;
             }
-            let name = CStr::from_ptr(rd_kafka_TopicDescription_name(*topic));
-            let id = CStr::from_ptr(rd_kafka_Uuid_base64str(id));
-            let (name, id) = (name.to_string_lossy(), id.to_string_lossy());
-            if id != NO_TOPIC_ID {
-                ids.insert(name.into_owned(), id.into_owned());
-            }
+            let name = CStr::from_ptr(rd_kafka_TopicDescription_name(*topic)).to_string_lossy();
+            let id = CStr::from_ptr(rd_kafka_Uuid_base64str(id)).to_string_lossy();
+            let mut partitions = 0usize;
+            rd_kafka_TopicDescription_partitions(*topic, &raw mut partitions);
+            let topic = Described {
+                id: (id != NO_TOPIC_ID).then(|| id.into_owned()),
+                partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+            };
+            described.insert(name.into_owned(), topic);
         }
     }
-    ids
+    described
 }
 
 /// The generation of its group that the client has joined; negative before it has.

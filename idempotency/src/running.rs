@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::error::Error;
 use crate::flow::{self, Flow};
+use crate::known::Inspector;
 use crate::lane::LaneEnd;
 use crate::lanes::{AppliedBefore, Lanes};
 use crate::native::{Complaint, PartitionQueue};
@@ -146,9 +149,17 @@ pub(crate) struct Running {
     fetched: PartitionQueue,
     count: Lanes,
     applied_before: AppliedBefore,
+    /// Where messages are known by their position.
+    inspector: Option<Inspector>,
     /// The offset after the last record that arrived.
     seen: Option<Offset>,
+    /// What is told once everything before it is applied, or then.
+    halt: Option<(Error, Instant)>,
 }
+
+/// How long lanes may take over what stands before a record at which the consumer halts. Whoever passes over that record
+/// by hand would pass over them too.
+const HALT_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What one visit to a partition's queue brought.
 #[derive(Debug, Default)]
@@ -167,14 +178,33 @@ impl Running {
         fetched: PartitionQueue,
         count: Lanes,
         applied_before: AppliedBefore,
+        inspector: Option<Inspector>,
     ) -> Self {
-        Self { epoch, lanes, stop, hinted: None, fetched, count, applied_before, seen: None }
+        Self {
+            epoch,
+            lanes,
+            stop,
+            hinted: None,
+            fetched,
+            count,
+            applied_before,
+            inspector,
+            seen: None,
+            halt: None,
+        }
     }
 
     /// Hands records over to the lanes, if all have room: behind a lane that is full others wait as well, since
     /// records of all of them lie in one queue.
     pub(crate) fn take(&mut self) -> Taken {
         let mut taken = Taken::default();
+        if let Some((_, until)) = &self.halt {
+            let is_over = self.reached() >= self.seen || Instant::now() >= *until;
+            self.pass();
+            let halt = self.halt.take_if(|_| is_over);
+            taken.complaint = halt.map(|(error, _)| Complaint::Record(error));
+            return taken;
+        }
         let mut room = true;
         for lane in &mut self.lanes {
             room &= lane.has_room();
@@ -185,7 +215,7 @@ impl Running {
             }
             return taken;
         }
-        let Self { fetched, lanes, count, applied_before, seen, .. } = self;
+        let Self { fetched, lanes, count, applied_before, inspector, seen, halt, .. } = self;
         fetched.take(|fetched| {
             let delivery = match fetched {
                 Ok(delivery) => delivery,
@@ -195,15 +225,23 @@ impl Running {
                 }
             };
             // What follows a record that cannot be taken over must not be applied before it.
-            if taken.complaint.as_ref().is_some_and(Complaint::is_about_a_record) {
+            if halt.is_some() || taken.complaint.as_ref().is_some_and(Complaint::is_about_a_record)
+            {
                 return;
             }
             taken.delivered += 1;
             let offset = delivery.position.offset;
-            *seen = Some(offset.next());
             if applied_before.holds(delivery.key.as_deref(), offset) {
+                *seen = Some(offset.next());
                 taken.applied_before += 1;
-            } else if let Some(lane) = lanes.get_mut(count.of(delivery.key.as_deref(), offset)) {
+                return;
+            }
+            if let Some(Err(error)) = inspector.as_mut().map(|it| it.admit(&delivery)) {
+                *halt = Some((error, Instant::now() + HALT_WAIT_MAX));
+                return;
+            }
+            *seen = Some(offset.next());
+            if let Some(lane) = lanes.get_mut(count.of(delivery.key.as_deref(), offset)) {
                 lane.push(delivery);
             }
         });

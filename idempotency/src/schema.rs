@@ -52,6 +52,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0006_calls.sql",
         sql: include_str!("../migrations/0006_calls.sql"),
     },
+    Migration {
+        version: 7,
+        name: "0007_positions.sql",
+        sql: include_str!("../migrations/0007_positions.sql"),
+    },
 ];
 
 const MEND: &str =

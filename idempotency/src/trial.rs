@@ -127,8 +127,12 @@ impl<'s, 'a> Trial<'s, 'a> {
         plan: &mut Plan<&'a [u8]>,
         segment: Range<usize>,
     ) -> Result<(), Error> {
-        let open: Vec<usize> =
-            segment.filter(|at| self.marks.get(*at) == Some(&Mark::Open)).collect();
+        let (known, open): (Vec<usize>, Vec<usize>) = segment
+            .filter(|at| self.marks.get(*at) == Some(&Mark::Open))
+            .partition(|at| self.is_known_by_position(*at));
+        for at in known {
+            self.first(plan, at);
+        }
         let metas: Vec<&Meta> =
             open.iter().filter_map(|at| self.work.records.get(*at)).map(|r| &r.meta).collect();
         if metas.is_empty() {
@@ -146,19 +150,19 @@ impl<'s, 'a> Trial<'s, 'a> {
         let claiming = guard::claim_each(conn, &self.shared.consumer, &candidates, beyond);
         let claims = in_time("the message ids cannot be claimed", claiming).await?;
         for ((at, meta), claim) in open.into_iter().zip(metas).zip(claims) {
-            let (mark, reason) = match claim {
-                Claim::First => (Mark::First, None),
-                Claim::Duplicate => (Mark::Duplicate, None),
-                Claim::TooOld => (Mark::Outside, Some(Reason::TooOld)),
-                Claim::Future => (Mark::Outside, Some(Reason::Future)),
+            let reason = match claim {
+                Claim::First => {
+                    self.first(plan, at);
+                    continue;
+                }
+                Claim::Duplicate => {
+                    self.mark(at, Mark::Duplicate);
+                    continue;
+                }
+                Claim::TooOld => Reason::TooOld,
+                Claim::Future => Reason::Future,
             };
-            if let Some(place) = self.marks.get_mut(at) {
-                *place = mark;
-            }
-            if mark == Mark::First && self.makes_call(at) {
-                plan.condemn(at, Fate::Call);
-            }
-            let Some(reason) = reason else { continue };
+            self.mark(at, Mark::Outside);
             plan.condemn(
                 at,
                 match out_of_horizon {
@@ -170,6 +174,25 @@ impl<'s, 'a> Trial<'s, 'a> {
             );
         }
         Ok(())
+    }
+
+    /// Whether its place in the source tells that it comes for the first time, which was looked at before.
+    fn is_known_by_position(&self, at: usize) -> bool {
+        let record = self.work.records.get(at).filter(|_| self.shared.dedupe.is_position());
+        record.is_some_and(|record| record.meta.sequence().is_some())
+    }
+
+    fn first(&mut self, plan: &mut Plan<&'a [u8]>, at: usize) {
+        self.mark(at, Mark::First);
+        if self.makes_call(at) {
+            plan.condemn(at, Fate::Call);
+        }
+    }
+
+    fn mark(&mut self, at: usize, mark: Mark) {
+        if let Some(place) = self.marks.get_mut(at) {
+            *place = mark;
+        }
     }
 
     fn makes_call(&self, at: usize) -> bool {

@@ -7,6 +7,7 @@ mod lanes;
 mod leaving;
 mod ownership;
 mod parking;
+mod position;
 mod topics;
 
 use std::sync::Arc;
