@@ -192,7 +192,8 @@ impl Effects {
 
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
         in_time("a transaction cannot be begun", async {
-            let begun = progress::begin(&self.shared.pool, self.shared.rebalance_deadline).await;
+            let Shared { pool, rebalance_deadline, entering, .. } = &*self.shared;
+            let begun = progress::begin(pool, *rebalance_deadline, entering).await;
             begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await
@@ -452,7 +453,7 @@ pub(crate) fn read(
     };
     let mut tally = Tally { duplicates: behind, ..Tally::default() };
     for delivery in deliveries {
-        let record = Record::read(delivery, shared.id_from.as_ref())?;
+        let record = Record::read(delivery, shared.id_from.as_deref())?;
         let route = shared.dispatch.find(record.meta.message_type());
         match shared.unhandled {
             Unhandled::Skip if route.is_none() => {

@@ -22,7 +22,7 @@ use crate::lanes::Lanes;
 use crate::metrics::{Counters, Report};
 use crate::progress::Takeover;
 use crate::retry::{Backoff, chance};
-use crate::route::{Many, One, Registry, Routes, Typed, decode_by};
+use crate::route::{Dispatch, Many, One, Registry, Routes, Typed, decode_by};
 use crate::{dead_letter, retention, schema};
 
 /// How often the partitions of the next days are made while the consumer runs.
@@ -325,11 +325,64 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     /// not answer, a topic that does not exist. Later: the first thing that stands in the way.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         self.validate()?;
+        self.into_runner().run(shutdown).await
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        config::faults(self.faults())
+    }
+
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = self.config.faults();
+        if self.topics.is_empty() {
+            faults.push("no topic is subscribed".to_owned());
+        }
+        if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
+            faults.push("topics are subscribed by their exact names".to_owned());
+        }
+        faults.extend(self.registry.faults());
+        faults
+    }
+
+    /// Whether a handler has effects outside Postgres.
+    pub(crate) fn makes_calls(&self) -> bool {
+        self.registry.makes_calls()
+    }
+
+    pub(crate) fn into_runner(self) -> Runner {
+        let Config { state, options } = self.config;
+        Runner {
+            options,
+            topics: self.topics,
+            dispatch: Arc::new(Routes { state, registry: self.registry }),
+            unhandled: self.unhandled,
+            id_from: self.id_from.map(Arc::new),
+            counters: self.counters,
+            entering: String::new(),
+        }
+    }
+}
+
+/// A consumer that has forgotten the types of its handlers, and may run more than once.
+#[derive(Clone)]
+pub(crate) struct Runner {
+    pub(crate) options: Options,
+    pub(crate) topics: Vec<Arc<str>>,
+    dispatch: Arc<dyn Dispatch>,
+    unhandled: Unhandled,
+    id_from: Option<Arc<IdFrom>>,
+    counters: Counters,
+    /// A statement with which each transaction of the handlers begins; none if empty.
+    pub(crate) entering: String,
+}
+
+impl Runner {
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         let counters = self.counters.clone();
-        let pool = self.config.options.pool.clone();
-        let leave_within = self.config.options.shutdown_deadline + LEAVE_WAIT_MAX;
-        let sends_letters = self.config.options.policy.dead_letter_topic.is_some();
-        prepare(&pool, self.config.options.start_deadline, sends_letters).await?;
+        let pool = self.options.pool.clone();
+        let leave_within = self.options.shutdown_deadline + LEAVE_WAIT_MAX;
+        let sends_letters = self.options.policy.dead_letter_topic.is_some();
+        prepare(&pool, self.options.start_deadline, sends_letters).await?;
 
         let stop = Arc::new(Stop::default());
         let _abandoned_when_dropped = Abandon(Arc::clone(&stop));
@@ -355,20 +408,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         }
     }
 
-    fn validate(&self) -> Result<(), Error> {
-        let mut faults = self.config.faults();
-        if self.topics.is_empty() {
-            faults.push("no topic is subscribed".to_owned());
-        }
-        if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
-            faults.push("topics are subscribed by their exact names".to_owned());
-        }
-        faults.extend(self.registry.faults());
-        config::faults(faults)
-    }
-
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
-        let Config { state, options } = self.config;
+        let options = self.options;
         let client = client_config(&options);
         let protocol = match options.group_protocol {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
@@ -378,9 +419,10 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         let shared = Arc::new(Shared {
             consumer,
             pool,
-            dispatch: Box::new(Routes { state, registry: self.registry }),
+            dispatch: self.dispatch,
             unhandled: self.unhandled,
             id_from: self.id_from,
+            entering: self.entering,
             counters: self.counters,
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,
@@ -456,7 +498,11 @@ impl Drop for Abandon {
 
 /// Checks the tables and makes the partitions of the next days, and waits for a database that is away. The pool does so
 /// where nobody listens; one that is shutting down, or dies under the first statements, is as much on its way back.
-async fn prepare(pool: &PgPool, deadline: Duration, sends_letters: bool) -> Result<(), Error> {
+pub(crate) async fn prepare(
+    pool: &PgPool,
+    deadline: Duration,
+    sends_letters: bool,
+) -> Result<(), Error> {
     let mut last = None;
     let prepared = async {
         let mut patience = Backoff::new(deadline);
@@ -508,7 +554,7 @@ async fn make_partitions(pool: &PgPool) {
     }
 }
 
-fn client_config(options: &Options) -> ClientConfig {
+pub(crate) fn client_config(options: &Options) -> ClientConfig {
     let mut client = ClientConfig::new();
     // The client keeps a queue for each partition, and each is bounded for itself. A queue that was full is filled
     // again at once, not after the default second, in which a fast lane would run dry.

@@ -30,9 +30,11 @@ const DATABASE_WAIT_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct Shared {
     pub(crate) consumer: String,
     pub(crate) pool: PgPool,
-    pub(crate) dispatch: Box<dyn Dispatch>,
+    pub(crate) dispatch: Arc<dyn Dispatch>,
     pub(crate) unhandled: Unhandled,
-    pub(crate) id_from: Option<IdFrom>,
+    pub(crate) id_from: Option<Arc<IdFrom>>,
+    /// A statement with which each transaction begins; none if empty.
+    pub(crate) entering: String,
     pub(crate) counters: Counters,
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,

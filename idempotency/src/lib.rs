@@ -133,6 +133,8 @@ mod position;
 #[cfg(feature = "kafka")]
 mod progress;
 #[cfg(feature = "kafka")]
+pub mod projection;
+#[cfg(feature = "kafka")]
 mod record;
 #[cfg(feature = "kafka")]
 mod replay;
@@ -174,6 +176,8 @@ pub use message_id::MessageId;
 #[cfg(feature = "kafka")]
 pub use metrics::{Counters, Report};
 pub use position::{Offset, Position};
+#[cfg(feature = "kafka")]
+pub use projection::Projection;
 #[cfg(feature = "kafka")]
 pub use record::Meta;
 #[cfg(feature = "kafka")]

@@ -65,13 +65,20 @@ pub(crate) struct Takeover {
 }
 
 /// Begins a batch's transaction. The server gives up a process that is stopped within it after the time in which
-/// a new owner has to get hold of the partition; that holds even where the new owner may not end sessions.
+/// a new owner has to get hold of the partition; that holds even where the new owner may not end sessions. `entering`
+/// is its first statement, if there is one.
 pub(crate) async fn begin(
     pool: &PgPool,
     deadline: Duration,
+    entering: &str,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline));
-    pool.begin_with(AssertSqlSafe(begin)).await
+    let mut tx = pool.begin_with(AssertSqlSafe(begin)).await?;
+    if !entering.is_empty() {
+        // Not sent along with BEGIN: where it fails the client would leave the transaction open.
+        sqlx::raw_sql(AssertSqlSafe(entering.to_owned())).execute(&mut *tx).await?;
+    }
+    Ok(tx)
 }
 
 fn idle_timeout(deadline: Duration) -> String {
