@@ -42,6 +42,7 @@ pub(crate) async fn fill(brokers: &str, topic: &str, messages: u64) -> Result<()
             .create()?;
         for number in 0..messages {
             let (id, key) = (Uuid::now_v7().to_string(), format!("account-{:05}", number % KEYS));
+            let sequence = format!("bench:{:08x}{:016x}{:08x}", 1, number + 1, 0);
             let payload = payload(number);
             let mut headers = OwnedHeaders::new();
             for (key, value) in [
@@ -49,6 +50,7 @@ pub(crate) async fn fill(brokers: &str, topic: &str, messages: u64) -> Result<()
                 ("ce_id", id.as_str()),
                 ("ce_type", "booked.v1"),
                 ("ce_source", "/bench"),
+                ("ce_sequence", sequence.as_str()),
                 ("content-type", "application/json"),
             ] {
                 headers = headers.insert(Header { key, value: Some(value) });

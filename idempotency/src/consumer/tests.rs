@@ -4,10 +4,12 @@ mod batches;
 mod calls;
 mod faults;
 mod lanes;
+mod outages;
 mod ownership;
 mod parking;
 mod position;
 mod topics;
+mod watching;
 
 use std::sync::Arc;
 
@@ -54,15 +56,16 @@ async fn bed(name: &str) -> Bed {
 /// A consumer that runs until told to stop.
 struct Started {
     counters: Counters,
+    health: Health,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<Report, Error>>,
 }
 
 fn start<S: Send + Sync + 'static>(consumer: Consumer<S>) -> Started {
-    let counters = consumer.counters();
+    let (counters, health) = (consumer.counters(), consumer.health());
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(consumer.run(async move { drop(stopped.await) }));
-    Started { counters, stop, task }
+    Started { counters, health, stop, task }
 }
 
 impl Started {
