@@ -54,7 +54,13 @@ impl Effects {
 
     /// Looks at the table and replays what may be tried now. A fault of the database only postpones it.
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
-        let ready = match self.ready().await {
+        let Some(permit) = self.shared.gate.permit() else {
+            self.parked.looked(Instant::now());
+            return Ok(());
+        };
+        let ready = self.ready().await;
+        self.shared.gate.ended(permit, ready.as_ref().err());
+        let ready = match ready {
             Ok(ready) => ready,
             Err(error) if error.is_transient() => {
                 tracing::warn!(error = %error, "parked messages cannot be looked at now");
@@ -72,7 +78,7 @@ impl Effects {
             self.parked.looked(Instant::now());
         }
         for ready in ready.into_iter().take(QUEUES_MAX) {
-            if *self.stop.borrow() {
+            if *self.stop.borrow() || self.shared.gate.is_shut() {
                 return Ok(());
             }
             // Those before it may have taken the last places of calls.
