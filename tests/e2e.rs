@@ -36,6 +36,8 @@ mod outages;
 mod partition_count;
 #[path = "e2e/pooler.rs"]
 mod pooler;
+#[path = "e2e/positions.rs"]
+mod positions;
 #[path = "e2e/proofs.rs"]
 mod proofs;
 #[path = "e2e/replay.rs"]

@@ -1,9 +1,10 @@
 //! A batch is tried until all of it is committed: applied, parked, or a dead letter.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::calls::Calls;
 use crate::consumer::Unhandled;
@@ -21,6 +22,7 @@ use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
 use crate::retry::{Backoff, OnFailure, chance};
 use crate::route::RouteId;
+use crate::sequence;
 use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
 
 /// Applies a lane's batches, and knows what the lane has parked.
@@ -69,9 +71,12 @@ impl Effects {
     ) -> Result<Self, LaneEnd> {
         let mut patience = Backoff::new(shared.retry_for);
         let heads = loop {
-            match heads(&shared, owned).await {
+            let permit = shared.gate.turn(&mut stop).await?;
+            let heads = heads(&shared, owned).await;
+            shared.gate.ended(permit, heads.as_ref().err());
+            match heads {
                 Ok(heads) => break heads,
-                Err(error) => wait_after(error, &mut patience, &mut stop).await?,
+                Err(error) => wait_after(&shared, error, &mut patience, &mut stop).await?,
             }
         };
         let mut parked = Parked::default();
@@ -105,7 +110,14 @@ impl Effects {
         let mut patience = Backoff::new(self.shared.retry_for);
         let mut uncertain = None;
         while !plan.is_done() {
-            let error = match self.attempt(batch, &mut plan, uncertain.take()).await {
+            let permit = self.shared.gate.turn(&mut self.stop).await?;
+            let attempt = self.attempt(batch, &mut plan, uncertain.take()).await;
+            let fault = match &attempt {
+                Ok(Attempt::Uncertain(_, error)) | Err(error) => Some(error),
+                Ok(_) => None,
+            };
+            self.shared.gate.ended(permit, fault);
+            let error = match attempt {
                 Ok(Attempt::Committed(sealed)) => {
                     plan.committed(sealed.until);
                     self.committed(sealed);
@@ -154,7 +166,7 @@ impl Effects {
         }
         plan.lost(collided);
         self.shared.counters.count_retry();
-        wait_after(error, patience, &mut self.stop).await
+        wait_after(&self.shared, error, patience, &mut self.stop).await
     }
 
     /// One attempt. After an uncertain commit the database is asked first what became of it.
@@ -174,7 +186,12 @@ impl Effects {
         }
         let mut tx = self.begin().await?;
         let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
-        match self.transaction(&mut tx, batch, &mut trial, plan).await {
+        let span = tracing::debug_span!(
+            "batch", topic = %self.owned.partition.topic, partition = self.owned.partition.number,
+            lane = self.owned.lane, messages = plan.reach().unwrap_or(batch.len()) - plan.start(),
+        );
+        let transaction = self.transaction(&mut tx, batch, &mut trial, plan).instrument(span);
+        match transaction.await {
             Ok(Some(sealed)) => self.commit(tx, sealed, &trial, plan).await,
             Ok(None) => {
                 roll_back(tx).await;
@@ -222,8 +239,9 @@ impl Effects {
     ) -> Result<Option<Sealed>, Stumble> {
         let (start, reach) = (plan.start(), plan.reach());
         // Where the transaction will end is not known behind savepoints; then progress is moved on once more.
-        let at = batch.offset(reach.unwrap_or(start));
-        let Some(fenced) = self.advance(conn, at).await? else { return Ok(None) };
+        let to = reach.unwrap_or(start);
+        let at = batch.offset(to);
+        let Some(fenced) = self.advance(conn, batch, to).await? else { return Ok(None) };
         self.shared.reached(Milestone::Fenced).await;
         loop {
             match plan.next() {
@@ -243,7 +261,7 @@ impl Effects {
                     }
                     let sealed = self.seal(conn, batch, trial, plan, until).await?;
                     if sealed.next_offset != at {
-                        self.advance(conn, sealed.next_offset).await?;
+                        self.advance(conn, batch, until).await?;
                     }
                     return Ok(Some(sealed));
                 }
@@ -254,12 +272,17 @@ impl Effects {
         }
     }
 
+    /// Moves progress on to the record that stands there in the batch.
     async fn advance(
         &self,
         conn: &mut PgConnection,
-        next_offset: Offset,
+        batch: &Batch,
+        until: usize,
     ) -> Result<Option<progress::Fenced>, Error> {
-        let advanced = progress::advance(conn, &self.shared.consumer, &self.owned, next_offset);
+        let Shared { consumer, dedupe, .. } = &*self.shared;
+        let reached = if dedupe.is_position() { batch.reached(until) } else { Vec::new() };
+        let to = batch.offset(until);
+        let advanced = progress::advance(conn, consumer, &self.owned, to, &reached);
         in_time("progress cannot be moved on", advanced).await
     }
 
@@ -426,10 +449,28 @@ impl Effects {
 }
 
 impl Batch {
+    /// How many records are to be applied.
+    pub(crate) fn len(&self) -> usize {
+        self.work.records.len()
+    }
+
+    /// When the first of them was written.
+    pub(crate) fn written(&self) -> Option<SystemTime> {
+        self.work.records.first().and_then(|record| record.meta.timestamp())
+    }
+
     /// Where progress stands when everything before this record is committed.
     fn offset(&self, until: usize) -> Offset {
         let next = self.work.records.get(until);
         next.map_or(self.next_offset, |record| record.meta.position().offset)
+    }
+
+    /// How far the relays have come then.
+    fn reached(&self, until: usize) -> Vec<sequence::Reached<'_>> {
+        let records = self.work.records.iter().take(until);
+        sequence::last_of_each(
+            records.map(|record| (record.meta.sequence(), record.meta.position().offset)),
+        )
     }
 }
 
@@ -500,14 +541,20 @@ pub(crate) async fn acquire(
     acquired.map_err(|error| Error::database("no connection to postgres", error))
 }
 
-/// Waits before the next attempt; the lane ends where there is none, or where it is told to meanwhile.
+/// Waits before the next attempt; the lane ends where there is none, or where it is told to meanwhile. A database that is
+/// away takes none of the time for retries: that it is tried again is up to its gate.
 async fn wait_after(
+    shared: &Shared,
     error: Error,
     patience: &mut Backoff,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), LaneEnd> {
     if !error.is_transient() {
         return Err(LaneEnd::Failed(error));
+    }
+    if error.is_outage() && shared.gate.is_shut() {
+        *patience = Backoff::new(shared.retry_for);
+        return Ok(());
     }
     let Some(wait) = patience.failed(Instant::now(), chance()) else {
         return Err(LaneEnd::Failed(error));

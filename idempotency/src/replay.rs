@@ -58,14 +58,14 @@ impl Effects {
 
     /// Looks at the table and replays what may be tried now. A fault of the database only postpones it.
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
-        if self.looked_for_put_back.elapsed() >= PUT_BACK_EVERY {
+        let Some(permit) = self.shared.gate.permit() else {
             self.looked_for_put_back = Instant::now();
-            self.take_put_back().await?;
-        }
-        if self.parked.len() == 0 {
+            self.parked.looked(Instant::now());
             return Ok(());
-        }
-        let ready = match self.ready().await {
+        };
+        let ready = self.put_back_and_ready().await;
+        self.shared.gate.ended(permit, ready.as_ref().err());
+        let ready = match ready {
             Ok(ready) => ready,
             Err(error) if error.is_transient() => {
                 tracing::warn!(error = %error, "parked messages cannot be looked at now");
@@ -83,7 +83,7 @@ impl Effects {
             self.parked.looked(Instant::now());
         }
         for ready in ready.into_iter().take(QUEUES_MAX) {
-            if *self.stop.borrow() {
+            if *self.stop.borrow() || self.shared.gate.is_shut() {
                 return Ok(());
             }
             // Those before it may have taken the last places of calls.
@@ -165,17 +165,24 @@ impl Effects {
         Ok(Some(noted))
     }
 
-    /// Learns of messages that a person has put back: their keys wait behind them from now on.
-    async fn take_put_back(&mut self) -> Result<(), LaneEnd> {
+    /// What may be tried now; with what a person has put back meanwhile, whose keys wait behind it from now on.
+    async fn put_back_and_ready(&mut self) -> Result<Vec<Ready>, Error> {
+        if self.looked_for_put_back.elapsed() >= PUT_BACK_EVERY {
+            self.looked_for_put_back = Instant::now();
+            self.take_put_back().await?;
+        }
+        if self.parked.len() == 0 {
+            return Ok(Vec::new());
+        }
+        self.ready().await
+    }
+
+    async fn take_put_back(&mut self) -> Result<(), Error> {
         let found = in_time("parked messages cannot be read", async {
             let mut conn = acquire(&self.shared).await?;
             self.table().put_back(&mut conn, &self.parked.heads()).await
         });
-        let found = match found.await {
-            Ok(found) => found,
-            Err(error) if error.is_transient() => Vec::new(),
-            Err(error) => return Err(LaneEnd::Failed(error)),
-        };
+        let found = found.await?;
         let (now, lane) = (Instant::now(), usize::try_from(self.owned.lane).unwrap_or(0));
         for (queue, first) in found {
             if self.shared.lanes.of(queue.key(), first.offset) == lane {

@@ -53,6 +53,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/0006_calls.sql"),
     },
     Migration {
+        version: 7,
+        name: "0007_positions.sql",
+        sql: include_str!("../migrations/0007_positions.sql"),
+    },
+    Migration {
         version: 8,
         name: "0008_projections.sql",
         sql: include_str!("../migrations/0008_projections.sql"),
