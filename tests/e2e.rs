@@ -20,6 +20,8 @@ mod dead_letters;
 mod delivery;
 #[path = "e2e/endpoints.rs"]
 mod endpoints;
+#[path = "e2e/examples.rs"]
+mod examples;
 #[path = "e2e/failover.rs"]
 mod failover;
 #[path = "e2e/gaps.rs"]

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, Shared, in_time, stopped};
 use crate::metrics::Tally;
+use crate::milestone::Milestone;
 use crate::parked_rows::{First, NewRow, State, Table};
 use crate::parking::{Head, Parked, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
@@ -31,6 +32,7 @@ pub(crate) struct Effects {
     pub(crate) parked: Parked,
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) looked_for_put_back: Instant,
     width: Width,
 }
 
@@ -83,7 +85,8 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        Ok(Self { shared, owned: owned.clone(), parked, calls: Calls::default(), stop, width })
+        let (owned, calls) = (owned.clone(), Calls::default());
+        Ok(Self { shared, owned, parked, calls, stop, looked_for_put_back: now, width })
     }
 
     /// Whether so many keys are parked that nothing more is taken.
@@ -239,6 +242,7 @@ impl Effects {
         let to = reach.unwrap_or(start);
         let at = batch.offset(to);
         let Some(fenced) = self.advance(conn, batch, to).await? else { return Ok(None) };
+        self.shared.reached(Milestone::Fenced).await;
         loop {
             match plan.next() {
                 Next::Run { records, guarded } => {
@@ -249,6 +253,7 @@ impl Effects {
                     }
                 }
                 Next::Commit { until } => {
+                    self.shared.reached(Milestone::Handled).await;
                     let open = progress::still_open(conn, &fenced);
                     let open = in_time("the batch's transaction cannot be checked", open).await;
                     if let Err(error) = open {
@@ -413,7 +418,10 @@ impl Effects {
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
         let error = match commit(tx).await {
-            Ok(()) => return Ok(Attempt::Committed(sealed)),
+            Ok(()) => {
+                self.shared.reached(Milestone::Committed).await;
+                return Ok(Attempt::Committed(sealed));
+            }
             Err(error) => error,
         };
         if error.is_transient() {

@@ -21,6 +21,7 @@ use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Meters, Report};
+use crate::milestone::Hook;
 use crate::outage::Gate;
 use crate::progress::Takeover;
 use crate::retry::{Backoff, chance};
@@ -369,6 +370,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             counters: self.counters,
             health: self.health,
             entering: String::new(),
+            group: None,
+            hook: None,
         }
     }
 }
@@ -381,10 +384,13 @@ pub(crate) struct Runner {
     dispatch: Arc<dyn Dispatch>,
     unhandled: Unhandled,
     id_from: Option<Arc<IdFrom>>,
-    counters: Counters,
+    pub(crate) counters: Counters,
     health: Health,
     /// A statement with which each transaction of the handlers begins; none if empty.
     pub(crate) entering: String,
+    /// The Kafka group, where it is not the consumer's name.
+    pub(crate) group: Option<String>,
+    pub(crate) hook: Option<Hook>,
 }
 
 impl Runner {
@@ -427,7 +433,10 @@ impl Runner {
 
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
         let options = self.options;
-        let client = client_config(&options);
+        let mut client = client_config(&options);
+        if let Some(group) = &self.group {
+            client.set("group.id", group);
+        }
         let protocol = match options.group_protocol {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
             protocol => protocol,
@@ -442,6 +451,7 @@ impl Runner {
             unhandled: self.unhandled,
             id_from: self.id_from,
             entering: self.entering,
+            hook: self.hook,
             counters: self.counters,
             meters,
             health: self.health,

@@ -17,6 +17,7 @@ use crate::health::Health;
 use crate::id_source::IdFrom;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Meters, Tally};
+use crate::milestone::{Hook, Milestone};
 use crate::outage::Gate;
 use crate::position::Offset;
 use crate::progress::Owned;
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) id_from: Option<Arc<IdFrom>>,
     /// A statement with which each transaction begins; none if empty.
     pub(crate) entering: String,
+    pub(crate) hook: Option<Hook>,
     pub(crate) counters: Counters,
     pub(crate) meters: Meters,
     pub(crate) health: Health,
@@ -51,6 +53,14 @@ pub(crate) struct Shared {
     pub(crate) unsequenced: Unsequenced,
     pub(crate) lanes: Lanes,
     pub(crate) rebalance_deadline: Duration,
+}
+
+impl Shared {
+    pub(crate) async fn reached(&self, milestone: Milestone) {
+        if let Some(hook) = &self.hook {
+            hook(milestone).await;
+        }
+    }
 }
 
 /// Why a lane came to its end.

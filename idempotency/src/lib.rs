@@ -93,6 +93,8 @@ mod client;
 mod codec;
 #[cfg(feature = "kafka")]
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(feature = "kafka")]
 mod consumer;
 #[cfg(feature = "kafka")]
@@ -127,6 +129,8 @@ mod leaving;
 mod message_id;
 #[cfg(feature = "kafka")]
 pub mod metrics;
+#[cfg(feature = "kafka")]
+mod milestone;
 #[cfg(feature = "kafka")]
 mod native;
 #[cfg(feature = "kafka")]
