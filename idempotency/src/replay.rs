@@ -59,11 +59,12 @@ impl Effects {
     /// Looks at the table and replays what may be tried now. A fault of the database only postpones it.
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
         let Some(permit) = self.shared.gate.permit() else {
-            self.looked_for_put_back = Instant::now();
             self.parked.looked(Instant::now());
+            // It is looked for later too; else the lane would turn in circles until the gate opens.
+            self.looked_for_put_back = Instant::now();
             return Ok(());
         };
-        let ready = self.put_back_and_ready().await;
+        let ready = self.look().await;
         self.shared.gate.ended(permit, ready.as_ref().err());
         let ready = match ready {
             Ok(ready) => ready,
@@ -165,18 +166,7 @@ impl Effects {
         Ok(Some(noted))
     }
 
-    /// What may be tried now; with what a person has put back meanwhile, whose keys wait behind it from now on.
-    async fn put_back_and_ready(&mut self) -> Result<Vec<Ready>, Error> {
-        if self.looked_for_put_back.elapsed() >= PUT_BACK_EVERY {
-            self.looked_for_put_back = Instant::now();
-            self.take_put_back().await?;
-        }
-        if self.parked.len() == 0 {
-            return Ok(Vec::new());
-        }
-        self.ready().await
-    }
-
+    /// Learns of messages that a person has put back: their keys wait behind them from now on.
     async fn take_put_back(&mut self) -> Result<(), Error> {
         let found = in_time("parked messages cannot be read", async {
             let mut conn = acquire(&self.shared).await?;
@@ -191,6 +181,15 @@ impl Effects {
             }
         }
         Ok(())
+    }
+
+    /// What may be tried now, and now and then also what others have put into the table.
+    async fn look(&mut self) -> Result<Vec<Ready>, Error> {
+        if self.looked_for_put_back.elapsed() >= PUT_BACK_EVERY {
+            self.looked_for_put_back = Instant::now();
+            self.take_put_back().await?;
+        }
+        if self.parked.len() == 0 { Ok(Vec::new()) } else { self.ready().await }
     }
 
     async fn ready(&self) -> Result<Vec<Ready>, Error> {
