@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
 
+use crate::calling::TOGETHER_MAX;
 use crate::calls::Calls;
 use crate::consumer::Unhandled;
 use crate::dead_letter::{self, Letter};
@@ -29,6 +30,8 @@ pub(crate) struct Effects {
     pub(crate) parked: Parked,
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
+    /// How many calls are recorded in one transaction.
+    pub(crate) answers: Width,
     width: Width,
 }
 
@@ -78,7 +81,15 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        Ok(Self { shared, owned: owned.clone(), parked, calls: Calls::default(), stop, width })
+        Ok(Self {
+            shared,
+            owned: owned.clone(),
+            parked,
+            calls: Calls::default(),
+            stop,
+            answers: Width::new(TOGETHER_MAX),
+            width,
+        })
     }
 
     /// Whether so many keys are parked that nothing more is taken.
