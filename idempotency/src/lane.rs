@@ -101,10 +101,19 @@ impl Lane {
             Err(end) => return end,
         };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
+        let mut was_full = false;
         loop {
             let (call_at, look_at) = (effects.call_at(), effects.look_at());
             let is_full = effects.is_full();
             self.gauge.parked(effects.parked.len(), is_full);
+            if is_full && !was_full {
+                tracing::error!(
+                    topic = %self.owned.partition.topic, partition = self.owned.partition.number,
+                    keys = effects.parked.len(),
+                    "too many keys are parked: nothing more is taken until fewer are"
+                );
+            }
+            was_full = is_full;
             let gathered = tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return effects.finish_calls().await,
