@@ -6,10 +6,16 @@
 //! Services speak by records: an orchestrator sends a [`Command`], a participant answers with a reply, and
 //! both carry a [`Correlation`] in the attributes of the wire contract.
 
+mod barrier;
+#[cfg(test)]
+mod bed;
 mod command;
 mod correlation;
 mod error;
+pub mod participant;
+pub mod schema;
 
 pub use command::{Command, Irrefusable};
 pub use correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 pub use error::{Error, Kind};
+pub use participant::Participant;
