@@ -2,6 +2,8 @@
 
 use tailrace_idempotency::BoxError;
 
+use crate::unreadable::Unreadable;
+
 /// What went wrong, and how to mend it.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}{}", .mend.map(|mend| format!(": {mend}")).unwrap_or_default())]
@@ -10,6 +12,7 @@ pub struct Error {
     text: String,
     mend: Option<&'static str>,
     source: Option<BoxError>,
+    faults: Vec<String>,
 }
 
 /// The class of an [`Error`].
@@ -24,15 +27,27 @@ pub enum Kind {
     Database,
     /// A command or a reply could not be written to the outbox.
     Outbox,
-    /// What a command, a reply or a saga says does not encode or decode.
-    Payload,
     /// The consumer that carries it has ended with an error.
     Consumer,
+    /// A definition is wrong, or an instance does not follow it.
+    Definition,
+    /// Data, a command or a reply can not be read or written as JSON.
+    Unreadable,
 }
 
 impl Error {
     pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into(), mend: None, source: None }
+        Self { kind, text: text.into(), mend: None, source: None, faults: Vec::new() }
+    }
+
+    pub(crate) fn definition(text: impl Into<String>) -> Self {
+        Self::new(Kind::Definition, text)
+    }
+
+    /// Everything that is wrong with one thing.
+    pub(crate) fn faults(of: &str, faults: Vec<String>) -> Self {
+        let list: String = faults.iter().map(|fault| format!("\n- {fault}")).collect();
+        Self { faults, ..Self::definition(format!("{of} is not right:{list}")) }
     }
 
     pub(crate) fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
@@ -56,5 +71,16 @@ impl Error {
     /// Its class.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// What is wrong with a definition or a mapping, one by one; empty for every other error.
+    pub fn list(&self) -> &[String] {
+        &self.faults
+    }
+}
+
+impl From<Unreadable> for Error {
+    fn from(unreadable: Unreadable) -> Self {
+        Self::new(Kind::Unreadable, unreadable.what)
     }
 }

@@ -13,9 +13,7 @@ use crate::command::Command;
 use crate::correlation::{Answer, Instruction, Operation};
 use crate::error::{Error, Kind};
 use crate::participant::handler::{AnyAction, AnyUndo, BoxFuture, Cx};
-
-/// The type of every reply.
-pub(crate) const REPLY_TYPE: &str = "tailrace.saga.reply.v1";
+use crate::transition::REPLY_TYPE;
 
 /// How a participant answers.
 pub(crate) struct Voice {
@@ -163,7 +161,7 @@ async fn undone<S: Sync, C: Command>(
     let output = serde_json::from_slice(stored.unwrap_or(b"null")).map_err(|error| {
         // The text of the error may quote the reply.
         let place = format!("line {}, column {}", error.line(), error.column());
-        Error::new(Kind::Payload, "the stored reply of the action does not decode").caused_by(place)
+        Error::new(Kind::Unreadable, "the stored reply of the action does not decode").caused_by(place)
     })?;
     undo.run(Cx::new(conn, &instruction.correlation, meta, state), command, output).await?;
     Ok(Said { ended: Ended::Done, answer: Answer::Done, payload: None })
@@ -193,7 +191,7 @@ impl Voice {
 
 fn json(value: &impl Serialize, what: &str) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(|error| {
-        Error::new(Kind::Payload, format!("{what} of the action does not encode")).caused_by(error)
+        Error::new(Kind::Unreadable, format!("{what} of the action does not encode")).caused_by(error)
     })
 }
 
