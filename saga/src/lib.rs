@@ -17,6 +17,7 @@ mod command;
 mod correlation;
 mod definition;
 mod draft;
+mod engine;
 mod error;
 #[cfg(test)]
 mod fixture;
@@ -26,6 +27,7 @@ mod machine;
 pub mod participant;
 mod retry;
 pub mod schema;
+mod store;
 mod transition;
 mod unreadable;
 mod work;
@@ -37,6 +39,7 @@ pub use command::{Command, Compensable, Irrefusable};
 pub use correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 pub use definition::{Definition, Forward, Identity, OnRefused, OnTimeout, Step, StepKind};
 pub use draft::{DEPTH_MAX, NAME_BYTES_MAX, STEPS_MAX};
+pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown};
 pub use error::{Error, Kind};
 pub use instance::{
     Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,
