@@ -172,6 +172,11 @@ impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
         self.with(Some(Arc::new(Plain(undo))))
     }
 
+    /// The participant as it is; the last action cannot be undone.
+    pub fn done(self) -> Participant<S> {
+        self.with(None)
+    }
+
     /// As [`Participant::handle`]; the action before it cannot be undone.
     pub fn handle<D: Command>(
         self,
