@@ -153,11 +153,7 @@ impl<S: Send + Sync + 'static> Participant<S> {
         config: Config<S>,
         stop: impl Future<Output = ()>,
     ) -> Result<Report, Error> {
-        let mut conn = config.pool().acquire().await.map_err(|error| {
-            Error::database("no connection to the participant's database", error)
-        })?;
-        schema::check(&mut conn).await?;
-        drop(conn);
+        schema::check_patiently(config.pool()).await?;
         let consumer = Consumer::new(config.batch_records_max(BATCH_RECORDS_MAX));
         self.join(consumer).run(stop).await.map_err(Error::of_consumer)
     }

@@ -124,7 +124,7 @@ pub fn create_order(version: u32, timeout: Duration) -> Result<Saga<Order>, Erro
     let long = short.attempts(10_000).max_age(Duration::from_secs(3600));
     Saga::define(CREATE_ORDER, version)
         .start_on(ORDERS, ORDER_PLACED, |order: Order| order)
-        .deadline(40 * timeout)
+        .deadline(5 * timeout)
         .step("reserve-credit", ReserveCredit::of)
         .retry(short.attempts(8))
         .timeout(timeout, OnTimeout::Retry)

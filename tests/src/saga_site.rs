@@ -144,8 +144,12 @@ impl SagaSite {
 
     /// A relay for each database.
     pub fn relays(&self) -> Vec<Process> {
-        let homes = self.services.values().chain([&self.orders]);
-        homes.map(|home| home.relay(self)).collect()
+        (0..=self.services.len()).map(|at| self.relay(at)).collect()
+    }
+
+    /// The relay of the database with this number; the last is the orchestrator's.
+    pub fn relay(&self, at: usize) -> Process {
+        self.services.values().nth(at).unwrap_or(&self.orders).relay(self)
     }
 
     /// An orchestrator.
@@ -248,8 +252,58 @@ impl SagaSite {
         }
     }
 
+    /// Why sagas were undone, and how often.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn causes(&self) -> Vec<(&'static str, i64)> {
+        let names = [
+            ("undone: refused", "refused"),
+            ("undone: timed out", "timed_out"),
+            ("undone: deadline", "deadline"),
+        ];
+        let mut causes = Vec::new();
+        for (name, because) in names {
+            let count: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM tailrace.saga_instance
+                 WHERE instance -> 'cause' ->> 'because' = $1",
+            )
+            .bind(because)
+            .fetch_one(&self.orders.pool)
+            .await
+            .expect("the sagas are counted");
+            causes.push((name, count));
+        }
+        causes
+    }
+
+    /// Why there are dead letters, where there are any.
+    ///
+    /// # Panics
+    ///
+    /// When a server refuses.
+    pub async fn dead_letters(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for home in self.services.values().chain([&self.orders]) {
+            let letters: Vec<String> = sqlx::query_scalar(
+                "SELECT concat(consumer, ' ', message_type, ' ', reason, ' ', detail)
+                 FROM tailrace.dead_letter LIMIT 5",
+            )
+            .fetch_all(&home.pool)
+            .await
+            .expect("the dead letters are read");
+            found.extend(letters);
+        }
+        found
+    }
+
     /// A few sagas that have not ended.
-    async fn left(&self) -> Vec<String> {
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn left(&self) -> Vec<String> {
         sqlx::query_scalar(
             "SELECT concat(id, ' ', status, ' ', instance) FROM tailrace.saga_instance
              WHERE status IN ('running', 'compensating', 'parked') LIMIT 3",
