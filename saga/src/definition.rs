@@ -338,6 +338,17 @@ impl Step {
         }))
     }
 
+    /// The same without what the user's code puts into it.
+    pub(crate) fn empty_request(&self) -> Option<Request> {
+        let (topic, message_type) = self.command()?;
+        Some(Request {
+            topic: topic.into(),
+            message_type: message_type.into(),
+            key: String::new(),
+            payload: Value::Null,
+        })
+    }
+
     fn signature(&self) -> String {
         let work = match &self.work {
             Work::Command { topic, message_type, .. } => format!("command {topic} {message_type}"),

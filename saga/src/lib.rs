@@ -21,6 +21,7 @@ mod instance;
 mod local;
 mod machine;
 mod retry;
+mod rules;
 mod transition;
 mod unreadable;
 mod work;
