@@ -33,6 +33,7 @@
 //! ```
 
 mod explore;
+mod hash;
 mod message;
 mod orchestrator;
 mod participant;
@@ -43,7 +44,7 @@ mod world;
 use std::fmt;
 
 use crate::definition::Definition;
-use crate::rules::{Code, Rules};
+use crate::rules::Rules;
 
 use explore::{Bounds, explore, wander};
 use participant::Knows;
@@ -54,11 +55,8 @@ pub use crate::definition::OnRefused;
 /// How many steps are explored exhaustively at a time.
 pub const WINDOW_STEPS: usize = 4;
 
-/// How often a step is asked for in one direction while it is explored.
-const ATTEMPTS_MAX: u32 = 2;
-
 /// States of one exploration, above which it is cut off and says so.
-const STATES_MAX: usize = 1_000_000;
+const STATES_MAX: usize = 500_000;
 
 /// How many faults a schedule of the whole saga has, where it is longer than a window.
 const FAULTS_MAX: u8 = 2;
@@ -91,16 +89,15 @@ pub fn check(definition: &Definition) -> Result<Coverage, Counterexample> {
 struct Assumptions {
     rules: Rules,
     knows: Knows,
+    /// Whether messages that can do nothing any more are left out.
+    forgets: bool,
 }
 
 impl Assumptions {
     const SHIPPED: Self = Self {
-        rules: Rules {
-            code: Code::Assume(OnRefused::Abort),
-            attempts_max: ATTEMPTS_MAX,
-            ..Rules::SHIPPED
-        },
-        knows: Knows::TheBarrier,
+        rules: Rules::EXPLORED,
+        knows: Knows::Barrier,
+        forgets: true,
     };
 }
 
@@ -231,6 +228,7 @@ enum Broken {
     EffectMissing(String),
     EffectLeft(String),
     OldEpoch,
+    EpochKept(String),
     Twice,
     NoEnd,
     Refused(String),
@@ -239,10 +237,15 @@ enum Broken {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EffectTwice(step) => write!(f, "the effect of {step} happens twice, or is undone twice"),
+            Self::EffectTwice(step) => {
+                write!(f, "the effect of {step} happens twice, or is undone twice")
+            }
             Self::EffectMissing(step) => write!(f, "it has completed without the effect of {step}"),
-            Self::EffectLeft(step) => write!(f, "it is compensated, and the effect of {step} is there"),
+            Self::EffectLeft(step) => {
+                write!(f, "it is compensated, and the effect of {step} is there")
+            }
             Self::OldEpoch => f.write_str("a reply of an older epoch does something"),
+            Self::EpochKept(step) => write!(f, "{step} begins again in an epoch that is over"),
             Self::Twice => f.write_str("a reply or a timer that comes again does something"),
             Self::NoEnd => f.write_str("no end can be reached from here"),
             Self::Refused(error) => write!(f, "the machine does not take it: {error}"),

@@ -21,6 +21,14 @@ pub struct Error {
 pub enum Kind {
     /// A record's attributes are not those of a command or reply.
     Record,
+    /// The tables are missing, older than this version needs, or hold what it does not know.
+    Schema,
+    /// Postgres refused a statement or could not be reached.
+    Database,
+    /// A command or a reply could not be written to the outbox.
+    Outbox,
+    /// The consumer that carries it has ended with an error.
+    Consumer,
     /// A definition is wrong, or an instance does not follow it.
     Definition,
     /// Data, a command or a reply can not be read or written as JSON.
@@ -45,6 +53,19 @@ impl Error {
     pub(crate) fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    pub(crate) fn mended_by(mut self, mend: &'static str) -> Self {
+        self.mend = Some(mend);
+        self
+    }
+
+    pub(crate) fn database(doing: &'static str, error: sqlx::Error) -> Self {
+        Self::new(Kind::Database, doing).caused_by(error)
+    }
+
+    pub(crate) fn of_consumer(error: tailrace_idempotency::Error) -> Self {
+        Self::new(Kind::Consumer, error.to_string()).caused_by(error)
     }
 
     /// Its class.

@@ -9,7 +9,11 @@
 //! An orchestrator follows a [`Saga`]. What becomes of a running one when something happens to it is a pure
 //! function, [`step`](fn@step): from an [`Instance`] and an [`Input`] to a [`Transition`].
 
+mod barrier;
+#[cfg(test)]
+mod bed;
 mod builder;
+pub mod check;
 mod command;
 mod correlation;
 mod definition;
@@ -20,8 +24,10 @@ mod fixture;
 mod instance;
 mod local;
 mod machine;
+pub mod participant;
 mod retry;
 mod rules;
+pub mod schema;
 mod transition;
 mod unreadable;
 mod work;
@@ -37,8 +43,9 @@ pub use error::{Error, Kind};
 pub use instance::{
     Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,
 };
-pub use local::{Decision, Local, LocalCx, LocalHandler, NotUndone, Undone, local};
+pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
 pub use machine::step;
+pub use participant::Participant;
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
 pub use transition::{
     Alert, CommandMessage, Entry, Happening, Input, LocalCall, PART_TYPE, REPLY_TYPE, ReplyMessage,

@@ -575,7 +575,8 @@ impl<'d> Turn<'d> {
         let retry = self.retry(at, operation);
         let state = self.state(at);
         let age = state.since.and_then(|since| self.now.duration_since(since).ok());
-        state.attempts >= retry.attempts.min(self.rules.attempts_max) || age.is_some_and(|age| age >= retry.age_max)
+        state.attempts >= retry.attempts.min(self.rules.attempts_max)
+            || age.is_some_and(|age| age >= retry.age_max)
     }
 
     /// There was no answer to an action.

@@ -30,6 +30,14 @@ impl Rules {
         mixes_epochs: false,
     };
 
+    /// Without the user's code, and with two attempts of each step in each direction.
+    pub(crate) const EXPLORED: Self = Self {
+        code: Code::Assume(OnRefused::Abort),
+        attempts_max: 2,
+        #[cfg(test)]
+        mixes_epochs: false,
+    };
+
     /// What a refusal is taken for where the code does not run.
     pub(crate) fn assumes(&self) -> Option<OnRefused> {
         match self.code {

@@ -1,14 +1,13 @@
 //! Breadth first through everything that can happen, so that what is found is the smallest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::definition::Definition;
 
+use super::hash::Map;
 use super::story::Story;
 use super::world::{Move, Stage, World};
-use super::{
-    Assumptions, Broken, Counterexample, FAULTS_MAX, STATES_MAX, Stop, WALK_MOVES, WALKS,
-};
+use super::{Assumptions, Broken, Counterexample, FAULTS_MAX, STATES_MAX, Stop, WALK_MOVES, WALKS};
 
 /// How far an exploration goes.
 #[derive(Debug, Clone, Copy)]
@@ -32,12 +31,12 @@ pub(super) struct Explored {
 
 /// Every world that was seen, and how it was come by first.
 #[derive(Default)]
-struct Seen {
-    numbers: HashMap<World, usize>,
+pub(super) struct Seen {
+    numbers: Map<World, usize>,
     /// The world before, and the move from there.
-    from: Vec<Option<(usize, Move)>>,
-    is_end: Vec<bool>,
-    edges: Vec<(usize, usize)>,
+    pub(super) from: Vec<Option<(usize, Move)>>,
+    pub(super) is_end: Vec<bool>,
+    pub(super) edges: Vec<(usize, usize)>,
 }
 
 impl Seen {
@@ -54,7 +53,7 @@ impl Seen {
     }
 
     /// The first world from which no end can be reached.
-    fn endless(&self) -> Option<usize> {
+    pub(super) fn endless(&self) -> Option<usize> {
         let mut before: Vec<Vec<usize>> = vec![Vec::new(); self.from.len()];
         for (from, to) in &self.edges {
             if let Some(before) = before.get_mut(*to) {
@@ -91,7 +90,7 @@ impl Seen {
             numbers.push(*from);
         }
         numbers.reverse();
-        let by_number: HashMap<usize, &World> =
+        let by_number: Map<usize, &World> =
             self.numbers.iter().map(|(world, number)| (*number, world)).collect();
         numbers.iter().filter_map(|number| by_number.get(number).map(|w| (*w).clone())).collect()
     }
@@ -205,4 +204,16 @@ fn roll(dice: &mut u64, sides: usize) -> usize {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     usize::try_from((mixed ^ (mixed >> 31)) % u64::try_from(sides).unwrap_or(1)).unwrap_or(0)
+}
+
+/// Every pair of a saga's state and its participants' effects that is seen.
+#[cfg(test)]
+pub(super) fn judged(
+    definition: &Definition,
+    by: Assumptions,
+) -> std::collections::BTreeSet<(String, Vec<i8>)> {
+    let mut stage = Stage::new(definition, by, None);
+    let mut seen = Seen::default();
+    visit(&mut stage, &mut seen, Bounds::EXHAUSTIVE).unwrap();
+    seen.numbers.keys().map(|world| stage.judged_by(world)).collect()
 }

@@ -1,8 +1,8 @@
 //! The messages that are under way: none is ever forgotten, so each may come late, out of order and again.
 
-use std::collections::HashMap;
-
 use crate::correlation::{Answer, Epoch, Operation};
+
+use super::hash::Map;
 
 /// A command, or the reply to one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,8 +34,20 @@ impl Set {
         Self(self.0 | other.0)
     }
 
+    pub(super) fn both(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    pub(super) fn without_all(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     pub(super) fn has(self, number: u8) -> bool {
         self.0 & 1 << number != 0
+    }
+
+    pub(super) fn has_all(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
     }
 
     pub(super) fn is_empty(self) -> bool {
@@ -56,7 +68,7 @@ impl Set {
 #[derive(Debug, Default)]
 pub(super) struct Messages {
     all: Vec<Message>,
-    numbers: HashMap<Message, u8>,
+    numbers: Map<Message, u8>,
 }
 
 /// There are more messages than the exploration can tell apart.

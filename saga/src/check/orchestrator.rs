@@ -1,6 +1,5 @@
 //! The real machine, remembered: the same saga that meets the same again does the same.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,6 +12,7 @@ use crate::machine::step_by;
 use crate::rules::{Code, Rules};
 use crate::transition::{Input, LocalCall, Tick, Transition, Verb, Verdict};
 
+use super::hash::Map;
 use super::message::{Message, Messages, Set, TooMany};
 use super::{Broken, Stop};
 
@@ -43,8 +43,8 @@ pub(super) struct Orchestrator<'d> {
     /// Whether each attempt is another message to its participant.
     pub(super) tells_attempts: bool,
     instances: Vec<Instance>,
-    numbers: HashMap<Key, u32>,
-    known: HashMap<(u32, Stimulus), Rc<[Outcome]>>,
+    numbers: Map<Key, u32>,
+    known: Map<(u32, Stimulus), Rc<[Outcome]>>,
     pub(super) messages: Messages,
 }
 
@@ -83,8 +83,8 @@ impl<'d> Orchestrator<'d> {
             rules,
             tells_attempts,
             instances: Vec::new(),
-            numbers: HashMap::new(),
-            known: HashMap::new(),
+            numbers: Map::default(),
+            known: Map::default(),
             messages: Messages::default(),
         };
         this.intern(Instance::new(definition, saga, Value::Null, NOW));
@@ -104,6 +104,10 @@ impl<'d> Orchestrator<'d> {
         for step in &mut instance.steps {
             step.since = step.since.map(|_| NOW);
             step.due = step.due.map(|_| NOW);
+            // Of what is over nobody asks how many attempts it took.
+            if step.operation().is_none() {
+                step.attempts = 0;
+            }
         }
         if let Some(deadline) = &mut instance.deadline {
             *deadline = NOW;
@@ -130,11 +134,12 @@ impl<'d> Orchestrator<'d> {
             let input = self.input(&before, stimulus);
             let turn = self.step(rules, &before, input.clone())?;
             self.expect_once(rules, &before, &input, &turn)?;
-            self.run_locals(rules, turn, &mut outcomes, Outcome {
-                saga,
-                sent: Set::default(),
-                effects: Vec::new(),
-            })?;
+            self.run_locals(
+                rules,
+                turn,
+                &mut outcomes,
+                Outcome { saga, sent: Set::default(), effects: Vec::new() },
+            )?;
         }
         let outcomes: Rc<[Outcome]> = outcomes.into();
         self.known.insert((saga, stimulus), Rc::clone(&outcomes));
@@ -178,9 +183,7 @@ impl<'d> Orchestrator<'d> {
                 let signal_type = signal_type.expect("signals are of steps that wait").into();
                 Input::Signal { signal_type, payload: Value::Null }
             }
-            Stimulus::Retry => {
-                Input::Operator { by: "".into(), verb: Verb::Retry { step: None } }
-            }
+            Stimulus::Retry => Input::Operator { by: "".into(), verb: Verb::Retry { step: None } },
         }
     }
 
@@ -212,13 +215,20 @@ impl<'d> Orchestrator<'d> {
             return Ok(());
         }
         let is_stale = match input {
-            Input::Reply { correlation, .. } => before
-                .step(&correlation.step)
-                .is_some_and(|step| correlation.epoch < step.epoch),
+            Input::Reply { correlation, .. } => {
+                before.step(&correlation.step).is_some_and(|step| correlation.epoch < step.epoch)
+            }
             _ => false,
         };
         if is_stale && turn.verdict == Verdict::Applied {
             return Err(Stop::Broken(Broken::OldEpoch));
+        }
+        for (before, after) in before.steps.iter().zip(&turn.instance.steps) {
+            let was_over = before.operation().is_none() && before.status != StepStatus::Pending;
+            let begins_again = was_over && after.operation().is_some();
+            if after.epoch < before.epoch || begins_again && after.epoch == before.epoch {
+                return Err(Stop::Broken(Broken::EpochKept(after.name.to_string())));
+            }
         }
         if turn.verdict == Verdict::Applied && matches!(input, Input::Reply { .. } | Input::Tick(_))
         {

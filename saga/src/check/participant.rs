@@ -19,13 +19,23 @@ pub(super) struct Participant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Knows {
     /// By the barrier.
-    TheBarrier,
+    Barrier,
     /// By saga, step and operation, each on its own: a compensation blocks nothing.
     #[cfg(test)]
-    TheOperation,
+    Operation,
     /// By the message alone, as every inbox does.
     #[cfg(test)]
-    TheMessage,
+    Message,
+}
+
+impl Knows {
+    /// Whether another attempt is another message.
+    pub(super) fn tells_attempts(self) -> bool {
+        #[cfg(test)]
+        return self == Self::Message;
+        #[cfg(not(test))]
+        false
+    }
 }
 
 /// One way in which a command can end.
@@ -63,7 +73,7 @@ impl Participant {
                 ends(Ended::Done, -1, Answer::Done, "undoes it");
             }
             (Decision::Void, _) => {
-                ends(Ended::Done, 0, Answer::Done, "has nothing to undo, and blocks the action");
+                ends(Ended::Done, 0, Answer::Done, "has nothing to undo");
             }
             (Decision::Miss, _) => ends(Ended::Refused, 0, Answer::Refused, "is too late"),
             (Decision::Repeat(answer), _) => {
@@ -90,11 +100,11 @@ impl Participant {
         let is_action = command.operation == Operation::Action;
         let done = Past { epoch: Epoch::new(0), ended: Ended::Done };
         match knows {
-            Knows::TheOperation if is_action => Barrier { compensation: None, ..self.barrier },
-            Knows::TheBarrier | Knows::TheOperation => self.barrier,
-            Knows::TheMessage if self.seen.contains(command) => self.barrier,
-            Knows::TheMessage if is_action => Barrier::default(),
-            Knows::TheMessage => {
+            Knows::Operation if is_action => Barrier { compensation: None, ..self.barrier },
+            Knows::Barrier | Knows::Operation => self.barrier,
+            Knows::Message if self.seen.contains(command) => self.barrier,
+            Knows::Message if is_action => Barrier::default(),
+            Knows::Message => {
                 Barrier { action: (self.effect > 0).then_some(done), compensation: None }
             }
         }
@@ -102,7 +112,7 @@ impl Participant {
 
     #[cfg(test)]
     fn remember(&mut self, command: &Message, knows: Knows) {
-        if knows == Knows::TheMessage && !self.seen.contains(command) {
+        if knows == Knows::Message && !self.seen.contains(command) {
             self.seen.push(*command);
             self.seen.sort();
         }

@@ -49,9 +49,11 @@ fn cut(definition: &Definition, window: Range<usize>) -> Definition {
 /// A step without the user's code, which does not run in an exploration.
 fn bare(step: &Step) -> Step {
     let work = match &step.work {
-        Work::Command { topic, message_type, .. } => {
-            Work::Command { topic, message_type, build: Closure(Box::new(|_| Ok((None, Value::Null)))) }
-        }
+        Work::Command { topic, message_type, .. } => Work::Command {
+            topic,
+            message_type,
+            build: Closure(Box::new(|_| Ok((None, Value::Null)))),
+        },
         Work::Local { undo, .. } => {
             Work::Local { run: not_run(), undo: undo.as_ref().map(|_| not_run()) }
         }
@@ -72,8 +74,9 @@ fn bare(step: &Step) -> Step {
         retry: step.retry,
         retry_compensation: step.retry_compensation,
         on_reply: None,
-        on_refused: decides
-            .then(|| Closure(Box::new(|data: &Value, _: &Value| Ok((data.clone(), OnRefused::Abort))) as _)),
+        on_refused: decides.then(|| {
+            Closure(Box::new(|data: &Value, _: &Value| Ok((data.clone(), OnRefused::Abort))) as _)
+        }),
     }
 }
 

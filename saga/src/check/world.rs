@@ -1,12 +1,12 @@
 //! A saga, its participants and all that is under way between them.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::correlation::Operation;
 use crate::definition::{Definition, Step, StepKind};
 use crate::instance::{Phase, StepStatus};
 
+use super::hash::Map;
 use super::message::{Message, Set, TooMany};
 use super::orchestrator::{Orchestrator, Stimulus};
 use super::participant::{Knows, Participant};
@@ -46,22 +46,28 @@ pub(super) struct Stage<'d> {
     pub(super) orchestrator: Orchestrator<'d>,
     knows: Knows,
     participants: Vec<Participant>,
-    numbers: HashMap<Participant, u16>,
-    known: HashMap<(u16, u8), Ends>,
+    numbers: Map<Participant, u16>,
+    /// By the numbers of a participant and a command.
+    known: Vec<Vec<Option<Ends>>>,
+    /// By the number of a saga: of which replies it is known whether they can do anything, and which can not.
+    judged: Vec<(Set, Set)>,
     /// With how many faults a schedule is still looked at; none where they are not counted.
     faults_max: Option<u8>,
+    forgets: bool,
 }
 
 impl<'d> Stage<'d> {
     pub(super) fn new(definition: &'d Definition, by: Assumptions, faults_max: Option<u8>) -> Self {
-        let tells_attempts = by.knows != Knows::TheBarrier;
+        let tells_attempts = by.knows.tells_attempts();
         let mut this = Self {
             orchestrator: Orchestrator::new(definition, by.rules, tells_attempts),
             knows: by.knows,
             participants: Vec::new(),
-            numbers: HashMap::new(),
-            known: HashMap::new(),
+            numbers: Map::default(),
+            known: Vec::new(),
+            judged: Vec::new(),
             faults_max,
+            forgets: by.forgets,
         };
         this.intern(Participant::default());
         this
@@ -102,10 +108,76 @@ impl<'d> Stage<'d> {
         for (stimulus, cost) in self.stimuli(world) {
             self.tell(world, stimulus, cost, &mut moves)?;
         }
+        if self.forgets {
+            for (_, after) in &mut moves {
+                self.forget(after)?;
+            }
+        }
         moves.retain(|(_, after)| {
             after != world && self.faults_max.is_none_or(|max| after.faults <= max)
         });
         Ok(moves)
+    }
+
+    /// Leaves out the messages that can do nothing any more. Without it there are tens of times as many worlds, which
+    /// differ by nothing that matters.
+    ///
+    /// A reply to a step that is over, or of an older epoch, does nothing from now on, because epochs never fall and a
+    /// step begins nothing again without a new one; the orchestrator holds the machine to both. A command that the
+    /// barrier only answers, with a reply that is there already or would do nothing, does so from now on.
+    fn forget(&mut self, world: &mut World) -> Result<(), Stop> {
+        let dead = self.dead(world)?;
+        world.replies = world.replies.without_all(dead);
+        world.fresh_replies = world.fresh_replies.without_all(dead);
+        for command in world.commands.iter() {
+            let at = self.orchestrator.messages.get(command).step;
+            let before = *world.participants.get(at).expect("commands are of steps");
+            let ends = self.ends(before, command).map_err(|TooMany| Stop::TooLarge)?;
+            let says_nothing_new = |(after, reply, ..): &(u16, u8, _, _)| {
+                *after == before && (world.replies.has(*reply) || self.is_dead(world, *reply))
+            };
+            if ends.iter().all(says_nothing_new) {
+                world.commands = world.commands.without(command);
+                world.fresh_commands = world.fresh_commands.without(command);
+            }
+        }
+        Ok(())
+    }
+
+    /// The replies that can do nothing any more.
+    fn dead(&mut self, world: &World) -> Result<Set, Stop> {
+        let at = usize::try_from(world.saga).unwrap_or(usize::MAX);
+        if self.judged.len() <= at {
+            self.judged.resize(at + 1, (Set::default(), Set::default()));
+        }
+        let (mut judged, mut dead) = self.judged.get(at).copied().unwrap_or_default();
+        for reply in world.replies.without_all(judged).iter() {
+            judged = judged.with(reply);
+            if self.is_dead(world, reply) {
+                self.expect_nothing(world, reply)?;
+                dead = dead.with(reply);
+            }
+        }
+        if let Some(of_saga) = self.judged.get_mut(at) {
+            *of_saga = (judged, dead);
+        }
+        Ok(world.replies.both(dead))
+    }
+
+    fn is_dead(&self, world: &World, reply: u8) -> bool {
+        let instance = self.orchestrator.instance(world.saga);
+        let reply = self.orchestrator.messages.get(reply);
+        let step = instance.steps.get(reply.step);
+        instance.phase.is_over()
+            || step.is_none_or(|step| reply.epoch < step.epoch || step.operation().is_none())
+    }
+
+    fn expect_nothing(&mut self, world: &World, reply: u8) -> Result<(), Stop> {
+        let outcomes = self.orchestrator.react(world.saga, Stimulus::Reply(reply))?;
+        let is_nothing = outcomes.iter().all(|outcome| {
+            outcome.saga == world.saga && outcome.sent.is_empty() && outcome.effects.is_empty()
+        });
+        if is_nothing { Ok(()) } else { Err(Stop::Broken(Broken::Twice)) }
     }
 
     fn stimuli(&self, world: &World) -> Vec<(Stimulus, u8)> {
@@ -150,6 +222,10 @@ impl<'d> Stage<'d> {
         moves: &mut Vec<(Move, World)>,
     ) -> Result<(), Stop> {
         for outcome in self.orchestrator.react(world.saga, stimulus)?.iter() {
+            let is_new = outcome.saga != world.saga || !world.commands.has_all(outcome.sent);
+            if !is_new && self.faults_max.is_none() {
+                continue;
+            }
             let mut after = world.clone();
             after.saga = outcome.saga;
             after.commands = after.commands.and(outcome.sent);
@@ -186,6 +262,10 @@ impl<'d> Stage<'d> {
         let before = *world.participants.get(at).expect("commands are of steps");
         let ends = self.ends(before, command).map_err(|TooMany| Stop::TooLarge)?;
         for (participant, reply, how, is_refusal) in ends.iter().copied() {
+            let is_new = participant != before || !world.replies.has(reply);
+            if !is_new && self.faults_max.is_none() {
+                continue;
+            }
             let mut after = world.clone();
             if let Some(place) = after.participants.get_mut(at) {
                 *place = participant;
@@ -203,7 +283,8 @@ impl<'d> Stage<'d> {
     }
 
     fn ends(&mut self, participant: u16, command: u8) -> Result<Ends, TooMany> {
-        if let Some(known) = self.known.get(&(participant, command)) {
+        let (row, column) = (usize::from(participant), usize::from(command));
+        if let Some(Some(known)) = self.known.get(row).and_then(|row| row.get(column)) {
             return Ok(Rc::clone(known));
         }
         let message = self.orchestrator.messages.get(command);
@@ -217,7 +298,15 @@ impl<'d> Stage<'d> {
             ends.push((self.intern(handled.after), reply, handled.how, is_refusal));
         }
         let ends: Ends = ends.into();
-        self.known.insert((participant, command), Rc::clone(&ends));
+        if self.known.len() <= row {
+            self.known.resize(row + 1, Vec::new());
+        }
+        if let Some(row) = self.known.get_mut(row) {
+            row.resize(row.len().max(column + 1), None);
+            if let Some(place) = row.get_mut(column) {
+                *place = Some(Rc::clone(&ends));
+            }
+        }
         Ok(ends)
     }
 
@@ -252,6 +341,16 @@ impl<'d> Stage<'d> {
                 _ => None,
             }
         })
+    }
+
+    /// What of a world decides whether a promise is broken.
+    #[cfg(test)]
+    pub(super) fn judged_by(&self, world: &World) -> (String, Vec<i8>) {
+        let instance = self.orchestrator.instance(world.saga);
+        let states = instance.steps.iter().map(|step| (step.status, step.epoch));
+        let saga = format!("{:?} {:?}", instance.phase, states.collect::<Vec<_>>());
+        let effects = world.participants.iter().map(|number| self.participant(*number).effect);
+        (saga, effects.collect())
     }
 
     /// The name of a step, for people.
