@@ -152,7 +152,7 @@ pub struct Correlation {
 }
 
 /// What a command says beside its payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
     /// Which operation is asked for.
     pub correlation: Correlation,

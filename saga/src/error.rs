@@ -29,6 +29,8 @@ pub enum Kind {
     Outbox,
     /// The consumer that carries it has ended with an error.
     Consumer,
+    /// There are running sagas that nobody can run.
+    Quarantined,
     /// A definition is wrong, or an instance does not follow it.
     Definition,
     /// Data, a command or a reply can not be read or written as JSON.
@@ -66,6 +68,10 @@ impl Error {
 
     pub(crate) fn of_consumer(error: tailrace_idempotency::Error) -> Self {
         Self::new(Kind::Consumer, error.to_string()).caused_by(error)
+    }
+
+    pub(crate) fn of_outbox(error: tailrace_outbox::Error) -> Self {
+        Self::new(Kind::Outbox, "a command or a reply is no message").caused_by(error)
     }
 
     /// Its class.

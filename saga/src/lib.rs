@@ -18,6 +18,7 @@ mod command;
 mod correlation;
 mod definition;
 mod draft;
+mod engine;
 mod error;
 #[cfg(test)]
 mod fixture;
@@ -28,6 +29,7 @@ pub mod participant;
 mod retry;
 mod rules;
 pub mod schema;
+mod store;
 mod transition;
 mod unreadable;
 mod work;
@@ -39,6 +41,7 @@ pub use command::{Command, Compensable, Irrefusable};
 pub use correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 pub use definition::{Definition, Forward, Identity, OnRefused, OnTimeout, Step, StepKind};
 pub use draft::{DEPTH_MAX, NAME_BYTES_MAX, STEPS_MAX};
+pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown};
 pub use error::{Error, Kind};
 pub use instance::{
     Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,

@@ -145,7 +145,6 @@ where
 ///
 /// # Errors
 /// That of the step itself; what it did is to be rolled back.
-#[expect(dead_code, reason = "the engine runs local steps")]
 pub(crate) async fn run(
     definition: &Definition,
     step: &str,

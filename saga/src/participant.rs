@@ -18,6 +18,7 @@ mod handler;
 
 use carry_out::Step;
 pub use handler::{Action, Cx, Undo};
+pub(crate) use handler::BoxFuture;
 use handler::{AnyAction, AnyUndo, Plain};
 
 /// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.
@@ -169,6 +170,11 @@ impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
     /// Registers the compensation of the action before it.
     pub fn undo(self, undo: impl for<'a> Undo<'a, S, C> + 'static) -> Participant<S> {
         self.with(Some(Arc::new(Plain(undo))))
+    }
+
+    /// The participant as it is; the last action cannot be undone.
+    pub fn done(self) -> Participant<S> {
+        self.with(None)
     }
 
     /// As [`Participant::handle`]; the action before it cannot be undone.

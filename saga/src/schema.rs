@@ -22,11 +22,18 @@ pub struct Migration {
 }
 
 /// Every migration in order, for a migration tool of your own.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "0001_barrier.sql",
-    sql: include_str!("../migrations/0001_barrier.sql"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "0001_barrier.sql",
+        sql: include_str!("../migrations/0001_barrier.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "0002_saga.sql",
+        sql: include_str!("../migrations/0002_saga.sql"),
+    },
+];
 
 const MEND: &str = "run tailrace_saga::schema::install or the files of its folder migrations";
 

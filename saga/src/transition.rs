@@ -16,7 +16,8 @@ pub const REPLY_TYPE: &str = "tailrace.saga.reply.v1";
 pub const PART_TYPE: &str = "tailrace.saga.part.v1";
 
 /// What happens to a saga from outside.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Input {
     /// It is to begin. Once: a second one is ignored.
     Start,
