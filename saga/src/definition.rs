@@ -338,6 +338,17 @@ impl Step {
         }))
     }
 
+    /// The same without what the user's code puts into it.
+    pub(crate) fn empty_request(&self) -> Option<Request> {
+        let (topic, message_type) = self.command()?;
+        Some(Request {
+            topic: topic.into(),
+            message_type: message_type.into(),
+            key: String::new(),
+            payload: Value::Null,
+        })
+    }
+
     fn signature(&self) -> String {
         let work = match &self.work {
             Work::Command { topic, message_type, .. } => format!("command {topic} {message_type}"),
@@ -350,11 +361,20 @@ impl Step {
 }
 
 /// The id of the saga that is a step of another one: always the same, however often it is asked for.
+///
+/// It is of the same time as its whole, since participants forget a saga by the time in its id.
 pub(crate) fn part_id(saga: SagaId, step: &str) -> SagaId {
     let digest = Sha256::new().chain_update(saga.as_uuid()).chain_update(step).finalize();
     let mut bytes = [0; 16];
     bytes.iter_mut().zip(digest).for_each(|(byte, of_digest)| *byte = of_digest);
-    SagaId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    if saga.as_uuid().get_version_num() != 7 {
+        return SagaId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid());
+    }
+    bytes.iter_mut().zip(saga.as_uuid().as_bytes()).take(6).for_each(|(byte, of)| *byte = *of);
+    let uuid = uuid::Builder::from_bytes(bytes)
+        .with_version(uuid::Version::SortRand)
+        .with_variant(uuid::Variant::RFC4122);
+    SagaId::from_uuid(uuid.into_uuid())
 }
 
 /// The hash of a structure.

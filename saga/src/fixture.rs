@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::builder::Saga;
+use crate::builder::{Saga, Signal};
 use crate::command::{Command, Compensable, Irrefusable};
 use crate::correlation::SagaId;
 use crate::definition::{Forward, OnRefused, OnTimeout};
@@ -117,6 +117,15 @@ pub(crate) fn create_order() -> Saga<Order> {
         .timeout(60 * SECOND, Forward::Park)
         .build()
         .unwrap()
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Confirmed {
+    pub(crate) by: String,
+}
+
+impl Signal for Confirmed {
+    const TYPE: &'static str = "order.confirmed.v1";
 }
 
 pub(crate) fn saga_id() -> SagaId {

@@ -13,6 +13,7 @@ mod barrier;
 #[cfg(test)]
 mod bed;
 mod builder;
+pub mod check;
 mod command;
 mod correlation;
 mod definition;
@@ -26,6 +27,7 @@ mod local;
 mod machine;
 pub mod participant;
 mod retry;
+mod rules;
 pub mod schema;
 mod store;
 mod transition;
@@ -44,7 +46,7 @@ pub use error::{Error, Kind};
 pub use instance::{
     Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,
 };
-pub use local::{Decision, Local, LocalCx, LocalHandler, NotUndone, Undone, local};
+pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
 pub use machine::step;
 pub use participant::Participant;
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};

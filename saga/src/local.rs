@@ -11,7 +11,6 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 
-use crate::command::Irrefusable;
 use crate::correlation::{Answer, Operation, SagaId};
 use crate::definition::{Closure, Definition};
 use crate::unreadable::{read, write};
@@ -26,22 +25,13 @@ pub struct LocalCx<'a> {
     pub saga: SagaId,
 }
 
-/// How a local step has decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision<R = (), F = Irrefusable> {
-    /// It is done; this is folded into the data by `on_reply`.
-    Done(R),
-    /// It is refused; what it did is rolled back.
-    Refused(F),
-}
-
-/// A local step: any `async fn(LocalCx<'_>, Data) -> Result<Decision<Reply, Refusal>, Error>`, or for its
-/// compensation `-> Result<(), Error>`.
+/// A local step: any `async fn(LocalCx<'_>, Data) -> Result<Result<Reply, Refusal>, Error>`, as that of a participant;
+/// or for its compensation `-> Result<(), Error>`.
 ///
-/// An error rolls back what it did; its retry policy says when it runs again.
+/// A refusal and an error roll back what it did; after an error its retry policy says when it runs again.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no local step of a saga with the data `{D}`",
-    note = "a local step is an `async fn(LocalCx<'_>, Data) -> Result<Decision<Reply, Refusal>, Error>`; its compensation is one `-> Result<(), Error>`"
+    note = "a local step is an `async fn(LocalCx<'_>, Data) -> Result<Result<Reply, Refusal>, Error>`; its compensation is one `-> Result<(), Error>`"
 )]
 pub trait LocalHandler<'a, D, O>: Send + Sync {
     /// Its error.
@@ -105,11 +95,11 @@ where
     D: DeserializeOwned + Send + 'static,
     R: Serialize + 'static,
     F: Serialize + 'static,
-    H: for<'a> LocalHandler<'a, D, Decision<R, F>> + 'static,
+    H: for<'a> LocalHandler<'a, D, Result<R, F>> + 'static,
 {
-    let run = erased(handler, |decision| match decision {
-        Decision::Done(reply) => Ok((Answer::Done, write("a local reply", &reply)?)),
-        Decision::Refused(refusal) => Ok((Answer::Refused, write("a local refusal", &refusal)?)),
+    let run = erased(handler, |answer| match answer {
+        Ok(reply) => Ok((Answer::Done, write("a local reply", &reply)?)),
+        Err(refusal) => Ok((Answer::Refused, write("a local refusal", &refusal)?)),
     });
     Local { run, undo: None, types: PhantomData }
 }
@@ -144,8 +134,8 @@ where
         };
         let running = handler.call(cx, data);
         Box::pin(async move {
-            let decision = running.await.map_err(Into::into)?;
-            answered(decision).map_err(|unreadable| unreadable.what.into())
+            let answer = running.await.map_err(Into::into)?;
+            answered(answer).map_err(|unreadable| unreadable.what.into())
         })
     }))
 }

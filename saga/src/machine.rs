@@ -13,6 +13,7 @@ use crate::instance::{
     micros,
 };
 use crate::retry::{Attempt, Retry};
+use crate::rules::Rules;
 use crate::transition::{
     Alert, CommandMessage, Entry, Happening, Input, LocalCall, ReplyMessage, Tick, Timer,
     Transition, Verb, Verdict,
@@ -33,13 +34,24 @@ pub fn step(
     input: Input,
     now: SystemTime,
 ) -> Result<Transition, Error> {
-    let mut turn = Turn::begin(definition, instance, now)?;
+    step_by(Rules::SHIPPED, definition, instance, input, now)
+}
+
+pub(crate) fn step_by(
+    rules: Rules,
+    definition: &Definition,
+    instance: &Instance,
+    input: Input,
+    now: SystemTime,
+) -> Result<Transition, Error> {
+    let mut turn = Turn::begin(rules, definition, instance, now)?;
     turn.take(input);
     Ok(turn.end(instance))
 }
 
 /// One input on its way through a saga.
 struct Turn<'d> {
+    rules: Rules,
     definition: &'d Definition,
     now: SystemTime,
     out: Transition,
@@ -63,6 +75,7 @@ enum Event {
 
 impl<'d> Turn<'d> {
     fn begin(
+        rules: Rules,
         definition: &'d Definition,
         instance: &Instance,
         now: SystemTime,
@@ -100,7 +113,7 @@ impl<'d> Turn<'d> {
             journal: Vec::new(),
             alerts: Vec::new(),
         };
-        Ok(Self { definition, now: micros::floor(now), out })
+        Ok(Self { rules, definition, now: micros::floor(now), out })
     }
 
     fn end(mut self, before: &Instance) -> Transition {
@@ -193,7 +206,7 @@ impl<'d> Turn<'d> {
             return Verdict::Unfit;
         };
         let epoch = self.state(at).epoch;
-        let verdict = if of.epoch < epoch {
+        let verdict = if of.epoch < epoch && !self.rules.mixes_epochs() {
             Verdict::Stale
         } else if of.epoch > epoch {
             Verdict::Unfit
@@ -421,7 +434,12 @@ impl<'d> Turn<'d> {
         let spec = self.spec(at);
         // What was asked for once stays as it was: its participant may have done it.
         if self.state(at).request.is_none() {
-            match spec.request(self.out.instance.id, &self.out.instance.data) {
+            let (saga, data) = (self.out.instance.id, &self.out.instance.data);
+            let request = match self.rules.assumes() {
+                None => spec.request(saga, data),
+                Some(_) => Ok(spec.empty_request()),
+            };
+            match request {
                 Ok(request) => self.state_mut(at).request = request,
                 Err(unreadable) => return self.stick_unreadable(at, unreadable),
             }
@@ -450,14 +468,19 @@ impl<'d> Turn<'d> {
 
     /// Begins the compensation of a step, or begins it again.
     fn undo(&mut self, at: usize) -> Verdict {
-        self.turn_round(at);
         let spec = self.spec(at);
-        let was_asked = match spec.work {
+        let status = self.state(at).status;
+        let may_have_an_effect = match spec.work {
             Work::Command { .. } | Work::Part { .. } => self.state(at).request.is_some(),
-            Work::Local { .. } => true,
+            // What a local step did is committed together with its being done.
+            Work::Local { .. } => matches!(
+                status,
+                StepStatus::Done | StepStatus::Compensating | StepStatus::StuckCompensating
+            ),
             Work::Wait { .. } => false,
         };
-        if spec.kind == StepKind::Compensable && was_asked {
+        self.turn_round(at);
+        if spec.kind == StepKind::Compensable && may_have_an_effect {
             self.ask(at, StepStatus::Compensating, Operation::Compensation)
         } else {
             self.settle(at, StepStatus::Compensated)
@@ -552,7 +575,8 @@ impl<'d> Turn<'d> {
         let retry = self.retry(at, operation);
         let state = self.state(at);
         let age = state.since.and_then(|since| self.now.duration_since(since).ok());
-        state.attempts >= retry.attempts || age.is_some_and(|age| age >= retry.age_max)
+        state.attempts >= retry.attempts.min(self.rules.attempts_max)
+            || age.is_some_and(|age| age >= retry.age_max)
     }
 
     /// There was no answer to an action.
@@ -586,7 +610,8 @@ impl<'d> Turn<'d> {
     }
 
     fn done(&mut self, at: usize, payload: &Value) -> Verdict {
-        let folded = self.spec(at).on_reply.as_ref().map(|fold| {
+        let runs = self.rules.assumes().is_none();
+        let folded = self.spec(at).on_reply.as_ref().filter(|_| runs).map(|fold| {
             let data = &self.out.instance.data;
             (fold.0)(data, payload)
         });
@@ -601,7 +626,9 @@ impl<'d> Turn<'d> {
     /// A refusal without a payload is that of the deadline: there is nothing to decide.
     fn refused(&mut self, at: usize, payload: &Value) -> Verdict {
         let spec = self.spec(at);
-        let decided = spec.on_refused.as_ref().filter(|_| !payload.is_null()).map(|decide| {
+        let assumed = self.rules.assumes();
+        let runs = assumed.is_none() && !payload.is_null();
+        let decided = spec.on_refused.as_ref().filter(|_| runs).map(|decide| {
             let data = &self.out.instance.data;
             (decide.0)(data, payload)
         });
@@ -611,7 +638,7 @@ impl<'d> Turn<'d> {
                 self.out.instance.data = data;
                 then
             }
-            None => OnRefused::Abort,
+            None => assumed.unwrap_or(OnRefused::Abort),
         };
         match then {
             OnRefused::GoOn => self.pass_over(at, StepStatus::Skipped),

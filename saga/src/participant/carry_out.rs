@@ -161,7 +161,8 @@ async fn undone<S: Sync, C: Command>(
     let output = serde_json::from_slice(stored.unwrap_or(b"null")).map_err(|error| {
         // The text of the error may quote the reply.
         let place = format!("line {}, column {}", error.line(), error.column());
-        Error::new(Kind::Unreadable, "the stored reply of the action does not decode").caused_by(place)
+        Error::new(Kind::Unreadable, "the stored reply of the action does not decode")
+            .caused_by(place)
     })?;
     undo.run(Cx::new(conn, &instruction.correlation, meta, state), command, output).await?;
     Ok(Said { ended: Ended::Done, answer: Answer::Done, payload: None })
@@ -191,7 +192,8 @@ impl Voice {
 
 fn json(value: &impl Serialize, what: &str) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(|error| {
-        Error::new(Kind::Unreadable, format!("{what} of the action does not encode")).caused_by(error)
+        Error::new(Kind::Unreadable, format!("{what} of the action does not encode"))
+            .caused_by(error)
     })
 }
 
