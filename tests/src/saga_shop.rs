@@ -10,8 +10,8 @@ use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 use tailrace_saga::participant::Cx;
 use tailrace_saga::{
-    Command, Compensable, Decision, Error, Forward, Irrefusable, LocalCx, OnTimeout, Participant,
-    Retry, Saga, local,
+    Command, Compensable, Error, Forward, Irrefusable, LocalCx, OnTimeout, Participant, Retry,
+    Saga, local,
 };
 
 /// The topic of the orders that are placed.
@@ -263,7 +263,7 @@ async fn capture_payment(
     Ok(if command.refuse { Err("the card is declined".to_owned()) } else { Ok(()) })
 }
 
-async fn approve_order(cx: LocalCx<'_>, _: Order) -> Result<Decision, BoxError> {
+async fn approve_order(cx: LocalCx<'_>, _: Order) -> Result<Result<(), Irrefusable>, BoxError> {
     effect(cx.conn, cx.saga.as_uuid(), "approve-order", 1, 0).await?;
-    Ok(Decision::Done(()))
+    Ok(Ok(()))
 }

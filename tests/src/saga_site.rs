@@ -119,7 +119,8 @@ impl SagaSite {
             services.insert(service.name(), Home::new(postgres, &of, &customers).await);
         }
         let orders = Home::new(postgres, &format!("{name}_orders"), &[]).await;
-        let site = SagaSite { orders, services, prefix, brokers: brokers.to_owned(), node: node.clone() };
+        let site =
+            SagaSite { orders, services, prefix, brokers: brokers.to_owned(), node: node.clone() };
         site.make_topics().await;
         site
     }
@@ -221,6 +222,34 @@ impl SagaSite {
             compensated: row.get(2),
             parked: row.get(3),
         }
+    }
+
+    /// Waits until the orders with these numbers have sagas, which follow this version.
+    ///
+    /// # Panics
+    ///
+    /// When they do not within `limit`, or follow another one.
+    pub async fn follow(&self, numbers: std::ops::Range<i64>, version: u32, limit: Duration) {
+        let looking = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            loop {
+                tick.tick().await;
+                let versions: Vec<i64> = sqlx::query_scalar(
+                    "SELECT version FROM tailrace.saga_instance
+                     WHERE (instance -> 'data' ->> 'number')::bigint BETWEEN $1 AND $2 - 1",
+                )
+                .bind(numbers.start)
+                .bind(numbers.end)
+                .fetch_all(&self.orders.pool)
+                .await
+                .expect("the sagas are read");
+                if versions.len() == numbers.clone().count() {
+                    return versions;
+                }
+            }
+        };
+        let versions = tokio::time::timeout(limit, looking).await.expect("the sagas begin");
+        assert!(versions.iter().all(|of| *of == i64::from(version)), "{numbers:?}: {versions:?}");
     }
 
     /// Waits until so many sagas have ended.
