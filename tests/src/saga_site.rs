@@ -1,6 +1,6 @@
 //! The databases, topics and processes of the shop, and what is true of its sagas in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -390,6 +390,18 @@ impl SagaSite {
         let (free, on_hold, accounts): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
         if free + on_hold != accounts * CREDIT_CENTS || row.get::<i64, _>(3) > 0 {
             faults.push(format!("{accounts} accounts have {free} and {on_hold} cents"));
+        }
+        let charged: Vec<Uuid> = sqlx::query_scalar("SELECT saga FROM charge")
+            .fetch_all(&self.home(Service::Payments).pool)
+            .await
+            .expect("the charges are read");
+        let charged: BTreeSet<Uuid> = charged.into_iter().collect();
+        let completed = sagas.iter().filter(|(_, (status, _))| status == "completed");
+        if charged.iter().any(|saga| sagas.get(saga).is_some_and(|(status, _)| status == "compensated"))
+            || completed.clone().any(|(saga, _)| !charged.contains(saga))
+        {
+            let (charged, completed) = (charged.len(), completed.count());
+            faults.push(format!("{charged} sagas are charged, and {completed} are completed"));
         }
         if self.standing().await.parked == 0 && on_hold != held {
             faults.push(format!("{on_hold} cents are held, and {held} of completed sagas"));
