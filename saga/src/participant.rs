@@ -17,8 +17,8 @@ mod carry_out;
 mod handler;
 
 use carry_out::Step;
-pub use handler::{Action, Cx, Undo};
 pub(crate) use handler::BoxFuture;
+pub use handler::{Action, Cx, Undo};
 use handler::{AnyAction, AnyUndo, Plain};
 
 /// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.

@@ -41,20 +41,18 @@ pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receive
     }
 }
 
-async fn round(
-    core: &Core,
-    pool: &PgPool,
-    beaten: &mut Option<Instant>,
-) -> Result<(), BoxError> {
+async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Result<(), BoxError> {
     let mut conn = pool.acquire().await?;
     if beaten.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
         core.registry.beat(&mut conn, SILENCE_MAX).await?;
         let mine = core.registry.identities();
-        core.counters
-            .quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
+        core.counters.quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
         let expired = store::expire(&mut conn, TAKE_MAX).await?;
         if expired > 0 {
-            tracing::warn!(inputs = expired, "what came for unknown sagas has waited in vain, and is dropped");
+            tracing::warn!(
+                inputs = expired,
+                "what came for unknown sagas has waited in vain, and is dropped"
+            );
         }
         *beaten = Some(Instant::now());
     }
@@ -121,4 +119,3 @@ fn tickets(deferred: &[Deferred], reason: Reason) -> Vec<i64> {
     let of = deferred.iter().filter(|deferred| deferred.reason == reason);
     of.filter_map(|deferred| deferred.ticket).collect()
 }
-
