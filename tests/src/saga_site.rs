@@ -397,7 +397,9 @@ impl SagaSite {
             .expect("the charges are read");
         let charged: BTreeSet<Uuid> = charged.into_iter().collect();
         let completed = sagas.iter().filter(|(_, (status, _))| status == "completed");
-        if charged.iter().any(|saga| sagas.get(saga).is_some_and(|(status, _)| status == "compensated"))
+        if charged
+            .iter()
+            .any(|saga| sagas.get(saga).is_some_and(|(status, _)| status == "compensated"))
             || completed.clone().any(|(saga, _)| !charged.contains(saga))
         {
             let (charged, completed) = (charged.len(), completed.count());
