@@ -21,8 +21,8 @@ mod outside;
 use carry_out::Step;
 pub(crate) use handler::BoxFuture;
 pub use handler::{Action, Cx, Undo};
-pub use outside::{Outside, Prepare, Record};
 use handler::{AnyAction, AnyUndo, Plain};
+pub use outside::{Outside, Prepare, Record};
 
 /// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.
 ///
