@@ -254,11 +254,11 @@ impl Prepared {
 }
 
 async fn begin(core: &Core, pool: &PgPool, strict: bool) -> Result<(), Error> {
+    schema::check_patiently(pool).await?;
     let mut conn = pool
         .acquire()
         .await
         .map_err(|error| Error::database("no connection to the orchestrator's database", error))?;
-    schema::check(&mut conn).await?;
     let mine = core.registry.identities();
     let quarantined = registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?;
     if strict && !quarantined.is_empty() {
@@ -334,3 +334,6 @@ impl std::fmt::Debug for Prepared {
         f.debug_struct("Prepared").field("core", &self.core).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,11 @@ impl Error {
         Self::new(Kind::Database, doing).caused_by(error)
     }
 
+    /// Whether the same may succeed later: Postgres was away, or broke the transaction off for the sake of others.
+    pub fn is_transient(&self) -> bool {
+        is_transient(self)
+    }
+
     pub(crate) fn of_consumer(error: tailrace_idempotency::Error) -> Self {
         Self::new(Kind::Consumer, error.to_string()).caused_by(error)
     }
@@ -89,4 +94,23 @@ impl From<Unreadable> for Error {
     fn from(unreadable: Unreadable) -> Self {
         Self::new(Kind::Unreadable, unreadable.what)
     }
+}
+
+/// Whether Postgres was away, or broke a transaction off for the sake of others: what it was for may succeed if it is
+/// repeated as a whole. The codes are those of the PostgreSQL documentation, appendix A.
+pub(crate) fn is_transient(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref::<sqlx::Error>() {
+            Some(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed) => {
+                return true;
+            }
+            Some(sqlx::Error::Database(error)) => {
+                let code = error.code().unwrap_or_default();
+                return ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class));
+            }
+            _ => cause = error.source(),
+        }
+    }
+    false
 }

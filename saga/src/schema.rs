@@ -4,7 +4,9 @@
 //! only. Participants and orchestrators have the same tables, and use their own part. The grants that a service's
 //! role needs stand at the head of each migration.
 
-use sqlx::{Connection, PgConnection};
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::error::{Error, Kind};
 
@@ -80,6 +82,31 @@ pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
         Some(_) => Ok(()),
     }
 }
+
+/// As [`check`], at the start of a process: a database that is away is waited for.
+pub(crate) async fn check_patiently(pool: &PgPool) -> Result<(), Error> {
+    let since = Instant::now();
+    loop {
+        let checked = async {
+            let mut conn = pool
+                .acquire()
+                .await
+                .map_err(|error| Error::database("no connection to postgres", error))?;
+            check(&mut conn).await
+        };
+        match checked.await {
+            Err(error) if error.is_transient() && since.elapsed() < AWAY_MAX => {
+                tracing::warn!(%error, "the start waits for postgres");
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            checked => return checked,
+        }
+    }
+}
+
+/// How long a start waits for a database that is away.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
     let failed = |error| Error::database("the schema's version cannot be read", error);

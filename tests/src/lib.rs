@@ -15,6 +15,7 @@ pub mod proof;
 pub mod relay_crash;
 pub mod relay_shapes;
 pub mod relay_zombies;
+pub mod saga_chaos;
 pub mod soak;
 
 pub mod browser;

@@ -11,7 +11,7 @@ use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
 use crate::correlation::{Answer, SagaId};
 use crate::definition::Definition;
 use crate::engine::{Core, Tally};
-use crate::error::Error;
+use crate::error::{Error, is_transient};
 use crate::instance::{Instance, Status};
 use crate::local::{self, LocalCx};
 use crate::machine;
@@ -295,7 +295,7 @@ impl Turn<'_> {
                 statement(conn, "RELEASE SAVEPOINT tailrace_local").await?;
                 Ok(Some(Input::Reply { correlation: of.clone(), answer, payload }))
             }
-            Err(error) if loses_transaction(&*error) => Err(Spoilt::Transaction(error)),
+            Err(error) if is_transient(&*error) => Err(Spoilt::Transaction(error)),
             Err(error) => {
                 statement(conn, "ROLLBACK TO SAVEPOINT tailrace_local").await?;
                 statement(conn, "RELEASE SAVEPOINT tailrace_local").await?;
@@ -358,23 +358,6 @@ fn count_status(before: &Instance, after: &Instance, tally: &mut Tally) {
         Status::Aborted => tally.aborted += 1,
         Status::Running | Status::Compensating => {}
     }
-}
-
-/// Whether the transaction has to be repeated, whatever the step says: the connection is lost, or Postgres has broken it
-/// off for the sake of others.
-fn loses_transaction(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        match error.downcast_ref::<sqlx::Error>() {
-            Some(sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed) => return true,
-            Some(sqlx::Error::Database(error)) => {
-                let code = error.code().unwrap_or_default();
-                return code.starts_with("40") || code.starts_with("57") || code.starts_with("08");
-            }
-            _ => cause = error.source(),
-        }
-    }
-    false
 }
 
 /// An error without what Postgres quotes of a row.

@@ -103,7 +103,11 @@ impl Registry {
             ));
         }
         let chosen = choose(&runs);
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = chosen;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current != chosen {
+            tracing::info!(versions = ?chosen, "new sagas follow another version");
+            *current = chosen;
+        }
         Ok(())
     }
 

@@ -56,14 +56,17 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Resu
         }
         *beaten = Some(Instant::now());
     }
-    while timers(core, &mut conn).await? == TAKE_MAX as usize {}
+    while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
     while inputs(core, &mut conn).await? == TAKE_MAX as usize {}
     Ok(())
 }
 
 /// Takes timers that are due, and says how many.
-async fn timers(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
-    let now = SystemTime::now();
+pub(super) async fn timers(
+    core: &Core,
+    conn: &mut PgConnection,
+    now: SystemTime,
+) -> Result<usize, BoxError> {
     let mut tx = super::begin_transaction(conn).await?;
     let due = store::take_timers(&mut tx, &core.registry.identities(), now, TAKE_MAX).await?;
     let taken = due.len();
@@ -87,7 +90,7 @@ async fn timers(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError>
 }
 
 /// Tells sagas what has waited for them, and says how much.
-async fn inputs(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
+pub(super) async fn inputs(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
     let now = SystemTime::now();
     let mut tx = super::begin_transaction(conn).await?;
     let waiting = store::waiting(&mut tx, &core.registry.identities(), TAKE_MAX).await?;
