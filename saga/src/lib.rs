@@ -59,5 +59,5 @@ pub use transition::{
     Tick, Timer, Transition, Verb, Verdict,
 };
 pub use work::{
-    Asks, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,
+    Asks, Awaits, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,
 };

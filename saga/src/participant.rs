@@ -21,8 +21,8 @@ mod outside;
 use carry_out::Step;
 pub(crate) use handler::BoxFuture;
 pub use handler::{Action, Cx, Undo};
-pub use outside::{Outside, Prepare, Record};
 use handler::{AnyAction, AnyUndo, Plain};
+pub use outside::{Outside, Prepare, Record};
 
 /// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.
 ///
@@ -34,7 +34,7 @@ use handler::{AnyAction, AnyUndo, Plain};
 /// - an action that comes after its compensation, or after its deadline, does not run,
 /// - a compensation is given what its action had answered, also where the orchestrator never heard of it.
 ///
-/// Needs the tables of [`schema`](crate::schema) and of [`tailrace_idempotency::schema`], and a relay for the replies.
+/// Needs the tables of [`schema`] and of [`tailrace_idempotency::schema`], and a relay for the replies.
 ///
 /// ```no_run
 /// # use serde::{Deserialize, Serialize};

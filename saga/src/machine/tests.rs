@@ -12,7 +12,7 @@ use crate::correlation::{Epoch, SagaId};
 use crate::definition::Forward;
 use crate::fixture::{
     AllocateStock, CapturePayment, Confirmed, CreditLimitExceeded, CreditReserved, Order,
-    QuoteShipping, ReserveCredit, SECOND, at, create_order, order, saga_id,
+    QuoteShipping, ReserveCredit, SECOND, SendMail, at, create_order, order, saga_id,
 };
 use crate::instance::{Parent, Status};
 use crate::local::{LocalCx, local};
@@ -475,6 +475,37 @@ fn a_signal_that_does_not_come_undoes_the_saga_and_too_many_are_turned_away() {
     started().when_signal(&signal).then_verdict(Verdict::Unfit);
 }
 
+#[test]
+fn behind_the_pivot_steps_stand_side_by_side_and_wait_for_signals() {
+    let saga = Saga::<Order>::define("behind", 1)
+        .pivot("pay", CapturePayment::of)
+        .retriable("send-mail", SendMail::of)
+        .alongside("send-letter", SendMail::of)
+        .wait("confirmed", 60 * SECOND, |order: &mut Order, signal| {
+            let Confirmed { by } = signal;
+            order.customer = by;
+        })
+        .retriable("send-thanks", SendMail::of)
+        .build()
+        .unwrap();
+    let mailed = || {
+        Scenario::given(&saga, &order())
+            .when_done("pay", &())
+            .then_asks(&["do send-mail", "do send-letter"])
+            .when_done("send-letter", &())
+            .when_done("send-mail", &())
+            .then_asks(&[])
+    };
+
+    mailed()
+        .when_signal(&Confirmed { by: "bob".to_owned() })
+        .then_data(|order| assert_eq!(order.customer, "bob"))
+        .then_asks(&["do send-thanks"])
+        .when_done("send-thanks", &())
+        .then_is(Status::Completed);
+    mailed().when_time_passes(60 * SECOND).then_stuck(&["confirmed"]);
+}
+
 async fn note(_: LocalCx<'_>, _: Order) -> Result<Result<(), Irrefusable>, BoxError> {
     Ok(Ok(()))
 }
@@ -626,7 +657,7 @@ fn policies_and_code_may_change_under_a_running_saga() {
                 .no_effect()
         })
         .pivot("capture-payment", CapturePayment::of)
-        .retriable("send-mail", crate::fixture::SendMail::of)
+        .retriable("send-mail", SendMail::of)
         .build()
         .unwrap();
 
