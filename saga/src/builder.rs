@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::instance::Instance;
 use crate::retry::Retry;
 use crate::unreadable::{read, write};
-use crate::work::{CanBeUndone, CannotBeRefused, Does, Work};
+use crate::work::{Awaits, CanBeUndone, CannotBeRefused, Does, Work};
 
 /// How long an attempt waits for its answer if nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -393,7 +393,20 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> Pivot<D, W> {
     where
         N: Work + CannotBeRefused,
     {
-        AfterPivot::<D, N>::after(self.draft, self.current, name, work)
+        AfterPivot::<D, N>::behind(self.draft, self.current, retriable(name, work), false)
+    }
+
+    /// Waits for a signal; if it does not come within that time, a person decides. One that came before is taken at
+    /// once.
+    pub fn wait<S: Signal>(
+        self,
+        name: &str,
+        within: Duration,
+        fold: impl Fn(&mut D, S) + Send + Sync + 'static,
+    ) -> AfterPivot<D, Awaits<S>> {
+        let mut step = waiting::<D, S>(name, StepKind::Retriable, within, fold);
+        step.on_timeout = OnTimeout::Park;
+        AfterPivot::<D, Awaits<S>>::behind(self.draft, self.current, step, false)
     }
 
     /// The saga, if it is right.
@@ -407,12 +420,13 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> Pivot<D, W> {
 }
 
 impl<D: Serialize + DeserializeOwned + 'static, W: Work> AfterPivot<D, W> {
-    fn after(mut draft: Draft, before: Step, name: &str, work: impl Does<D, W>) -> Self {
+    /// A step in the group behind, or in that of the step before.
+    fn behind(mut draft: Draft, before: Step, current: Step, alongside: bool) -> Self {
         draft.push(before);
-        draft.next_group();
-        let mut step = new_step(name, StepKind::Retriable, work.inner().0);
-        step.retry = Retry::RETRIABLE;
-        Self { draft, current: step, types: PhantomData }
+        if !alongside {
+            draft.next_group();
+        }
+        Self { draft, current, types: PhantomData }
     }
 
     /// When it is asked for again. Default: 1 s doubling to 5 minutes, 100 attempts, within a day.
@@ -441,7 +455,28 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> AfterPivot<D, W> {
     where
         N: Work + CannotBeRefused,
     {
-        AfterPivot::<D, N>::after(self.draft, self.current, name, work)
+        AfterPivot::<D, N>::behind(self.draft, self.current, retriable(name, work), false)
+    }
+
+    /// Waits for a signal; if it does not come within that time, a person decides. One that came before is taken at
+    /// once.
+    pub fn wait<S: Signal>(
+        self,
+        name: &str,
+        within: Duration,
+        fold: impl Fn(&mut D, S) + Send + Sync + 'static,
+    ) -> AfterPivot<D, Awaits<S>> {
+        let mut step = waiting::<D, S>(name, StepKind::Retriable, within, fold);
+        step.on_timeout = OnTimeout::Park;
+        AfterPivot::<D, Awaits<S>>::behind(self.draft, self.current, step, false)
+    }
+
+    /// Another step, which can not be refused, side by side with the one before.
+    pub fn alongside<N>(self, name: &str, work: impl Does<D, N>) -> AfterPivot<D, N>
+    where
+        N: Work + CannotBeRefused,
+    {
+        AfterPivot::<D, N>::behind(self.draft, self.current, retriable(name, work), true)
     }
 
     /// The saga, if it is right.
@@ -477,6 +512,12 @@ fn new_step(name: &str, kind: StepKind, work: Inner) -> Step {
         on_reply: None,
         on_refused: None,
     }
+}
+
+fn retriable<D, W>(name: &str, work: impl Does<D, W>) -> Step {
+    let mut step = new_step(name, StepKind::Retriable, work.inner().0);
+    step.retry = Retry::RETRIABLE;
+    step
 }
 
 fn waiting<D, S: Signal>(

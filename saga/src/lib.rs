@@ -17,6 +17,7 @@ pub mod check;
 mod command;
 mod correlation;
 mod definition;
+pub mod diagram;
 mod draft;
 mod engine;
 mod error;
@@ -25,11 +26,13 @@ mod fixture;
 mod instance;
 mod local;
 mod machine;
+mod migrate;
 pub mod participant;
 mod retry;
 mod rules;
 pub mod schema;
 mod store;
+pub mod testing;
 mod transition;
 mod unreadable;
 mod work;
@@ -41,13 +44,15 @@ pub use command::{Command, Compensable, Irrefusable};
 pub use correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 pub use definition::{Definition, Forward, Identity, OnRefused, OnTimeout, Step, StepKind};
 pub use draft::{DEPTH_MAX, NAME_BYTES_MAX, STEPS_MAX};
-pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown};
+pub use engine::metrics;
+pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown, tell};
 pub use error::{Error, Kind};
 pub use instance::{
     Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,
 };
 pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
 pub use machine::step;
+pub use migrate::{Mapping, migrate};
 pub use participant::Participant;
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
 pub use transition::{
@@ -55,5 +60,5 @@ pub use transition::{
     Tick, Timer, Transition, Verb, Verdict,
 };
 pub use work::{
-    Asks, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,
+    Asks, Awaits, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,
 };

@@ -34,7 +34,7 @@ pub use outside::{Outside, Prepare, Record};
 /// - an action that comes after its compensation, or after its deadline, does not run,
 /// - a compensation is given what its action had answered, also where the orchestrator never heard of it.
 ///
-/// Needs the tables of [`schema`](crate::schema) and of [`tailrace_idempotency::schema`], and a relay for the replies.
+/// Needs the tables of [`schema`] and of [`tailrace_idempotency::schema`], and a relay for the replies.
 ///
 /// ```no_run
 /// # use serde::{Deserialize, Serialize};

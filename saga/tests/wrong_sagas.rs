@@ -3,6 +3,12 @@
 //! Each file of `wrong_sagas/` holds one wrong saga; beside it stands what the compiler says. `RECORD=1` writes that
 //! down anew. One run of the compiler takes them all: `trybuild` would build librdkafka and OpenSSL a second time.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "all of it is a test: what is not as it should be fails it"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
