@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
 use tracing::Instrument as _;
@@ -32,7 +33,19 @@ pub(crate) struct Effects {
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
     width: Width,
+    kept: Option<Kept>,
+    was_full: bool,
 }
+
+/// A connection that goes from one batch to the next. To give it back costs two answers of the server, for the pool
+/// looks whether it lives, and looks again when it is taken.
+struct Kept {
+    conn: PoolConnection<Postgres>,
+    since: Instant,
+}
+
+/// Then it goes back all the same: others may wait for it where there are fewer connections than lanes.
+const KEPT_MAX: Duration = Duration::from_millis(100);
 
 /// A batch whose headers were read.
 pub(crate) struct Batch {
@@ -83,13 +96,31 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        Ok(Self { shared, owned: owned.clone(), parked, calls: Calls::default(), stop, width })
+        Ok(Self {
+            shared,
+            owned: owned.clone(),
+            parked,
+            calls: Calls::default(),
+            stop,
+            width,
+            kept: None,
+            was_full: false,
+        })
     }
 
-    /// Whether so many keys are parked that nothing more is taken.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether so many keys are parked that nothing more is taken, which is told when it begins.
+    pub(crate) fn tell_full(&mut self) -> bool {
         let share = self.shared.policy.parked_keys_max / self.shared.lanes.count();
-        self.parked.len() >= share.max(1)
+        let is_full = self.parked.len() >= share.max(1);
+        if is_full && !self.was_full {
+            let Partition { topic, number } = &self.owned.partition;
+            tracing::error!(
+                %topic, partition = number, lane = self.owned.lane, keys = self.parked.len(),
+                "too many keys are parked: nothing more is taken until fewer are"
+            );
+        }
+        self.was_full = is_full;
+        is_full
     }
 
     pub(crate) fn table(&self) -> Table<'_> {
@@ -166,9 +197,22 @@ impl Effects {
         wait_after(&self.shared, error, patience, &mut self.stop).await
     }
 
+    /// Gives the connection back, so that nobody waits for it: neither another lane nor this one, which is to take
+    /// another.
+    pub(crate) fn give_back(&mut self) {
+        self.kept = None;
+    }
+
+    async fn connection(&mut self) -> Result<Kept, Error> {
+        match self.kept.take() {
+            Some(kept) => Ok(kept),
+            None => Ok(Kept { conn: acquire(&self.shared).await?, since: Instant::now() }),
+        }
+    }
+
     /// One attempt. After an uncertain commit the database is asked first what became of it.
     async fn attempt<'b>(
-        &self,
+        &mut self,
         batch: &'b Batch,
         plan: &mut Plan<&'b [u8]>,
         uncertain: Option<Sealed>,
@@ -181,7 +225,27 @@ impl Effects {
                 Err(error) => return Ok(Attempt::Uncertain(sealed, error)),
             }
         }
-        let mut tx = self.begin().await?;
+        let unbegun = "a transaction cannot be begun";
+        let mut kept = in_time(unbegun, self.connection()).await?;
+        let tx = in_time(unbegun, async {
+            let begun = progress::begin(&mut kept.conn, self.shared.rebalance_deadline).await;
+            begun.map_err(|error| Error::database(unbegun, error))
+        });
+        let tx = tx.await?;
+        let attempt = self.attempt_in(tx, batch, plan).await;
+        // After a commit it is as it was before.
+        if matches!(attempt, Ok(Attempt::Committed(_))) && kept.since.elapsed() < KEPT_MAX {
+            self.kept = Some(kept);
+        }
+        attempt
+    }
+
+    async fn attempt_in<'b>(
+        &self,
+        mut tx: Transaction<'_, Postgres>,
+        batch: &'b Batch,
+        plan: &mut Plan<&'b [u8]>,
+    ) -> Result<Attempt, Error> {
         let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
         let span = tracing::debug_span!(
             "batch", topic = %self.owned.partition.topic, partition = self.owned.partition.number,
@@ -206,9 +270,10 @@ impl Effects {
         }
     }
 
+    /// A transaction on a connection of the pool.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
         in_time("a transaction cannot be begun", async {
-            let begun = progress::begin(&self.shared.pool, self.shared.rebalance_deadline).await;
+            let begun = progress::begin_in(&self.shared.pool, self.shared.rebalance_deadline).await;
             begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await
@@ -406,7 +471,7 @@ impl Effects {
 
     async fn commit<'b>(
         &self,
-        tx: Transaction<'static, Postgres>,
+        tx: Transaction<'_, Postgres>,
         sealed: Sealed,
         trial: &Trial<'_, 'b>,
         plan: &mut Plan<&'b [u8]>,
@@ -525,9 +590,7 @@ async fn heads(shared: &Shared, owned: &Owned) -> Result<Vec<(Queue, Head)>, Err
     Ok(heads.into_iter().map(|(queue, first)| (queue, head_of(shared, first))).collect())
 }
 
-pub(crate) async fn acquire(
-    shared: &Shared,
-) -> Result<sqlx::pool::PoolConnection<Postgres>, Error> {
+pub(crate) async fn acquire(shared: &Shared) -> Result<PoolConnection<Postgres>, Error> {
     let acquired = shared.pool.acquire().await;
     acquired.map_err(|error| Error::database("no connection to postgres", error))
 }
@@ -561,7 +624,7 @@ async fn wait_after(
     }
 }
 
-pub(crate) async fn commit(tx: Transaction<'static, Postgres>) -> Result<(), Error> {
+pub(crate) async fn commit(tx: Transaction<'_, Postgres>) -> Result<(), Error> {
     in_time("the batch cannot be committed", async {
         tx.commit().await.map_err(|error| Error::database("the batch cannot be committed", error))
     })
@@ -570,7 +633,7 @@ pub(crate) async fn commit(tx: Transaction<'static, Postgres>) -> Result<(), Err
 
 /// Rolls back so that the next attempt does not wait for this one's locks. Failing is harmless: the server
 /// rolls back what loses its connection.
-pub(crate) async fn roll_back(tx: Transaction<'static, Postgres>) {
+pub(crate) async fn roll_back(tx: Transaction<'_, Postgres>) {
     let rolled_back = in_time("the batch cannot be rolled back", async {
         tx.rollback()
             .await

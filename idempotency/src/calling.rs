@@ -101,6 +101,7 @@ impl Effects {
     /// A call has ended: the second transaction. A fault of the database leaves the row as it is, so that the call is
     /// repeated with the same key.
     pub(crate) async fn called(&mut self, called: Result<Called, Error>) -> Result<(), LaneEnd> {
+        self.give_back();
         let called = called.map_err(LaneEnd::Failed)?;
         let queue = called.queue.clone();
         let (offset, call) = (called.offset, Some(called.route));

@@ -89,18 +89,9 @@ impl Lane {
             Err(end) => return end,
         };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
-        let mut was_full = false;
         loop {
-            let (look_at, is_full) = (effects.look_at(), effects.is_full());
+            let (look_at, is_full) = (effects.look_at(), effects.tell_full());
             self.gauge.parked(effects.parked.len(), is_full);
-            if is_full && !was_full {
-                tracing::error!(
-                    topic = %self.owned.partition.topic, partition = self.owned.partition.number,
-                    keys = effects.parked.len(),
-                    "too many keys are parked: nothing more is taken until fewer are"
-                );
-            }
-            was_full = is_full;
             tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return effects.finish_calls().await,
@@ -141,6 +132,9 @@ impl Lane {
                 return end;
             }
             self.gauge.applying(None);
+            if batch.is_empty() {
+                effects.give_back();
+            }
             self.shared.meters.committed(work.len(), written);
             self.owned.next_offset = Some(next_offset);
             self.gauge.committed.store(next_offset.get(), Ordering::Release);

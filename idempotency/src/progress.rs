@@ -67,11 +67,22 @@ pub(crate) struct Takeover {
 /// Begins a batch's transaction. The server gives up a process that is stopped within it after the time in which
 /// a new owner has to get hold of the partition; that holds even where the new owner may not end sessions.
 pub(crate) async fn begin(
+    conn: &mut PgConnection,
+    deadline: Duration,
+) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
+    conn.begin_with(AssertSqlSafe(begin_text(deadline))).await
+}
+
+/// The same on a connection of the pool.
+pub(crate) async fn begin_in(
     pool: &PgPool,
     deadline: Duration,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline));
-    pool.begin_with(AssertSqlSafe(begin)).await
+    pool.begin_with(AssertSqlSafe(begin_text(deadline))).await
+}
+
+fn begin_text(deadline: Duration) -> String {
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline))
 }
 
 fn idle_timeout(deadline: Duration) -> String {
