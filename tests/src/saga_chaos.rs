@@ -73,7 +73,10 @@ enum Fault {
 }
 
 fn faults(dice: &mut Dice) -> Vec<Fault> {
-    let mut some = || SERVICES.map(Role::Service)[dice.below(SERVICES.len() as u64) as usize % 3];
+    let mut some = || {
+        let at = usize::try_from(dice.below(SERVICES.len() as u64)).unwrap_or(0);
+        Role::Service(SERVICES.get(at).copied().expect("below their number"))
+    };
     let (killed, stopped) = (some(), some());
     let mut faults = vec![
         Fault::Kill(Role::Engine),
