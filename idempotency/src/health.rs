@@ -9,7 +9,7 @@ const BEAT_MAX: Duration = Duration::from_secs(300);
 
 /// A handle to how a consumer is; it stays valid after the consumer has ended.
 ///
-/// With the feature `axum` it is a router to mount: see [`routes`](Self::routes).
+/// With the feature `axum` it is a router to mount: see its method `routes`.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<State>>);
 
