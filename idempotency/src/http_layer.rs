@@ -24,9 +24,9 @@
 //!   stored in it, and it is committed; with any other answer it is rolled back and nothing is stored, so that the same
 //!   request is tried anew. [`IdempotencyKeys::keep`] changes which.
 //! - A request that comes again is answered with what is stored, one that is being handled with 409, another request
-//!   under the key with 422, a missing or unreadable key with 400: see [`http_key`](crate::http_key).
+//!   under the key with 422, a missing or unreadable key with 400: see [`http_key`].
 //! - Bodies are held in memory: of requests up to [`IdempotencyKeys::body_max`] (413 beyond), of answers up to
-//!   [`BODY_BYTES_MAX`](crate::http_key::BODY_BYTES_MAX).
+//!   [`BODY_BYTES_MAX`].
 //! - Where Postgres does not answer the layer does, with 503, and nothing has happened. The answer to a lost commit is
 //!   503 too: whoever repeats the request learns what became of it.
 

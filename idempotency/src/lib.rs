@@ -127,6 +127,7 @@ mod known;
 mod lane;
 #[cfg(feature = "kafka")]
 mod lanes;
+#[cfg(feature = "kafka")]
 mod leaving;
 mod message_id;
 #[cfg(feature = "kafka")]
