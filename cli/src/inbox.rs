@@ -10,6 +10,7 @@ use crate::error::{Error, Kind};
 
 mod change;
 mod check;
+mod dedupe;
 mod forget;
 mod list;
 mod maintain;
@@ -43,6 +44,11 @@ pub(crate) enum Command {
     /// What was claimed stays claimed: going back repeats no effect within the horizon. The offset of a time is told by
     /// Kafka: `kafka-get-offsets.sh --topic TOPIC --time MILLISECONDS`.
     Seek(seek::Seek),
+    /// Has a stopped consumer know messages that come again in another way, or begin anew with it
+    ///
+    /// The way on from what halts a consumer that knows them by their position: a relay's new incarnation, another number
+    /// of partitions, a changed configuration. Progress stays as it is, and what lies below it counts as applied.
+    Dedupe(dedupe::Dedupe),
     /// Deletes dead letters that are older than an age
     Prune(forget::Prune),
     /// Erases what is stored of a key's messages: dead letters, parked payloads, payloads in the audit
@@ -61,6 +67,7 @@ pub(crate) async fn run(command: Command) -> Result<Answer, Error> {
         Command::Discard(discard) => discard.run().await,
         Command::Edit(edit) => edit.run().await,
         Command::Seek(seek) => seek.run().await,
+        Command::Dedupe(dedupe) => dedupe.run().await,
         Command::Prune(prune) => prune.run().await,
         Command::Erase(erase) => erase.run().await,
     }

@@ -1,9 +1,10 @@
 //! A batch is tried until all of it is committed: applied, parked, or a dead letter.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::calling::TOGETHER_MAX;
 use crate::calls::Calls;
@@ -13,6 +14,7 @@ use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, Shared, in_time, stopped};
 use crate::metrics::Tally;
+use crate::milestone::Milestone;
 use crate::parked_rows::{First, NewRow, State, Table};
 use crate::parking::{Head, Parked, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
@@ -21,6 +23,7 @@ use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
 use crate::retry::{Backoff, OnFailure, chance};
 use crate::route::RouteId;
+use crate::sequence;
 use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
 
 /// Applies a lane's batches, and knows what the lane has parked.
@@ -32,6 +35,7 @@ pub(crate) struct Effects {
     pub(crate) stop: watch::Receiver<bool>,
     /// How many calls are recorded in one transaction.
     pub(crate) answers: Width,
+    pub(crate) looked_for_put_back: Instant,
     width: Width,
 }
 
@@ -70,9 +74,12 @@ impl Effects {
     ) -> Result<Self, LaneEnd> {
         let mut patience = Backoff::new(shared.retry_for);
         let heads = loop {
-            match heads(&shared, owned).await {
+            let permit = shared.gate.turn(&mut stop).await?;
+            let heads = heads(&shared, owned).await;
+            shared.gate.ended(permit, heads.as_ref().err());
+            match heads {
                 Ok(heads) => break heads,
-                Err(error) => wait_after(error, &mut patience, &mut stop).await?,
+                Err(error) => wait_after(&shared, error, &mut patience, &mut stop).await?,
             }
         };
         let mut parked = Parked::default();
@@ -81,15 +88,8 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        Ok(Self {
-            shared,
-            owned: owned.clone(),
-            parked,
-            calls: Calls::default(),
-            stop,
-            answers: Width::new(TOGETHER_MAX),
-            width,
-        })
+        let (owned, calls, answers) = (owned.clone(), Calls::default(), Width::new(TOGETHER_MAX));
+        Ok(Self { shared, owned, parked, calls, stop, answers, looked_for_put_back: now, width })
     }
 
     /// Whether so many keys are parked that nothing more is taken.
@@ -113,7 +113,14 @@ impl Effects {
         let mut patience = Backoff::new(self.shared.retry_for);
         let mut uncertain = None;
         while !plan.is_done() {
-            let error = match self.attempt(batch, &mut plan, uncertain.take()).await {
+            let permit = self.shared.gate.turn(&mut self.stop).await?;
+            let attempt = self.attempt(batch, &mut plan, uncertain.take()).await;
+            let fault = match &attempt {
+                Ok(Attempt::Uncertain(_, error)) | Err(error) => Some(error),
+                Ok(_) => None,
+            };
+            self.shared.gate.ended(permit, fault);
+            let error = match attempt {
                 Ok(Attempt::Committed(sealed)) => {
                     plan.committed(sealed.until);
                     self.committed(sealed);
@@ -162,7 +169,7 @@ impl Effects {
         }
         plan.lost(collided);
         self.shared.counters.count_retry();
-        wait_after(error, patience, &mut self.stop).await
+        wait_after(&self.shared, error, patience, &mut self.stop).await
     }
 
     /// One attempt. After an uncertain commit the database is asked first what became of it.
@@ -182,7 +189,12 @@ impl Effects {
         }
         let mut tx = self.begin().await?;
         let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
-        match self.transaction(&mut tx, batch, &mut trial, plan).await {
+        let span = tracing::debug_span!(
+            "batch", topic = %self.owned.partition.topic, partition = self.owned.partition.number,
+            lane = self.owned.lane, messages = plan.reach().unwrap_or(batch.len()) - plan.start(),
+        );
+        let transaction = self.transaction(&mut tx, batch, &mut trial, plan).instrument(span);
+        match transaction.await {
             Ok(Some(sealed)) => self.commit(tx, sealed, &trial, plan).await,
             Ok(None) => {
                 roll_back(tx).await;
@@ -202,7 +214,8 @@ impl Effects {
 
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
         in_time("a transaction cannot be begun", async {
-            let begun = progress::begin(&self.shared.pool, self.shared.rebalance_deadline).await;
+            let Shared { pool, rebalance_deadline, entering, .. } = &*self.shared;
+            let begun = progress::begin(pool, *rebalance_deadline, entering).await;
             begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await
@@ -229,8 +242,10 @@ impl Effects {
     ) -> Result<Option<Sealed>, Stumble> {
         let (start, reach) = (plan.start(), plan.reach());
         // Where the transaction will end is not known behind savepoints; then progress is moved on once more.
-        let at = batch.offset(reach.unwrap_or(start));
-        let Some(fenced) = self.advance(conn, at).await? else { return Ok(None) };
+        let to = reach.unwrap_or(start);
+        let at = batch.offset(to);
+        let Some(fenced) = self.advance(conn, batch, to).await? else { return Ok(None) };
+        self.shared.reached(Milestone::Fenced).await;
         loop {
             match plan.next() {
                 Next::Run { records, guarded } => {
@@ -241,6 +256,7 @@ impl Effects {
                     }
                 }
                 Next::Commit { until } => {
+                    self.shared.reached(Milestone::Handled).await;
                     let open = progress::still_open(conn, &fenced);
                     let open = in_time("the batch's transaction cannot be checked", open).await;
                     if let Err(error) = open {
@@ -248,7 +264,7 @@ impl Effects {
                     }
                     let sealed = self.seal(conn, batch, trial, plan, until).await?;
                     if sealed.next_offset != at {
-                        self.advance(conn, sealed.next_offset).await?;
+                        self.advance(conn, batch, until).await?;
                     }
                     return Ok(Some(sealed));
                 }
@@ -259,12 +275,17 @@ impl Effects {
         }
     }
 
+    /// Moves progress on to the record that stands there in the batch.
     async fn advance(
         &self,
         conn: &mut PgConnection,
-        next_offset: Offset,
+        batch: &Batch,
+        until: usize,
     ) -> Result<Option<progress::Fenced>, Error> {
-        let advanced = progress::advance(conn, &self.shared.consumer, &self.owned, next_offset);
+        let Shared { consumer, dedupe, .. } = &*self.shared;
+        let reached = if dedupe.is_position() { batch.reached(until) } else { Vec::new() };
+        let to = batch.offset(until);
+        let advanced = progress::advance(conn, consumer, &self.owned, to, &reached);
         in_time("progress cannot be moved on", advanced).await
     }
 
@@ -400,7 +421,10 @@ impl Effects {
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
         let error = match commit(tx).await {
-            Ok(()) => return Ok(Attempt::Committed(sealed)),
+            Ok(()) => {
+                self.shared.reached(Milestone::Committed).await;
+                return Ok(Attempt::Committed(sealed));
+            }
             Err(error) => error,
         };
         if error.is_transient() {
@@ -428,10 +452,28 @@ impl Effects {
 }
 
 impl Batch {
+    /// How many records are to be applied.
+    pub(crate) fn len(&self) -> usize {
+        self.work.records.len()
+    }
+
+    /// When the first of them was written.
+    pub(crate) fn written(&self) -> Option<SystemTime> {
+        self.work.records.first().and_then(|record| record.meta.timestamp())
+    }
+
     /// Where progress stands when everything before this record is committed.
     fn offset(&self, until: usize) -> Offset {
         let next = self.work.records.get(until);
         next.map_or(self.next_offset, |record| record.meta.position().offset)
+    }
+
+    /// How far the relays have come then.
+    fn reached(&self, until: usize) -> Vec<sequence::Reached<'_>> {
+        let records = self.work.records.iter().take(until);
+        sequence::last_of_each(
+            records.map(|record| (record.meta.sequence(), record.meta.position().offset)),
+        )
     }
 }
 
@@ -448,7 +490,7 @@ pub(crate) fn read(
     };
     let mut tally = Tally { duplicates: behind, ..Tally::default() };
     for delivery in deliveries {
-        let record = Record::read(delivery, shared.id_from.as_ref())?;
+        let record = Record::read(delivery, shared.id_from.as_deref())?;
         let route = shared.dispatch.find(record.meta.message_type());
         match shared.unhandled {
             Unhandled::Skip if route.is_none() => {
@@ -502,14 +544,20 @@ pub(crate) async fn acquire(
     acquired.map_err(|error| Error::database("no connection to postgres", error))
 }
 
-/// Waits before the next attempt; the lane ends where there is none, or where it is told to meanwhile.
+/// Waits before the next attempt; the lane ends where there is none, or where it is told to meanwhile. A database that is
+/// away takes none of the time for retries: that it is tried again is up to its gate.
 async fn wait_after(
+    shared: &Shared,
     error: Error,
     patience: &mut Backoff,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), LaneEnd> {
     if !error.is_transient() {
         return Err(LaneEnd::Failed(error));
+    }
+    if error.is_outage() && shared.gate.is_shut() {
+        *patience = Backoff::new(shared.retry_for);
+        return Ok(());
     }
     let Some(wait) = patience.failed(Instant::now(), chance()) else {
         return Err(LaneEnd::Failed(error));

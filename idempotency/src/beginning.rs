@@ -9,24 +9,24 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use crate::assignment::Group;
 use crate::error::{Error, Kind};
-use crate::native::TopicIds;
+use crate::native::{Described, TopicIds};
 use crate::position::Offset;
 use crate::progress::Partition;
 
 /// How long a broker may take to tell where a partition ends, or what a topic's id is.
 pub(crate) const BROKER_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// The ids of topics, by their names.
-pub(crate) fn topic_ids(
+/// What the brokers know of topics, by their names.
+pub(crate) fn described(
     client: &Arc<BaseConsumer<Group>>,
     topics: &[Arc<str>],
-) -> Result<BTreeMap<String, String>, Error> {
+) -> Result<BTreeMap<String, Described>, Error> {
     let asked = TopicIds::ask(client, topics, BROKER_WAIT_MAX)?;
     match asked.answer(BROKER_WAIT_MAX * 2) {
-        Some(Ok(ids)) => Ok(ids),
-        Some(Err(code)) => Err(Error::new(Kind::Kafka, "the ids of the topics cannot be read")
+        Some(Ok(described)) => Ok(described),
+        Some(Err(code)) => Err(Error::new(Kind::Kafka, "the topics cannot be described")
             .caused_by(rdkafka::error::KafkaError::AdminOp(code))),
-        None => Err(Error::new(Kind::Kafka, "no broker tells the ids of the topics")),
+        None => Err(Error::new(Kind::Kafka, "no broker describes the topics")),
     }
 }
 

@@ -15,18 +15,21 @@ use crate::codec::{Codec, Json};
 use crate::config::{self, Config, GroupProtocol, Options};
 use crate::error::{Error, Kind};
 use crate::handler::{BatchHandler, Handler};
+use crate::health::Health;
 use crate::id_source::IdFrom;
 use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::lanes::Lanes;
-use crate::metrics::{Counters, Report};
+use crate::metrics::{Counters, Meters, Report};
+use crate::milestone::Hook;
+use crate::outage::Gate;
 use crate::progress::Takeover;
 use crate::retry::{Backoff, chance};
-use crate::route::{Many, One, Registry, Routes, Typed, decode_by};
+use crate::route::{Dispatch, Many, One, Registry, Routes, Typed, decode_by};
 use crate::{dead_letter, retention, schema};
 
-/// How often the partitions of the next days are made while the consumer runs.
-const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+/// How often the partitions of the next days are made, and counted, while the consumer runs.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// How long a consumer whose lanes have finished waits for the group to see it off, beyond the time for a shutdown.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -80,6 +83,7 @@ pub struct Consumer<S = ()> {
     unhandled: Unhandled,
     id_from: Option<IdFrom>,
     counters: Counters,
+    health: Health,
 }
 
 impl<S: Send + Sync + 'static> Consumer<S> {
@@ -92,6 +96,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             unhandled: Unhandled::default(),
             id_from: None,
             counters: Counters::default(),
+            health: Health::default(),
         }
     }
 
@@ -314,6 +319,11 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         self.counters.clone()
     }
 
+    /// A handle to how it is; it stays valid after the consumer has ended.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Runs until `shutdown` resolves; then running batches are finished and committed, the group is left,
     /// and the counts are returned.
     ///
@@ -325,14 +335,76 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     /// not answer, a topic that does not exist. Later: the first thing that stands in the way.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         self.validate()?;
-        let counters = self.counters.clone();
-        let pool = self.config.options.pool.clone();
-        let leave_within = self.config.options.shutdown_deadline + LEAVE_WAIT_MAX;
-        let sends_letters = self.config.options.policy.dead_letter_topic.is_some();
-        prepare(&pool, self.config.options.start_deadline, sends_letters).await?;
+        self.into_runner().run(shutdown).await
+    }
 
+    fn validate(&self) -> Result<(), Error> {
+        config::faults(self.faults())
+    }
+
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = self.config.faults();
+        if self.topics.is_empty() {
+            faults.push("no topic is subscribed".to_owned());
+        }
+        if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
+            faults.push("topics are subscribed by their exact names".to_owned());
+        }
+        faults.extend(self.registry.faults());
+        faults
+    }
+
+    /// Whether a handler has effects outside Postgres.
+    pub(crate) fn makes_calls(&self) -> bool {
+        self.registry.makes_calls()
+    }
+
+    pub(crate) fn into_runner(self) -> Runner {
+        let Config { state, options } = self.config;
+        Runner {
+            options,
+            topics: self.topics,
+            dispatch: Arc::new(Routes { state, registry: self.registry }),
+            unhandled: self.unhandled,
+            id_from: self.id_from.map(Arc::new),
+            counters: self.counters,
+            health: self.health,
+            entering: String::new(),
+            group: None,
+            hook: None,
+        }
+    }
+}
+
+/// A consumer that has forgotten the types of its handlers, and may run more than once.
+#[derive(Clone)]
+pub(crate) struct Runner {
+    pub(crate) options: Options,
+    pub(crate) topics: Vec<Arc<str>>,
+    dispatch: Arc<dyn Dispatch>,
+    unhandled: Unhandled,
+    id_from: Option<Arc<IdFrom>>,
+    pub(crate) counters: Counters,
+    health: Health,
+    /// A statement with which each transaction of the handlers begins; none if empty.
+    pub(crate) entering: String,
+    /// The Kafka group, where it is not the consumer's name.
+    pub(crate) group: Option<String>,
+    pub(crate) hook: Option<Hook>,
+}
+
+impl Runner {
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
+        let (counters, health) = (self.counters.clone(), self.health.clone());
+        let pool = self.options.pool.clone();
+        let leave_within = self.options.shutdown_deadline + LEAVE_WAIT_MAX;
+        let sends_letters = self.options.policy.dead_letter_topic.is_some();
         let stop = Arc::new(Stop::default());
-        let _abandoned_when_dropped = Abandon(Arc::clone(&stop));
+        let _abandoned_when_dropped = Abandon(Arc::clone(&stop), health.clone());
+        prepare(&pool, self.options.start_deadline, sends_letters).await?;
+
+        let meters = Meters::new(&self.options.consumer);
+        count_days(&pool, &meters).await;
         let Thread { mut served, left } = self.spawn(Arc::clone(&stop))?;
         let mut shutdown = pin!(shutdown);
         let mut stopping = false;
@@ -343,50 +415,53 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                     stopping = true;
                     stop.finish();
                 }
-                () = tokio::time::sleep(PARTITIONS_EVERY) => make_partitions(&pool).await,
+                () = tokio::time::sleep(PARTITIONS_EVERY) => {
+                    make_partitions(&pool).await;
+                    count_days(&pool, &meters).await;
+                }
             }
         };
         if tokio::time::timeout(leave_within, left).await.is_err() {
             tracing::warn!("the group was not left in time; its coordinator will notice by itself");
         }
+        meters.counted(&counters.report(), false);
         match result {
             Ok(served) => served.map(|()| counters.report()),
             Err(_) => Err(Error::new(Kind::Internal, "the intake's thread broke off")),
         }
     }
 
-    fn validate(&self) -> Result<(), Error> {
-        let mut faults = self.config.faults();
-        if self.topics.is_empty() {
-            faults.push("no topic is subscribed".to_owned());
-        }
-        if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
-            faults.push("topics are subscribed by their exact names".to_owned());
-        }
-        faults.extend(self.registry.faults());
-        config::faults(faults)
-    }
-
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
-        let Config { state, options } = self.config;
-        let client = client_config(&options);
+        let options = self.options;
+        let mut client = client_config(&options);
+        if let Some(group) = &self.group {
+            client.set("group.id", group);
+        }
         let protocol = match options.group_protocol {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
             protocol => protocol,
         };
         let Options { consumer, brokers, pool, .. } = options;
+        let meters = Meters::new(&consumer);
         let shared = Arc::new(Shared {
             consumer,
             pool,
-            dispatch: Box::new(Routes { state, registry: self.registry }),
+            gate: Gate::new(options.database_breaker, self.counters.clone(), self.health.clone()),
+            dispatch: self.dispatch,
             unhandled: self.unhandled,
             id_from: self.id_from,
+            entering: self.entering,
+            hook: self.hook,
             counters: self.counters,
+            meters,
+            health: self.health,
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,
             retry_for: options.retry_for,
             calls_max: options.calls_max,
             policy: options.policy,
+            dedupe: options.dedupe,
+            unsequenced: options.unsequenced,
             lanes: Lanes::new(options.lanes),
             rebalance_deadline: options.rebalance_deadline,
         });
@@ -401,16 +476,19 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             takeover: Takeover {
                 lanes: Lanes::new(options.lanes),
                 deadline: options.rebalance_deadline,
+                dedupe: options.dedupe,
             },
         };
         let runtime = tokio::runtime::Handle::current();
         let (served_sender, served) = oneshot::channel();
         let (left_sender, left) = oneshot::channel();
+        let health = shared.health.clone();
         std::thread::Builder::new()
             .name("tailrace-intake".to_owned())
             .spawn(move || {
                 match Intake::open(settings, shared, runtime, stop) {
                     Ok(mut intake) => {
+                        health.began();
                         // Nobody may be waiting any more; then there is nobody to tell.
                         drop(served_sender.send(intake.serve()));
                         intake.leave();
@@ -443,17 +521,22 @@ struct Thread {
     left: oneshot::Receiver<()>,
 }
 
-struct Abandon(Arc<Stop>);
+struct Abandon(Arc<Stop>, Health);
 
 impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.abandon();
+        self.1.ended();
     }
 }
 
 /// Checks the tables and makes the partitions of the next days, and waits for a database that is away. The pool does so
 /// where nobody listens; one that is shutting down, or dies under the first statements, is as much on its way back.
-async fn prepare(pool: &PgPool, deadline: Duration, sends_letters: bool) -> Result<(), Error> {
+pub(crate) async fn prepare(
+    pool: &PgPool,
+    deadline: Duration,
+    sends_letters: bool,
+) -> Result<(), Error> {
     let mut last = None;
     let prepared = async {
         let mut patience = Backoff::new(deadline);
@@ -505,7 +588,27 @@ async fn make_partitions(pool: &PgPool) {
     }
 }
 
-fn client_config(options: &Options) -> ClientConfig {
+/// Claims make what is missing on demand, at a price; that it comes to this is an alarm.
+async fn count_days(pool: &PgPool, meters: &Meters) {
+    let counted = async {
+        let mut conn = pool
+            .acquire()
+            .await
+            .map_err(|error| Error::database("no connection to postgres", error))?;
+        retention::days_ahead(&mut conn).await
+    };
+    match counted.await {
+        Ok(days) => {
+            meters.days_ahead(days);
+            if days < retention::DAYS_AHEAD_MIN {
+                tracing::error!(days, "claims have partitions for fewer than two days ahead");
+            }
+        }
+        Err(error) => tracing::debug!(error = %error, "the days ahead were not counted"),
+    }
+}
+
+pub(crate) fn client_config(options: &Options) -> ClientConfig {
     let mut client = ClientConfig::new();
     // The client keeps a queue for each partition, and each is bounded for itself. A queue that was full is filled
     // again at once, not after the default second, in which a fast lane would run dry.

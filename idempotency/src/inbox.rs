@@ -36,12 +36,14 @@ use sqlx::{PgConnection, Postgres, Transaction};
 use crate::error::{Error, Kind};
 
 mod change;
+mod dedupe;
 mod entry;
 mod filter;
 mod forget;
 mod seek;
 
 pub use change::{Retry, discard, edit, plan_retry, retry};
+pub use dedupe::{KnownBy, plan_dedupe, set_dedupe};
 pub use entry::{Done, Entry, State, count, get, history, list};
 pub use filter::Filter;
 pub use forget::{Erased, erase, plan_erase, plan_prune, prune};

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::ClientConfig;
 use rdkafka::Message as _;
@@ -23,13 +23,14 @@ use crate::beginning::{self, BROKER_WAIT_MAX};
 use crate::client::{self, add, complain, interned, kafka_offset, list_of, refused};
 use crate::config::{GroupProtocol, Start};
 use crate::error::{Error, Kind, Verdict};
+use crate::known::{self, Inspector};
 use crate::lane::{Lane, LaneEnd, Shared, in_time};
-use crate::lanes::{AppliedBefore, Plan};
+use crate::lanes::AppliedBefore;
 use crate::leaving;
-use crate::metrics::Tally;
-use crate::native::{self, Complaint, PartitionQueue, TopicIds};
+use crate::metrics::{Standing, Tally};
+use crate::native::{self, Complaint, Described, PartitionQueue, TopicIds};
 use crate::position::{Offset, Position};
-use crate::progress::{self, Epoch, Owned, Partition, Takeover, Wanted};
+use crate::progress::{self, Epoch, Owned, Partition, Taken, Takeover, Wanted};
 use crate::retry::{Backoff, chance};
 use crate::running::{Gauge, Running, RunningLane};
 
@@ -46,6 +47,10 @@ const HINT_EVERY: Duration = Duration::from_secs(1);
 /// How long the epoch of assigned partitions is tried to be raised while the database is busy or away: far shorter
 /// than `max.poll.interval.ms`. It is longer where the deadline for a rebalance is.
 const OWN_FOR: Duration = Duration::from_secs(45);
+/// How long a partition that could not be owned waits while the database is away.
+const AWAY_WAIT: Duration = Duration::from_secs(1);
+/// How long the intake waits for a connection: meanwhile the client is not polled.
+const ACQUIRE_MAX: Duration = Duration::from_secs(5);
 /// How long an owner that found a newer epoch keeps trying to own the partition.
 const OWN_AGAIN_FOR: Duration = Duration::from_secs(600);
 /// How long brokers have to let a client in by the newer group protocol. Too short only costs the newer protocol.
@@ -94,6 +99,14 @@ struct Lost {
     backoff: Backoff,
     /// When to own it again; none while a lane of ours has not met the fence again.
     again_at: Option<Instant>,
+    /// Keeps what is fetched of a partition that was never owned away from others.
+    _queue: Option<PartitionQueue>,
+}
+
+impl Default for Lost {
+    fn default() -> Self {
+        Self { backoff: Backoff::new(OWN_AGAIN_FOR), again_at: None, _queue: None }
+    }
 }
 
 pub(crate) struct Intake {
@@ -111,8 +124,8 @@ pub(crate) struct Intake {
     looked_after: Instant,
     passed: Instant,
     hinted: Instant,
-    /// The ids of the topics that the running lanes read.
-    topic_ids: BTreeMap<String, String>,
+    /// The topics that the running lanes read, as they were when these were started.
+    topics: BTreeMap<String, Described>,
     topics_asked: (Instant, Option<TopicIds>),
     /// When its work ended.
     ended: Instant,
@@ -143,7 +156,7 @@ impl Intake {
             looked_after: now,
             passed: now,
             hinted: now,
-            topic_ids: BTreeMap::new(),
+            topics: BTreeMap::new(),
             topics_asked: (now, None),
             ended: now,
         })
@@ -252,12 +265,17 @@ impl Intake {
         };
         let Some(answer) = asked.answer(Duration::ZERO) else { return Ok(()) };
         self.topics_asked.1 = None;
-        let Ok(ids) = answer else { return Ok(()) };
+        let Ok(described) = answer else { return Ok(()) };
         for partition in self.running.keys() {
-            let known = self.topic_ids.get(&*partition.topic);
-            let found = ids.get(&*partition.topic);
-            if known.is_some() && found.is_some() && known != found {
+            let topic = &*partition.topic;
+            let (Some(known), Some(found)) = (self.topics.get(topic), described.get(topic)) else {
+                continue;
+            };
+            if known.id.is_some() && found.id.is_some() && known.id != found.id {
                 return Err(progress::replaced(partition));
+            }
+            if self.shared.dedupe.is_position() && known.partitions != found.partitions {
+                return Err(known::resized(topic, known.partitions, found.partitions));
             }
         }
         Ok(())
@@ -315,6 +333,7 @@ impl Intake {
         }
         if self.hinted.elapsed() >= HINT_EVERY {
             self.hint();
+            self.tell();
         }
         Ok(())
     }
@@ -323,16 +342,41 @@ impl Intake {
     fn assigned(&mut self, list: &TopicPartitionList) -> Result<(), Error> {
         let partitions = self.partitions(list);
         tracing::info!(partitions = partitions.len(), "assigned");
-        let owned = self.own(&partitions).inspect_err(|_| {
-            // The client waits for an answer even when there is no way on.
-            drop(self.client.incremental_assign(&TopicPartitionList::new()));
-        })?;
+        let owned = match self.own(&partitions) {
+            Ok(owned) => owned,
+            Err(error) if error.is_outage() && !self.stop.is_set() => {
+                return self.assign_later(&partitions, &error);
+            }
+            Err(error) => {
+                // The client waits for an answer even when there is no way on.
+                drop(self.client.incremental_assign(&TopicPartitionList::new()));
+                return Err(error);
+            }
+        };
         let mut from = TopicPartitionList::new();
-        for (partition, plan) in owned {
-            add(&mut from, &partition, plan.resumes_at())?;
-            self.start(partition, plan)?;
+        for taken in owned {
+            add(&mut from, &taken.partition, taken.plan.resumes_at())?;
+            self.start(taken)?;
         }
         self.client.incremental_assign(&from).map_err(refused)
+    }
+
+    /// Takes partitions over while the database is away: they are not fetched until they are owned, as if they had been
+    /// lost. To wait for it here would keep the client from polling, and the group would see the consumer off.
+    fn assign_later(&mut self, partitions: &[Partition], error: &Error) -> Result<(), Error> {
+        tracing::warn!(error = %error, "partitions are owned once postgres is back");
+        let mut from = TopicPartitionList::new();
+        for partition in partitions {
+            // What is fetched before the pause must not come the common way.
+            let queue = PartitionQueue::open(&self.client, partition.clone(), self.thread.clone())?;
+            let again_at = Some(Instant::now() + AWAY_WAIT);
+            let lost = Lost { again_at, _queue: Some(queue), ..Lost::default() };
+            self.lost.insert(partition.clone(), lost);
+            add(&mut from, partition, None)?;
+        }
+        self.client.pause(&from).map_err(refused)?;
+        self.client.incremental_assign(&from).map_err(refused)?;
+        self.client.pause(&from).map_err(refused)
     }
 
     /// Partitions go elsewhere: let their lanes come to a batch's end, then let go.
@@ -354,7 +398,8 @@ impl Intake {
     }
 
     /// Starts the lanes of a partition that is owned, before it is fetched.
-    fn start(&mut self, partition: Partition, plan: Plan) -> Result<(), Error> {
+    fn start(&mut self, taken: Taken) -> Result<(), Error> {
+        let Taken { partition, plan, before, sequences } = taken;
         let fetched = PartitionQueue::open(&self.client, partition.clone(), self.thread.clone())?;
         let (stop, stopped) = watch::channel(false);
         let epoch = Epoch(plan.epoch);
@@ -372,9 +417,11 @@ impl Intake {
             let task = self.runtime.spawn(lane.run(queued));
             lanes.push(RunningLane::new(next_offset, queue, gauge, task));
         }
-        let before = AppliedBefore::new(plan.former);
+        let before = AppliedBefore::new(plan.former.into_iter().chain(before).collect());
         let count = self.settings.takeover.lanes;
-        let running = Running::new(epoch, lanes, stop, fetched, count, before);
+        let Shared { dedupe, unsequenced, .. } = &*self.shared;
+        let inspector = dedupe.is_position().then(|| Inspector::new(sequences, *unsequenced));
+        let running = Running::new(epoch, lanes, stop, fetched, count, before, inspector);
         self.running.insert(partition, running);
         Ok(())
     }
@@ -410,6 +457,9 @@ impl Intake {
         if patience > Duration::ZERO {
             self.hint();
         }
+        for partition in partitions {
+            self.shared.meters.stands(partition, Standing::default());
+        }
         self.running.retain(|partition, _| !partitions.contains(partition));
         result
     }
@@ -437,10 +487,7 @@ impl Intake {
             self.lost.remove(&partition);
         }
         let named = partition.clone();
-        let lost = self
-            .lost
-            .entry(partition)
-            .or_insert_with(|| Lost { backoff: Backoff::new(OWN_AGAIN_FOR), again_at: None });
+        let lost = self.lost.entry(partition).or_default();
         let now = Instant::now();
         let Some(wait) = lost.backoff.failed(now, chance()) else {
             let text = format!("another process keeps owning {} {}", named.topic, named.number);
@@ -462,12 +509,21 @@ impl Intake {
             }
         }
         for partition in due {
-            for (partition, plan) in self.own(std::slice::from_ref(&partition))? {
-                let from = kafka_offset(plan.resumes_at());
+            let owned = match self.own(std::slice::from_ref(&partition)) {
+                Err(error) if error.is_outage() => {
+                    if let Some(lost) = self.lost.get_mut(&partition) {
+                        lost.again_at = Some(Instant::now() + AWAY_WAIT);
+                    }
+                    continue;
+                }
+                owned => owned?,
+            };
+            for taken in owned {
+                let from = kafka_offset(taken.plan.resumes_at());
                 self.client
                     .seek(&partition.topic, partition.number, from, BROKER_WAIT_MAX)
                     .map_err(refused)?;
-                self.start(partition.clone(), plan)?;
+                self.start(taken)?;
                 self.client.resume(&list_of(&partition, None)?).map_err(refused)?;
             }
         }
@@ -476,14 +532,20 @@ impl Intake {
 
     /// Raises the epoch of partitions, with patience for a database that is busy or away. A former owner that still
     /// holds a row when patience ends is stopped inside its transaction, and its session is ended.
-    fn own(&mut self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
+    fn own(&mut self, partitions: &[Partition]) -> Result<Vec<Taken>, Error> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
         let mut backoff = Backoff::new(OWN_FOR.max(self.settings.takeover.deadline * 2));
         loop {
-            let error = match self.try_own(partitions) {
+            let Some(permit) = self.shared.gate.permit() else {
+                return Err(Error::database_silent("postgres is away", Duration::ZERO));
+            };
+            let owned = self.try_own(partitions);
+            self.shared.gate.ended(permit, owned.as_ref().err());
+            let error = match owned {
                 Ok(owned) => return Ok(owned),
+                Err(error) if error.is_outage() && self.shared.gate.is_shut() => return Err(error),
                 Err(error) => error,
             };
             // Brokers that are just restarting are waited for like the database.
@@ -523,26 +585,40 @@ impl Intake {
         }
     }
 
-    fn try_own(&mut self, partitions: &[Partition]) -> Result<Vec<(Partition, Plan)>, Error> {
-        let mut starts = self.starts(partitions)?;
-        match beginning::topic_ids(&self.client, &self.settings.topics) {
-            Ok(ids) => self.topic_ids = ids,
-            Err(error) if self.topic_ids.is_empty() => return Err(error),
-            // Those of the last time will do; `watch_topics` goes on asking.
-            Err(error) => {
-                tracing::warn!(error = %error, "the ids of the topics are not known anew")
-            }
+    fn try_own(&mut self, partitions: &[Partition]) -> Result<Vec<Taken>, Error> {
+        match beginning::described(&self.client, &self.settings.topics) {
+            Ok(topics) => self.topics = topics,
+            Err(error) if self.topics.is_empty() => return Err(error),
+            // What they were the last time will do; `watch_topics` goes on asking.
+            Err(error) => tracing::warn!(error = %error, "the topics are not known anew"),
         }
+        self.settle_dedupe()?;
+        let mut starts = self.starts(partitions)?;
         let Shared { consumer, pool, .. } = &*self.shared;
-        let wanted = |partition: &Partition| Wanted {
-            partition: partition.clone(),
-            start: starts.remove(partition),
-            topic_id: self.topic_ids.get(&*partition.topic).cloned(),
+        let wanted = |partition: &Partition| {
+            let topic = self.topics.get(&*partition.topic);
+            Wanted {
+                partition: partition.clone(),
+                start: starts.remove(partition),
+                topic_id: topic.and_then(|topic| topic.id.clone()),
+                partitions: topic.map(|topic| topic.partitions),
+            }
         };
         let wanted: Vec<_> = partitions.iter().map(wanted).collect();
         self.runtime.block_on(in_time("the epoch cannot be raised", async {
             let mut conn = acquire(pool).await?;
             progress::take(&mut conn, consumer, &wanted, self.settings.takeover).await
+        }))
+    }
+
+    /// Before anything else is stored of a topic: afterwards it would look like one that was read already.
+    fn settle_dedupe(&self) -> Result<(), Error> {
+        let Shared { consumer, pool, dedupe, .. } = &*self.shared;
+        let partitions = |topic: &Arc<str>| self.topics.get(&**topic).map(|topic| topic.partitions);
+        let named = self.settings.topics.iter().map(|topic| (topic.to_string(), partitions(topic)));
+        let topics = named.collect();
+        self.runtime.block_on(in_time("how messages are known cannot be stored", async {
+            known::settle(&mut *acquire(pool).await?, consumer, *dedupe, &topics).await
         }))
     }
 
@@ -577,6 +653,26 @@ impl Intake {
                 beginning::committed(&self.client, &unstored)
             }
         }
+    }
+
+    /// Tells those who watch how it is.
+    fn tell(&self) {
+        let Shared { meters, health, gate, counters, dispatch, .. } = &*self.shared;
+        let now = SystemTime::now();
+        let mut full = Vec::new();
+        for (partition, running) in &self.running {
+            let end = native::known_end(&self.client, partition);
+            meters.stands(partition, running.standing(end, now));
+            if running.is_held_back() {
+                full.push(format!("{} {}", partition.topic, partition.number));
+            }
+        }
+        health.beat(full);
+        meters.breaker("postgres", gate.state());
+        for (of, breaker) in dispatch.breakers() {
+            meters.breaker(of, breaker.state());
+        }
+        meters.counted(&counters.report(), health.faults().is_empty());
     }
 
     /// Tells Kafka how far the partitions are, for tools that show lag. Nothing reads it back.
@@ -641,7 +737,11 @@ impl Intake {
 }
 
 async fn acquire(pool: &PgPool) -> Result<PoolConnection<Postgres>, Error> {
-    pool.acquire().await.map_err(|error| Error::database("no connection to postgres", error))
+    let doing = "no connection to postgres";
+    match tokio::time::timeout(ACQUIRE_MAX, pool.acquire()).await {
+        Ok(acquired) => acquired.map_err(|error| Error::database(doing, error)),
+        Err(_) => Err(Error::database_silent(doing, ACQUIRE_MAX)),
+    }
 }
 
 /// What a lane's end means for the consumer.

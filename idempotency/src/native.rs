@@ -3,7 +3,7 @@
 //! The wrapper hands over one record per call, each with an allocation and a lock of its own, and panics at a
 //! header name that is not UTF-8; and it does not know topic ids. (`rdkafka.h` of librdkafka:
 //! `rd_kafka_consume_batch_queue`, `rd_kafka_queue_forward`, `rd_kafka_queue_cb_event_enable`,
-//! `rd_kafka_DescribeTopics`.)
+//! `rd_kafka_DescribeTopics`, `rd_kafka_get_watermark_offsets`.)
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -18,11 +18,12 @@ use rdkafka::bindings::{
     rd_kafka_DescribeTopics_result_t, rd_kafka_DescribeTopics_result_topics,
     rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
     rd_kafka_TopicDescription_error, rd_kafka_TopicDescription_name,
-    rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_base64str, rd_kafka_admin_op_t,
-    rd_kafka_consume_batch_queue, rd_kafka_consumer_group_metadata,
-    rd_kafka_consumer_group_metadata_destroy, rd_kafka_consumer_group_metadata_generation_id,
-    rd_kafka_error_code, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
-    rd_kafka_event_error, rd_kafka_header_get_all, rd_kafka_message_destroy,
+    rd_kafka_TopicDescription_partitions, rd_kafka_TopicDescription_topic_id,
+    rd_kafka_Uuid_base64str, rd_kafka_admin_op_t, rd_kafka_consume_batch_queue,
+    rd_kafka_consumer_group_metadata, rd_kafka_consumer_group_metadata_destroy,
+    rd_kafka_consumer_group_metadata_generation_id, rd_kafka_error_code,
+    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error,
+    rd_kafka_get_watermark_offsets, rd_kafka_header_get_all, rd_kafka_message_destroy,
     rd_kafka_message_headers, rd_kafka_message_t, rd_kafka_message_timestamp,
     rd_kafka_queue_cb_event_enable, rd_kafka_queue_destroy, rd_kafka_queue_forward,
     rd_kafka_queue_get_partition, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t,
@@ -188,6 +189,14 @@ impl std::fmt::Debug for PartitionQueue {
     }
 }
 
+/// What the brokers know of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Described {
+    /// As Kafka's tools write it; brokers before 2.8 know of none.
+    pub(crate) id: Option<String>,
+    pub(crate) partitions: i32,
+}
+
 /// A question for the ids of topics, and later its answer.
 pub(crate) struct TopicIds {
     queue: *mut rd_kafka_queue_t,
@@ -230,12 +239,11 @@ impl TopicIds {
         Ok(Self { queue, _client: Arc::clone(client) })
     }
 
-    /// The ids by topic, as Kafka's tools write them; none while there is no answer. Brokers before 2.8 know of no ids,
-    /// and topics that do not exist have none.
+    /// By topic; none while there is no answer. Topics that do not exist are left out.
     pub(crate) fn answer(
         &self,
         wait: Duration,
-    ) -> Option<Result<BTreeMap<String, String>, RDKafkaErrorCode>> {
+    ) -> Option<Result<BTreeMap<String, Described>, RDKafkaErrorCode>> {
         let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
         #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
         // SAFETY: the queue is ours. The event is ours until it is destroyed, and what is read of it, all of it alive
@@ -247,7 +255,7 @@ impl TopicIds {
             }
             let failure = rd_kafka_event_error(event);
             let answer = if failure == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                Ok(ids(rd_kafka_event_DescribeTopics_result(event)))
+                Ok(described(rd_kafka_event_DescribeTopics_result(event)))
             } else {
                 Err(failure.into())
             };
@@ -271,17 +279,19 @@ impl Drop for TopicIds {
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
-unsafe fn ids(result: *const rd_kafka_DescribeTopics_result_t) -> BTreeMap<String, String> {
-    let mut ids = BTreeMap::new();
+unsafe fn described(
+    result: *const rd_kafka_DescribeTopics_result_t,
+) -> BTreeMap<String, Described> {
+    let mut described = BTreeMap::new();
     if result.is_null() {
-        return ids;
+        return described;
     }
     let mut count = 0;
     // SAFETY: the caller keeps the result alive; it holds so many descriptions, whose names and ids live as long.
     unsafe {
         let topics = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
         if topics.is_null() {
-            return ids;
+            return described;
         }
         for topic in std::slice::from_raw_parts(topics, count) {
             let failure = rd_kafka_error_code(rd_kafka_TopicDescription_error(*topic));
@@ -289,15 +299,36 @@ unsafe fn ids(result: *const rd_kafka_DescribeTopics_result_t) -> BTreeMap<Strin
             if failure != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || id.is_null() {
                 continue;
             }
-            let name = CStr::from_ptr(rd_kafka_TopicDescription_name(*topic));
-            let id = CStr::from_ptr(rd_kafka_Uuid_base64str(id));
-            let (name, id) = (name.to_string_lossy(), id.to_string_lossy());
-            if id != NO_TOPIC_ID {
-                ids.insert(name.into_owned(), id.into_owned());
-            }
+            let name = CStr::from_ptr(rd_kafka_TopicDescription_name(*topic)).to_string_lossy();
+            let id = CStr::from_ptr(rd_kafka_Uuid_base64str(id)).to_string_lossy();
+            let mut partitions = 0usize;
+            rd_kafka_TopicDescription_partitions(*topic, &raw mut partitions);
+            let topic = Described {
+                id: (id != NO_TOPIC_ID).then(|| id.into_owned()),
+                partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+            };
+            described.insert(name.into_owned(), topic);
         }
     }
-    ids
+    described
+}
+
+/// Where a partition ends, as far as its fetches have told.
+pub(crate) fn known_end(client: &BaseConsumer<Group>, partition: &Partition) -> Option<i64> {
+    let topic = CString::new(&*partition.topic).ok()?;
+    let (mut low, mut high) = (0, 0);
+    #[expect(unsafe_code, reason = "the wrapper asks the brokers instead, and waits for them")]
+    // SAFETY: the client is alive, the name ends with a zero, and the two numbers are ours.
+    let failure = unsafe {
+        rd_kafka_get_watermark_offsets(
+            client.client().native_ptr(),
+            topic.as_ptr(),
+            partition.number,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (failure == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
 }
 
 /// The generation of its group that the client has joined; negative before it has.

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
+use crate::dedupe::Dedupe;
 use crate::error::{Error, Kind};
+use crate::known::{self, Before};
 use crate::lanes::{Lanes, Plan, Reached, Stored, plan};
 use crate::position::Offset;
+use crate::sequence::{self, Sequences};
 
 /// Counts the owners of a partition; only the holder of the newest can commit. All its lanes share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,19 @@ pub(crate) struct Wanted {
     pub(crate) start: Option<Offset>,
     /// Kafka's id of the topic, where known.
     pub(crate) topic_id: Option<String>,
+    /// How many partitions the topic has, where known.
+    pub(crate) partitions: Option<i32>,
+}
+
+/// A partition that this process owns from now on.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) partition: Partition,
+    pub(crate) plan: Plan,
+    /// What lanes have applied before, and would be delivered again.
+    pub(crate) before: Vec<Reached>,
+    /// How far the relays have come.
+    pub(crate) sequences: Sequences,
 }
 
 /// How a new owner treats the former one.
@@ -45,16 +61,24 @@ pub(crate) struct Takeover {
     pub(crate) lanes: Lanes,
     /// A former owner that is stopped inside its transaction holds the partition up no longer than this.
     pub(crate) deadline: Duration,
+    pub(crate) dedupe: Dedupe,
 }
 
 /// Begins a batch's transaction. The server gives up a process that is stopped within it after the time in which
-/// a new owner has to get hold of the partition; that holds even where the new owner may not end sessions.
+/// a new owner has to get hold of the partition; that holds even where the new owner may not end sessions. `entering`
+/// is its first statement, if there is one.
 pub(crate) async fn begin(
     pool: &PgPool,
     deadline: Duration,
+    entering: &str,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline));
-    pool.begin_with(AssertSqlSafe(begin)).await
+    let mut tx = pool.begin_with(AssertSqlSafe(begin)).await?;
+    if !entering.is_empty() {
+        // Not sent along with BEGIN: where it fails the client would leave the transaction open.
+        sqlx::raw_sql(AssertSqlSafe(entering.to_owned())).execute(&mut *tx).await?;
+    }
+    Ok(tx)
 }
 
 fn idle_timeout(deadline: Duration) -> String {
@@ -140,7 +164,7 @@ pub(crate) async fn take(
     consumer: &str,
     wanted: &[Wanted],
     takeover: Takeover,
-) -> Result<Vec<(Partition, Plan)>, Error> {
+) -> Result<Vec<Taken>, Error> {
     let failed =
         |error| Error::database("the epoch of assigned partitions cannot be raised", error);
     let mut tx = conn.begin().await.map_err(failed)?;
@@ -151,31 +175,80 @@ pub(crate) async fn take(
         takeover.deadline.as_millis() / 4
     );
     sqlx::raw_sql(AssertSqlSafe(patience)).execute(&mut *tx).await.map_err(failed)?;
-    let mut stored = lock(&mut tx, consumer, wanted).await.map_err(failed)?;
-    let mut plans = Vec::with_capacity(wanted.len());
+    let mut found = lock(&mut tx, consumer, wanted).await.map_err(failed)?;
+    for wanted in wanted {
+        let Some(found) = found.get_mut(&wanted.partition) else { continue };
+        if found.forget_other_topic(wanted) && takeover.dedupe.is_position() {
+            known::detach(&mut tx, consumer, &wanted.partition).await.map_err(failed)?;
+        }
+    }
+    let mut remembered = known::remember(&mut tx, consumer, takeover.dedupe, wanted).await?;
+    let (mut taken, mut befores) = (Vec::new(), Vec::new());
     let mut fewer = false;
     for wanted in wanted {
-        let (stored, topic_id) = stored.remove(&wanted.partition).unwrap_or_default();
+        let Found { stored, topic_id, before, .. } =
+            found.remove(&wanted.partition).unwrap_or_default();
         same_topic(wanted, &stored, topic_id.as_deref())?;
         fewer |= stored.next_offsets.len() > takeover.lanes.count();
-        plans.push((wanted.partition.clone(), plan(&stored, takeover.lanes, wanted.start)));
+        let before = before.of_lanes(&stored.next_offsets, takeover.lanes);
+        let counts = remembered.is_by_offset(&wanted.partition.topic);
+        taken.push(Taken {
+            partition: wanted.partition.clone(),
+            plan: plan(&stored, takeover.lanes, wanted.start),
+            before: if counts { before.reached() } else { Vec::new() },
+            sequences: remembered.sequences(&wanted.partition),
+        });
+        befores.push(before);
     }
-    raise(&mut tx, consumer, wanted, &plans).await.map_err(failed)?;
+    raise(&mut tx, consumer, wanted, &taken, &befores).await.map_err(failed)?;
     if fewer {
         drop_lanes(&mut tx, consumer, wanted, takeover.lanes).await.map_err(failed)?;
     }
     tx.commit().await.map_err(failed)?;
-    Ok(plans)
+    Ok(taken)
 }
 
-type ProgressRow = (String, i32, i32, i64, Option<i64>, Option<String>, Option<String>);
+/// What the rows of a partition hold.
+#[derive(Debug, Default)]
+struct Found {
+    stored: Stored,
+    topic_id: Option<String>,
+    before: Before,
+    before_topic_id: Option<String>,
+}
+
+impl Found {
+    /// What lanes had reached in a topic that has since been made anew says nothing about this one.
+    fn forget_other_topic(&mut self, wanted: &Wanted) -> bool {
+        let is_other = matches!(
+            (&self.before_topic_id, &wanted.topic_id), (Some(before), Some(now)) if before != now
+        );
+        if is_other {
+            self.before = Before::default();
+        }
+        is_other
+    }
+}
+
+type ProgressRow = (
+    String,
+    i32,
+    i32,
+    i64,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+);
 
 /// Locks the rows of all lanes, so that what is decided over them is decided by one owner at a time.
 async fn lock(
     conn: &mut PgConnection,
     consumer: &str,
     wanted: &[Wanted],
-) -> Result<BTreeMap<Partition, (Stored, Option<String>)>, sqlx::Error> {
+) -> Result<BTreeMap<Partition, Found>, sqlx::Error> {
     let (topics, numbers) = columns(wanted.iter().map(|wanted| &wanted.partition));
     // Two first owners at once would not see each other without a row to wait for.
     let first: Vec<(String, i32)> = sqlx::query_as(
@@ -191,7 +264,8 @@ async fn lock(
     .fetch_all(&mut *conn)
     .await?;
     let rows: Vec<ProgressRow> = sqlx::query_as(
-        "SELECT topic, partition, lane, epoch, next_offset, topic_id, former_lanes::text
+        "SELECT topic, partition, lane, epoch, next_offset, topic_id, former_lanes::text,
+                applied_below, former_applied::text, applied_topic_id
          FROM tailrace.consumer_progress
          WHERE consumer = $1
            AND (topic, partition) IN (SELECT * FROM unnest($2::text[], $3::int[]))
@@ -203,28 +277,40 @@ async fn lock(
     .bind(numbers)
     .fetch_all(conn)
     .await?;
-    let mut found: BTreeMap<Partition, (Stored, Option<String>)> = BTreeMap::new();
-    for (topic, number, lane, epoch, next_offset, topic_id, former) in rows {
+    let mut found: BTreeMap<Partition, Found> = BTreeMap::new();
+    for (topic, number, lane, epoch, next, topic_id, former, below, former_applied, about) in rows {
         let partition = Partition { topic: topic.into(), number };
-        let (stored, known_id) = found.entry(partition).or_default();
+        let known = found.entry(partition).or_default();
         // A lane whose row somebody removed has reached nothing.
         let lane = usize::try_from(lane).unwrap_or(0);
-        stored.next_offsets.resize(stored.next_offsets.len().max(lane + 1), None);
-        if let Some(place) = stored.next_offsets.get_mut(lane) {
-            *place = next_offset.map(Offset::new);
-        }
-        stored.epoch = stored.epoch.max(epoch);
+        put(&mut known.stored.next_offsets, lane, next);
+        put(&mut known.before.below, lane, below);
+        known.stored.epoch = known.stored.epoch.max(epoch);
         if let Some(former) = former {
-            stored.former = serde_json::from_str(&former)
-                .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+            known.stored.former = reached(&former)?;
         }
-        *known_id = known_id.take().or(topic_id);
+        if let Some(former) = former_applied {
+            known.before.former = reached(&former)?;
+        }
+        known.topic_id = known.topic_id.take().or(topic_id);
+        known.before_topic_id = known.before_topic_id.take().or(about);
     }
     for (topic, number) in first {
         // Nobody has owned it yet.
         found.remove(&Partition { topic: topic.into(), number });
     }
     Ok(found)
+}
+
+fn put(offsets: &mut Vec<Option<Offset>>, lane: usize, offset: Option<i64>) {
+    offsets.resize(offsets.len().max(lane + 1), None);
+    if let Some(place) = offsets.get_mut(lane) {
+        *place = offset.map(Offset::new);
+    }
+}
+
+fn reached(stored: &str) -> Result<Vec<Reached>, sqlx::Error> {
+    serde_json::from_str(stored).map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 /// An offset says nothing about a topic that only has the name of the one it was counted in.
@@ -252,13 +338,16 @@ async fn raise(
     conn: &mut PgConnection,
     consumer: &str,
     wanted: &[Wanted],
-    plans: &[(Partition, Plan)],
+    taken: &[Taken],
+    befores: &[Before],
 ) -> Result<(), sqlx::Error> {
     let (mut topics, mut numbers, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
     let (mut epochs, mut nexts, mut ids, mut formers) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (wanted, (partition, plan)) in wanted.iter().zip(plans) {
+    let (mut belows, mut formers_applied) = (Vec::new(), Vec::new());
+    for ((wanted, Taken { partition, plan, .. }), before) in wanted.iter().zip(taken).zip(befores) {
         for (lane, next) in (0i32..).zip(&plan.next_offsets) {
+            let below = usize::try_from(lane).ok().and_then(|lane| before.below.get(lane));
             topics.push(&*partition.topic);
             numbers.push(partition.number);
             lanes.push(lane);
@@ -266,20 +355,29 @@ async fn raise(
             nexts.push(next.map(Offset::get));
             ids.push(wanted.topic_id.as_deref());
             formers.push((lane == 0).then(|| former(&plan.former)).flatten());
+            belows.push(
+                below.copied().flatten().filter(|below| Some(*below) > *next).map(Offset::get),
+            );
+            formers_applied.push((lane == 0).then(|| former(&before.former)).flatten());
         }
     }
     sqlx::query(
         "INSERT INTO tailrace.consumer_progress AS stored
-             (consumer, topic, partition, lane, epoch, next_offset, topic_id, former_lanes)
-         SELECT $1, topic, number, lane, epoch, next_offset, topic_id, former::jsonb
-         FROM unnest($2::text[], $3::int[], $4::int[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
-             AS planned (topic, number, lane, epoch, next_offset, topic_id, former)
+             (consumer, topic, partition, lane, epoch, next_offset, topic_id, former_lanes, applied_below,
+              former_applied)
+         SELECT $1, topic, number, lane, epoch, next_offset, topic_id, former::jsonb, below, former_applied::jsonb
+         FROM unnest($2::text[], $3::int[], $4::int[], $5::bigint[], $6::bigint[], $7::text[], $8::text[],
+                     $9::bigint[], $10::text[])
+             AS planned (topic, number, lane, epoch, next_offset, topic_id, former, below, former_applied)
          ORDER BY topic, number, lane
          ON CONFLICT (consumer, topic, partition, lane) DO UPDATE
              SET epoch = excluded.epoch,
                  next_offset = excluded.next_offset,
                  topic_id = coalesce(excluded.topic_id, stored.topic_id),
                  former_lanes = excluded.former_lanes,
+                 applied_below = excluded.applied_below,
+                 former_applied = excluded.former_applied,
+                 applied_topic_id = coalesce(excluded.topic_id, stored.applied_topic_id),
                  updated_at = now()",
     )
     .bind(consumer)
@@ -290,6 +388,8 @@ async fn raise(
     .bind(nexts)
     .bind(ids)
     .bind(formers)
+    .bind(belows)
+    .bind(formers_applied)
     .execute(conn)
     .await?;
     Ok(())
@@ -350,7 +450,9 @@ pub(crate) async fn end_holders(
     .map_err(|error| Error::database("the session of the former owner cannot be ended", error))
 }
 
-fn columns<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> (Vec<String>, Vec<i32>) {
+pub(crate) fn columns<'a>(
+    partitions: impl IntoIterator<Item = &'a Partition>,
+) -> (Vec<String>, Vec<i32>) {
     partitions.into_iter().map(|partition| (partition.topic.to_string(), partition.number)).unzip()
 }
 
@@ -358,30 +460,56 @@ fn columns<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> (Vec<Stri
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fenced(String);
 
-/// The first statement of a batch's transaction: moves progress on, if the epoch is still ours. No row means
-/// that another process owns the partition, and that nothing may be committed.
+/// The first statement of a batch's transaction: moves progress on, if the epoch is still ours, and with it how far the
+/// relays have come. No row means that another process owns the partition, and that nothing may be committed.
 pub(crate) async fn advance(
     conn: &mut PgConnection,
     consumer: &str,
     owned: &Owned,
     next_offset: Offset,
+    reached: &[sequence::Reached<'_>],
 ) -> Result<Option<Fenced>, Error> {
-    let row: Option<String> = sqlx::query_scalar(
-        "UPDATE tailrace.consumer_progress SET next_offset = $6, updated_at = now()
-         WHERE consumer = $1 AND topic = $2 AND partition = $3 AND lane = $4 AND epoch = $5
-         RETURNING pg_current_xact_id()::text",
-    )
-    .bind(consumer)
-    .bind(&*owned.partition.topic)
-    .bind(owned.partition.number)
-    .bind(owned.lane)
-    .bind(owned.epoch.0)
-    .bind(next_offset.get())
-    .fetch_optional(conn)
-    .await
-    .map_err(|error| Error::database("progress cannot be moved on", error))?;
+    let statement = if reached.is_empty() { ADVANCE } else { ADVANCE_WITH_SEQUENCES };
+    let mut query = sqlx::query_scalar(statement)
+        .bind(consumer)
+        .bind(&*owned.partition.topic)
+        .bind(owned.partition.number)
+        .bind(owned.lane)
+        .bind(owned.epoch.0)
+        .bind(next_offset.get());
+    if !reached.is_empty() {
+        let relays: Vec<&str> = reached.iter().map(|(relay, ..)| *relay).collect();
+        let sequences: Vec<&str> = reached.iter().map(|(_, sequence, _)| *sequence).collect();
+        let offsets: Vec<i64> = reached.iter().map(|(.., offset)| offset.get()).collect();
+        query = query.bind(relays).bind(sequences).bind(offsets);
+    }
+    let row: Option<String> = query
+        .fetch_optional(conn)
+        .await
+        .map_err(|error| Error::database("progress cannot be moved on", error))?;
     Ok(row.map(Fenced))
 }
+
+const ADVANCE: &str = "UPDATE tailrace.consumer_progress SET next_offset = $6, updated_at = now()
+     WHERE consumer = $1 AND topic = $2 AND partition = $3 AND lane = $4 AND epoch = $5
+     RETURNING pg_current_xact_id()::text";
+
+// A lane whose number has changed may begin below what its row has from before.
+const ADVANCE_WITH_SEQUENCES: &str = r#"WITH fenced AS (
+         UPDATE tailrace.consumer_progress SET next_offset = $6, updated_at = now()
+         WHERE consumer = $1 AND topic = $2 AND partition = $3 AND lane = $4 AND epoch = $5
+         RETURNING pg_current_xact_id()::text AS xact
+     ), reached AS (
+         INSERT INTO tailrace.consumer_position AS stored
+             (consumer, topic, partition, lane, relay, sequence, "offset")
+         SELECT $1, $2, $3, $4, relay, sequence, place
+         FROM unnest($7::text[], $8::text[], $9::bigint[]) AS given (relay, sequence, place)
+         WHERE EXISTS (SELECT FROM fenced)
+         ON CONFLICT (consumer, topic, partition, lane, relay) DO UPDATE
+             SET sequence = excluded.sequence, "offset" = excluded."offset"
+             WHERE stored.sequence < excluded.sequence
+     )
+     SELECT xact FROM fenced"#;
 
 /// The first statement of a transaction that moves no progress, such as a replay of parked messages: the same fence.
 pub(crate) async fn hold(

@@ -1,15 +1,20 @@
 //! A partition as the intake sees it: where its records come from, its lanes, and how far they are.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
+use std::time::{Duration, Instant, SystemTime};
 
+use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::error::Error;
 use crate::flow::{self, Flow};
+use crate::known::Inspector;
 use crate::lane::LaneEnd;
 use crate::lanes::{AppliedBefore, Lanes};
+use crate::metrics::Standing;
 use crate::native::{Complaint, PartitionQueue};
 use crate::position::Offset;
 use crate::progress::Epoch;
@@ -34,6 +39,11 @@ pub(crate) struct Gauge {
     intake: Thread,
     /// The lane's progress as committed in Postgres; negative before the first commit.
     pub(crate) committed: AtomicI64,
+    parked: AtomicUsize,
+    /// So many keys are parked that it takes nothing more.
+    held_back: AtomicBool,
+    /// When the oldest record in hand was written, in milliseconds; 0 while there is none.
+    oldest: AtomicU64,
 }
 
 impl Gauge {
@@ -45,7 +55,22 @@ impl Gauge {
             full: AtomicBool::new(false),
             intake,
             committed: AtomicI64::new(-1),
+            parked: AtomicUsize::new(0),
+            held_back: AtomicBool::new(false),
+            oldest: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn parked(&self, keys: usize, held_back: bool) {
+        self.parked.store(keys, Ordering::Relaxed);
+        self.held_back.store(held_back, Ordering::Relaxed);
+    }
+
+    /// The lane has records in hand, of which the oldest was written then, or has committed them.
+    pub(crate) fn applying(&self, written: Option<SystemTime>) {
+        let since = written.and_then(|written| written.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let written = since.and_then(|since| u64::try_from(since.as_millis()).ok());
+        self.oldest.store(written.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// The lane has taken a chunk over.
@@ -146,9 +171,17 @@ pub(crate) struct Running {
     fetched: PartitionQueue,
     count: Lanes,
     applied_before: AppliedBefore,
+    /// Where messages are known by their position.
+    inspector: Option<Inspector>,
     /// The offset after the last record that arrived.
     seen: Option<Offset>,
+    /// What is told once everything before it is applied, or then.
+    halt: Option<(Error, Instant)>,
 }
+
+/// How long lanes may take over what stands before a record at which the consumer halts. Whoever passes over that record
+/// by hand would pass over them too.
+const HALT_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What one visit to a partition's queue brought.
 #[derive(Debug, Default)]
@@ -167,14 +200,33 @@ impl Running {
         fetched: PartitionQueue,
         count: Lanes,
         applied_before: AppliedBefore,
+        inspector: Option<Inspector>,
     ) -> Self {
-        Self { epoch, lanes, stop, hinted: None, fetched, count, applied_before, seen: None }
+        Self {
+            epoch,
+            lanes,
+            stop,
+            hinted: None,
+            fetched,
+            count,
+            applied_before,
+            inspector,
+            seen: None,
+            halt: None,
+        }
     }
 
     /// Hands records over to the lanes, if all have room: behind a lane that is full others wait as well, since
     /// records of all of them lie in one queue.
     pub(crate) fn take(&mut self) -> Taken {
         let mut taken = Taken::default();
+        if let Some((_, until)) = &self.halt {
+            let is_over = self.reached() >= self.seen || Instant::now() >= *until;
+            self.pass();
+            let halt = self.halt.take_if(|_| is_over);
+            taken.complaint = halt.map(|(error, _)| Complaint::Record(error));
+            return taken;
+        }
         let mut room = true;
         for lane in &mut self.lanes {
             room &= lane.has_room();
@@ -185,25 +237,38 @@ impl Running {
             }
             return taken;
         }
-        let Self { fetched, lanes, count, applied_before, seen, .. } = self;
+        let Self { fetched, lanes, count, applied_before, inspector, seen, halt, .. } = self;
         fetched.take(|fetched| {
             let delivery = match fetched {
                 Ok(delivery) => delivery,
+                // Told where the client is asked to: what lies before is here, or was no record.
+                Err(Complaint::Kafka(RDKafkaErrorCode::PartitionEOF, _, end)) => {
+                    *seen = (*seen).max(Some(end));
+                    return;
+                }
                 Err(complaint) => {
                     taken.complaint.get_or_insert(complaint);
                     return;
                 }
             };
             // What follows a record that cannot be taken over must not be applied before it.
-            if taken.complaint.as_ref().is_some_and(Complaint::is_about_a_record) {
+            if halt.is_some() || taken.complaint.as_ref().is_some_and(Complaint::is_about_a_record)
+            {
                 return;
             }
             taken.delivered += 1;
             let offset = delivery.position.offset;
-            *seen = Some(offset.next());
             if applied_before.holds(delivery.key.as_deref(), offset) {
+                *seen = Some(offset.next());
                 taken.applied_before += 1;
-            } else if let Some(lane) = lanes.get_mut(count.of(delivery.key.as_deref(), offset)) {
+                return;
+            }
+            if let Some(Err(error)) = inspector.as_mut().map(|it| it.admit(&delivery)) {
+                *halt = Some((error, Instant::now() + HALT_WAIT_MAX));
+                return;
+            }
+            *seen = Some(offset.next());
+            if let Some(lane) = lanes.get_mut(count.of(delivery.key.as_deref(), offset)) {
                 lane.push(delivery);
             }
         });
@@ -226,6 +291,27 @@ impl Running {
     /// Everything below is applied.
     pub(crate) fn reached(&self) -> Option<Offset> {
         self.lanes.iter().map(RunningLane::reached).min().flatten()
+    }
+
+    /// How it is, where the topic ends there.
+    pub(crate) fn standing(&self, end: Option<i64>, now: SystemTime) -> Standing {
+        let reached = self.reached().or(self.began_at()).map_or(0, Offset::get);
+        let behind = end.map_or(0, |end| end.saturating_sub(reached));
+        let oldest = self.lanes.iter().map(|lane| lane.gauge.oldest.load(Ordering::Relaxed));
+        let oldest = oldest.filter(|written| *written > 0).min();
+        let written = oldest.map(|written| SystemTime::UNIX_EPOCH + Duration::from_millis(written));
+        let age = written.and_then(|written| now.duration_since(written).ok());
+        let parked = self.lanes.iter().map(|lane| lane.gauge.parked.load(Ordering::Relaxed));
+        Standing {
+            lag: u64::try_from(behind).unwrap_or(0),
+            lag_seconds: age.unwrap_or_default().as_secs_f64(),
+            parked_keys: parked.sum(),
+        }
+    }
+
+    /// Whether a lane takes nothing more for all that is parked.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.gauge.held_back.load(Ordering::Relaxed))
     }
 
     pub(crate) fn began_at(&self) -> Option<Offset> {

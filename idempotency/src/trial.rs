@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use sqlx::PgConnection;
+use tracing::{Instrument as _, Span};
 
 use crate::call::Prepared;
 use crate::error::{Error, Kind, Verdict};
@@ -138,8 +140,12 @@ impl<'s, 'a> Trial<'s, 'a> {
         plan: &mut Plan<&'a [u8]>,
         segment: Range<usize>,
     ) -> Result<(), Error> {
-        let open: Vec<usize> =
-            segment.filter(|at| self.marks.get(*at) == Some(&Mark::Open)).collect();
+        let (known, open): (Vec<usize>, Vec<usize>) = segment
+            .filter(|at| self.marks.get(*at) == Some(&Mark::Open))
+            .partition(|at| self.is_known_by_position(*at));
+        for at in known {
+            self.first(plan, at);
+        }
         let metas: Vec<&Meta> =
             open.iter().filter_map(|at| self.work.records.get(*at)).map(|r| &r.meta).collect();
         if metas.is_empty() {
@@ -157,19 +163,19 @@ impl<'s, 'a> Trial<'s, 'a> {
         let claiming = guard::claim_each(conn, &self.shared.consumer, &candidates, beyond);
         let claims = in_time("the message ids cannot be claimed", claiming).await?;
         for ((at, meta), claim) in open.into_iter().zip(metas).zip(claims) {
-            let (mark, reason) = match claim {
-                Claim::First => (Mark::First, None),
-                Claim::Duplicate => (Mark::Duplicate, None),
-                Claim::TooOld => (Mark::Outside, Some(Reason::TooOld)),
-                Claim::Future => (Mark::Outside, Some(Reason::Future)),
+            let reason = match claim {
+                Claim::First => {
+                    self.first(plan, at);
+                    continue;
+                }
+                Claim::Duplicate => {
+                    self.mark(at, Mark::Duplicate);
+                    continue;
+                }
+                Claim::TooOld => Reason::TooOld,
+                Claim::Future => Reason::Future,
             };
-            if let Some(place) = self.marks.get_mut(at) {
-                *place = mark;
-            }
-            if mark == Mark::First && self.makes_call(at) {
-                plan.condemn(at, Fate::Call);
-            }
-            let Some(reason) = reason else { continue };
+            self.mark(at, Mark::Outside);
             plan.condemn(
                 at,
                 match out_of_horizon {
@@ -181,6 +187,25 @@ impl<'s, 'a> Trial<'s, 'a> {
             );
         }
         Ok(())
+    }
+
+    /// Whether its place in the source tells that it comes for the first time, which was looked at before.
+    fn is_known_by_position(&self, at: usize) -> bool {
+        let record = self.work.records.get(at).filter(|_| self.shared.dedupe.is_position());
+        record.is_some_and(|record| record.meta.sequence().is_some())
+    }
+
+    fn first(&mut self, plan: &mut Plan<&'a [u8]>, at: usize) {
+        self.mark(at, Mark::First);
+        if self.makes_call(at) {
+            plan.condemn(at, Fate::Call);
+        }
+    }
+
+    fn mark(&mut self, at: usize, mark: Mark) {
+        if let Some(place) = self.marks.get_mut(at) {
+            *place = mark;
+        }
     }
 
     fn makes_call(&self, at: usize) -> bool {
@@ -221,12 +246,20 @@ impl<'s, 'a> Trial<'s, 'a> {
         let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(()) };
         let records: Vec<&Record> =
             places.iter().filter_map(|at| self.work.records.get(*at)).collect();
-        let handled = match records.as_slice() {
-            [record] if self.shared.dispatch.limits(route).is_some() => {
-                self.step(conn, route, *first, record).await
+        let (spans, began) = (spans_of(&records), Instant::now());
+        let around = spans.first().filter(|_| records.len() == 1).cloned();
+        let around = around.unwrap_or_else(Span::current);
+        let handling = async {
+            match records.as_slice() {
+                [record] if self.shared.dispatch.limits(route).is_some() => {
+                    self.step(conn, route, *first, record).await
+                }
+                records => self.shared.dispatch.handle(conn, route, records).await,
             }
-            records => self.shared.dispatch.handle(conn, route, records).await,
         };
+        let handled = handling.instrument(around).await;
+        self.shared.meters.handled(began.elapsed());
+        drop(spans);
         for (place, error) in handled.undecodable {
             if self.shared.policy.on_failure == OnFailure::Halt {
                 return Err(error.into());
@@ -302,6 +335,27 @@ impl<'s, 'a> Trial<'s, 'a> {
     }
 }
 
+/// A span for each message, linked to that of its batch, which is the current one. The message's own trace is named by
+/// its `traceparent`; a subscriber that knows of traces makes it the parent.
+fn spans_of(records: &[&Record]) -> Vec<Span> {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return Vec::new();
+    }
+    let batch = Span::current();
+    let span = |record: &&Record| {
+        let position = record.meta.position();
+        let span = tracing::debug_span!(
+            parent: None, "message",
+            message_id = %record.meta.message_id(), message_type = record.meta.message_type(),
+            topic = %position.topic, partition = position.partition, offset = position.offset.get(),
+            traceparent = record.meta.trace_parent(),
+        );
+        span.follows_from(&batch);
+        span
+    };
+    records.iter().map(span).collect()
+}
+
 fn outside(meta: &Meta, reason: Reason) -> Error {
     let (text, mend) = match reason {
         Reason::Future => (
@@ -346,4 +400,53 @@ async fn savepoint(conn: &mut PgConnection, statement: &'static str) -> Result<(
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::layer::{Context, SubscriberExt as _};
+    use tracing_subscriber::registry::LookupSpan;
+    use tracing_subscriber::{Layer, Registry};
+
+    use super::*;
+    use crate::record::tests::delivery;
+
+    /// The names of spans and of those that they follow.
+    #[derive(Clone, Default)]
+    struct Links(Arc<Mutex<Vec<(&'static str, &'static str)>>>);
+
+    impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Links {
+        fn on_follows_from(
+            &self,
+            span: &tracing::Id,
+            follows: &tracing::Id,
+            context: Context<'_, S>,
+        ) {
+            let name = |id| context.span(id).unwrap().name();
+            self.0.lock().unwrap().push((name(span), name(follows)));
+        }
+    }
+
+    #[test]
+    fn each_message_has_a_span_that_is_linked_to_its_batch() {
+        let record = |offset| {
+            let mut delivery = delivery(offset);
+            let id = uuid::Uuid::now_v7().to_string();
+            delivery.headers.push("ce_id", Some(id.as_bytes()));
+            delivery.headers.push("ce_type", Some(b"order.v1"));
+            Record::read(delivery, None).unwrap()
+        };
+        let (first, second) = (record(1), record(2));
+        let links = Links::default();
+        let subscriber = Registry::default().with(links.clone());
+
+        let spans = tracing::subscriber::with_default(subscriber, || {
+            tracing::debug_span!("batch").in_scope(|| spans_of(&[&first, &second]))
+        });
+
+        assert_eq!(spans.len(), 2);
+        assert_eq!(*links.0.lock().unwrap(), [("message", "batch"); 2]);
+    }
 }

@@ -8,7 +8,7 @@ use super::{Audit, By, rolled_back, unchanged, unread};
 use crate::error::{Error, Kind};
 
 /// Progress that was moved so short ago is that of a consumer that runs.
-const QUIET_SECONDS: f64 = 60.0;
+pub(super) const QUIET_SECONDS: f64 = 60.0;
 
 /// Where to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,9 @@ pub async fn plan_seek(
 /// Has a stopped consumer go on elsewhere in a partition, in all of its lanes, and raises the epoch, so that an owner
 /// that was overlooked can not commit what it had in hand: it takes the partition anew, at the new place.
 ///
-/// Ids that were claimed stay claimed: going back repeats no effect within the horizon.
+/// Ids that were claimed stay claimed: going back repeats no effect within the horizon. Where messages are known by
+/// [`Dedupe::Position`](crate::Dedupe::Position) going back repeats none at all, and what is passed over counts as
+/// applied.
 ///
 /// # Errors
 /// As [`plan_seek`]; nothing is changed then.

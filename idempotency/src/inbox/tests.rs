@@ -314,7 +314,7 @@ async fn a_stopped_consumer_is_set_elsewhere_and_an_owner_that_was_overlooked_co
     let lively = seek_to(&mut conn, To::Offset(7)).await.unwrap_err();
     bed.execute(stopped).await;
     let mut batch = bed.begin().await;
-    progress::advance(&mut batch, "billing", &owned, next).await.unwrap().unwrap();
+    progress::advance(&mut batch, "billing", &owned, next, &[]).await.unwrap().unwrap();
     let busy = seek_to(&mut conn, To::Offset(7)).await.unwrap_err();
     batch.rollback().await.unwrap();
     let negative = seek_to(&mut conn, To::Offset(-1)).await.unwrap_err();
@@ -327,7 +327,7 @@ async fn a_stopped_consumer_is_set_elsewhere_and_an_owner_that_was_overlooked_co
     }
     assert_eq!(negative.kind(), Kind::Config);
     assert_eq!((&planned, &sought.from), (&sought, &vec![Some(90), Some(95)]));
-    let advanced = progress::advance(&mut conn, "billing", &owned, next).await.unwrap();
+    let advanced = progress::advance(&mut conn, "billing", &owned, next, &[]).await.unwrap();
     assert_eq!(advanced, None);
     let lanes = async |condition: &str| {
         let sql = format!("SELECT count(*) FROM tailrace.consumer_progress WHERE {condition}");

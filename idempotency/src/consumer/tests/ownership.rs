@@ -4,9 +4,10 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::*;
+use crate::dedupe::Dedupe;
 use crate::lanes::Lanes;
 use crate::position::Offset;
-use crate::progress::{self, Epoch, Owned, Partition, Takeover, Wanted};
+use crate::progress::{self, Epoch, Owned, Partition, Taken, Takeover, Wanted};
 
 pub(super) fn outsider(bed: &Bed, group: &str) -> BaseConsumer {
     ClientConfig::new()
@@ -74,11 +75,12 @@ async fn rebalance(protocol: GroupProtocol, lanes: u16) {
 
 /// Makes the test the owner of a partition with one lane.
 async fn own(bed: &Bed, consumer: &str, partition: &Partition) -> Owned {
-    let wanted = [Wanted { partition: partition.clone(), start: None, topic_id: None }];
-    let takeover = Takeover { lanes: Lanes::new(1), deadline: DEADLINE };
+    let wanted =
+        [Wanted { partition: partition.clone(), start: None, topic_id: None, partitions: None }];
+    let takeover = Takeover { lanes: Lanes::new(1), deadline: DEADLINE, dedupe: Dedupe::default() };
     let mut conn = bed.pool.acquire().await.unwrap();
-    let (partition, plan) =
-        progress::take(&mut conn, consumer, &wanted, takeover).await.unwrap().remove(0);
+    let taken = progress::take(&mut conn, consumer, &wanted, takeover).await.unwrap().remove(0);
+    let Taken { partition, plan, .. } = taken;
     Owned { partition, lane: 0, epoch: Epoch(plan.epoch), next_offset: plan.resumes_at() }
 }
 
@@ -90,13 +92,13 @@ async fn the_fence_holds_back_a_former_owner() {
     let partition = Partition { topic: "orders".into(), number: 3 };
     let former = own(&bed, "billing", &partition).await;
     let mut tx = bed.begin().await;
-    let advance = progress::advance(&mut tx, "billing", &former, Offset::new(10));
+    let advance = progress::advance(&mut tx, "billing", &former, Offset::new(10), &[]);
     assert!(advance.await.unwrap().is_some());
     tx.commit().await.unwrap();
 
     let owner = own(&bed, "billing", &partition).await;
     let mut tx = bed.begin().await;
-    let late = progress::advance(&mut tx, "billing", &former, Offset::new(20)).await;
+    let late = progress::advance(&mut tx, "billing", &former, Offset::new(20), &[]).await;
 
     assert_eq!(late.unwrap(), None);
     assert_eq!(owner.next_offset, Some(Offset::new(10)));
@@ -130,8 +132,8 @@ async fn an_owner_stopped_inside_its_transaction_holds_the_next_one_up_for_a_bou
     let partition = Partition { topic: topic.as_str().into(), number: 0 };
     let zombie = own(&bed, &topic, &partition).await;
     // The server's own patience is out of the way: it is the new owner that ends the session.
-    let mut tx = progress::begin(&bed.pool, Duration::from_secs(3600)).await.unwrap();
-    let advance = progress::advance(&mut tx, &topic, &zombie, Offset::new(10));
+    let mut tx = progress::begin(&bed.pool, Duration::from_secs(3600), "").await.unwrap();
+    let advance = progress::advance(&mut tx, &topic, &zombie, Offset::new(10), &[]);
     assert!(advance.await.unwrap().is_some());
 
     let config = Config::new(&topic, bed.brokers(), bed.pool.clone())

@@ -12,6 +12,18 @@ fn admin(bed: &Bed) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", bed.brokers()).create().unwrap()
 }
 
+/// Gives a topic more partitions and waits until brokers tell of them.
+pub(super) async fn grow(bed: &Bed, topic: &str, partitions: usize) {
+    let grown = NewPartitions::new(topic, partitions);
+    admin(bed).create_partitions([&grown], &AdminOptions::new()).await.unwrap();
+    until(async || {
+        let client = outsider(bed, topic);
+        let metadata = client.fetch_metadata(Some(topic), DEADLINE).unwrap();
+        metadata.topics()[0].partitions().len() == partitions
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_a_topic_gets_while_it_is_read_are_read_from_their_beginning() {
     let bed = bed("topics_grow").await;
@@ -23,16 +35,9 @@ async fn partitions_that_a_topic_gets_while_it_is_read_are_read_from_their_begin
     let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
     until(async || bed.count("SELECT count(*) FROM tailrace.consumer_progress").await == 1).await;
 
-    let grown = NewPartitions::new(&topic, 4);
-    admin(&bed).create_partitions([&grown], &AdminOptions::new()).await.unwrap();
+    grow(&bed, &topic, 4).await;
     let more: Vec<_> =
         (100..200).map(|number| numbered(&format!("key-{number}"), number)).collect();
-    until(async || {
-        let client = outsider(&bed, &topic);
-        let metadata = client.fetch_metadata(Some(&topic), DEADLINE).unwrap();
-        metadata.topics()[0].partitions().len() == 4
-    })
-    .await;
     produce(bed.brokers(), &topic, &more);
     running.applied(100).await;
     running.stop().await.unwrap();
