@@ -33,9 +33,9 @@ pub(crate) struct Effects {
     pub(crate) parked: Parked,
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) looked_for_put_back: Instant,
     /// How many calls are recorded in one transaction.
     pub(crate) answers: Width,
-    pub(crate) looked_for_put_back: Instant,
     width: Width,
 }
 
@@ -88,8 +88,16 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        let (owned, calls, answers) = (owned.clone(), Calls::default(), Width::new(TOGETHER_MAX));
-        Ok(Self { shared, owned, parked, calls, stop, answers, looked_for_put_back: now, width })
+        Ok(Self {
+            shared,
+            owned: owned.clone(),
+            parked,
+            calls: Calls::default(),
+            stop,
+            looked_for_put_back: now,
+            answers: Width::new(TOGETHER_MAX),
+            width,
+        })
     }
 
     /// Whether so many keys are parked that nothing more is taken.

@@ -101,10 +101,10 @@ impl Lane {
             Err(end) => return end,
         };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
+        let mut is_full_before = false;
         loop {
             let (call_at, look_at) = (effects.call_at(), effects.look_at());
-            let is_full = effects.is_full();
-            self.gauge.parked(effects.parked.len(), is_full);
+            let is_full = self.tell_parked(&effects, &mut is_full_before);
             let gathered = tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return effects.finish_calls().await,
@@ -155,6 +155,20 @@ impl Lane {
             self.owned.next_offset = Some(next_offset);
             self.gauge.committed.store(next_offset.get(), Ordering::Release);
         }
+    }
+
+    /// Says what is parked, and whether that is so much that nothing more is taken.
+    fn tell_parked(&self, effects: &Effects, is_full_before: &mut bool) -> bool {
+        let (keys, is_full) = (effects.parked.len(), effects.is_full());
+        self.gauge.parked(keys, is_full);
+        if is_full && !*is_full_before {
+            tracing::error!(
+                topic = %self.owned.partition.topic, partition = self.owned.partition.number, keys,
+                "too many keys are parked: nothing more is taken until fewer are"
+            );
+        }
+        *is_full_before = is_full;
+        is_full
     }
 }
 

@@ -114,6 +114,8 @@ mod handler;
 #[cfg(feature = "kafka")]
 mod health;
 pub mod http_key;
+#[cfg(feature = "tower")]
+pub mod http_layer;
 #[cfg(feature = "kafka")]
 mod id_source;
 pub mod inbox;

@@ -56,6 +56,8 @@ impl Effects {
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
         let Some(permit) = self.shared.gate.permit() else {
             self.parked.looked(Instant::now());
+            // It is looked for later too; else the lane would turn in circles until the gate opens.
+            self.looked_for_put_back = Instant::now();
             return Ok(());
         };
         let ready = self.look().await;
