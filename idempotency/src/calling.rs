@@ -72,10 +72,11 @@ impl Effects {
         LaneEnd::Stopped
     }
 
-    /// When calls can be prepared; none while none is due, or the end of one that is being made will tell.
+    /// When calls can be prepared; none while none is due, the end of one that is being made will tell, or the database
+    /// is away, of which a look at the table finds the end.
     pub(crate) fn call_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        let room = self.calls.len() < self.shared.calls_max;
+        let room = self.calls.len() < self.shared.calls_max && !self.shared.gate.is_shut();
         room.then(|| self.parked.call_at(|route| self.free_at(route, now))).flatten()
     }
 
