@@ -20,6 +20,8 @@ mod dead_letters;
 mod delivery;
 #[path = "e2e/endpoints.rs"]
 mod endpoints;
+#[path = "e2e/examples.rs"]
+mod examples;
 #[path = "e2e/failover.rs"]
 mod failover;
 #[path = "e2e/gaps.rs"]
@@ -46,6 +48,8 @@ mod rights;
 mod roles;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/sagas.rs"]
+mod sagas;
 #[path = "e2e/secure.rs"]
 mod secure;
 #[path = "e2e/status_page.rs"]

@@ -44,17 +44,8 @@ pub(crate) async fn fill(brokers: &str, topic: &str, messages: u64) -> Result<()
             let (id, key) = (Uuid::now_v7().to_string(), format!("account-{:05}", number % KEYS));
             let sequence = format!("bench:{:08x}{:016x}{:08x}", 1, number + 1, 0);
             let payload = payload(number);
-            let mut headers = OwnedHeaders::new();
-            for (key, value) in [
-                ("ce_specversion", "1.0"),
-                ("ce_id", id.as_str()),
-                ("ce_type", "booked.v1"),
-                ("ce_source", "/bench"),
-                ("ce_sequence", sequence.as_str()),
-                ("content-type", "application/json"),
-            ] {
-                headers = headers.insert(Header { key, value: Some(value) });
-            }
+            let headers =
+                headers(&id).insert(Header { key: "ce_sequence", value: Some(sequence.as_str()) });
             let mut record = BaseRecord::to(&topic).key(&key).payload(&payload).headers(headers);
             while let Err((error, refused)) = producer.send(record) {
                 let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
@@ -98,4 +89,19 @@ pub(crate) async fn poll(brokers: &str, topic: &str, messages: u64) -> Result<f6
         Ok(messages as f64 / elapsed.as_secs_f64())
     })
     .await
+}
+
+/// What a relay puts beside a message of the type that the benchmarks' consumers handle.
+pub(crate) fn headers(id: &str) -> OwnedHeaders {
+    [
+        ("ce_specversion", "1.0"),
+        ("ce_id", id),
+        ("ce_type", "booked.v1"),
+        ("ce_source", "/bench"),
+        ("content-type", "application/json"),
+    ]
+    .into_iter()
+    .fold(OwnedHeaders::new(), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value) })
+    })
 }

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Args;
 use indicatif::ProgressBar;
 use rdkafka::ClientConfig;
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -24,6 +23,7 @@ use tailrace_stack::{Needs, Stack, unique};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::consumer_topic;
 use crate::figure::{self, Figure, quantile};
 use crate::relay_reader::blocking;
 
@@ -194,17 +194,8 @@ fn send(
 ) -> Result<(), Failure> {
     let (id, key) = (Uuid::now_v7().to_string(), message.account.to_string());
     let payload = serde_json::to_vec(message)?;
-    let mut headers = OwnedHeaders::new();
-    for (key, value) in [
-        ("ce_specversion", "1.0"),
-        ("ce_id", id.as_str()),
-        ("ce_type", "booked.v1"),
-        ("ce_source", "/bench"),
-        ("content-type", "application/json"),
-    ] {
-        headers = headers.insert(Header { key, value: Some(value) });
-    }
-    let record = BaseRecord::to(topic).key(&key).payload(&payload).headers(headers);
+    let record =
+        BaseRecord::to(topic).key(&key).payload(&payload).headers(consumer_topic::headers(&id));
     producer.send(record).map_err(|(error, _)| error)?;
     Ok(())
 }

@@ -32,7 +32,7 @@
 //! - Relays are alike, so their order in a state does not count.
 //! - With [`Arrivals::AtOnce`] a record arrives when it is handed over, which can be at any moment.
 //!   An arrival that is late could be seen only if the same session did something else in between:
-//!   filled the other producer, or committed, and both wait for every acknowledgement. The world
+//!   filled another producer, or committed, and both wait for every acknowledgement. The world
 //!   with [`Arrivals::Later`] does without this step.
 //! - The log is written beforehand, and its server is never restored, failed over or meddled with:
 //!   `resume::tests` and tests on real servers are about that. So in here every refusal is wrong.
@@ -71,7 +71,7 @@ mod session;
 mod tests;
 mod wal;
 
-const TURNS: [Turn; 2] = Turn::BOTH;
+const TURNS: [Turn; 3] = Turn::ALL;
 /// Keys, each in a partition of its own.
 const KEYS: [usize; 2] = [0, 1];
 

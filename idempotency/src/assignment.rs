@@ -1,7 +1,7 @@
 //! The client's side of group membership: rebalances are queued here and answered by the intake's loop.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rdkafka::ClientContext;
@@ -26,10 +26,22 @@ pub(crate) enum Rebalance {
 pub(crate) struct Group {
     rebalances: Mutex<VecDeque<Rebalance>>,
     complaint: Mutex<Option<String>>,
+    is_classic: bool,
     closing: AtomicBool,
+    /// Rebalances since then.
+    answered: AtomicUsize,
 }
 
 impl Group {
+    /// Of a client that joins by the classic protocol, or by the newer one.
+    pub(crate) fn new(is_classic: bool) -> Self {
+        Self { is_classic, ..Self::default() }
+    }
+
+    pub(crate) fn is_classic(&self) -> bool {
+        self.is_classic
+    }
+
     pub(crate) fn next_rebalance(&self) -> Option<Rebalance> {
         self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
@@ -42,6 +54,23 @@ impl Group {
     /// From now on nobody looks at the queue: rebalances are answered on the spot.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// How many were answered on the spot.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Answers a rebalance without looking at it.
+    pub(crate) fn answer(&self, client: &BaseConsumer<Self>, rebalance: &Rebalance) {
+        let answered = match rebalance {
+            Rebalance::Assigned(_) => client.incremental_assign(&TopicPartitionList::new()),
+            Rebalance::Revoked(list) => client.incremental_unassign(list),
+        };
+        if let Err(error) = answered {
+            tracing::debug!(%error, "a rebalance during the shutdown was not answered");
+        }
+        self.answered.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -73,23 +102,15 @@ impl ConsumerContext for Group {
         event: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
-        let assigned = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        if self.closing.load(Ordering::Relaxed) {
-            let answered = if assigned {
-                client.incremental_assign(&TopicPartitionList::new())
-            } else {
-                client.incremental_unassign(partitions)
-            };
-            if let Err(error) = answered {
-                tracing::debug!(%error, "a rebalance during the shutdown was not answered");
+        let rebalance = match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                Rebalance::Assigned(partitions.clone())
             }
-            return;
-        }
-        let rebalance = if assigned {
-            Rebalance::Assigned(partitions.clone())
-        } else {
-            Rebalance::Revoked(partitions.clone())
+            _ => Rebalance::Revoked(partitions.clone()),
         };
+        if self.closing.load(Ordering::Relaxed) {
+            return self.answer(client, &rebalance);
+        }
         self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).push_back(rebalance);
     }
 

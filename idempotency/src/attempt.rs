@@ -7,6 +7,7 @@ use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
+use crate::calling::TOGETHER_MAX;
 use crate::calls::Calls;
 use crate::consumer::Unhandled;
 use crate::dead_letter::{self, Letter};
@@ -14,6 +15,7 @@ use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, Shared, in_time, stopped};
 use crate::metrics::Tally;
+use crate::milestone::Milestone;
 use crate::parked_rows::{First, NewRow, State, Table};
 use crate::parking::{Head, Parked, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
@@ -32,6 +34,9 @@ pub(crate) struct Effects {
     pub(crate) parked: Parked,
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) looked_for_put_back: Instant,
+    /// How many calls are recorded in one transaction.
+    pub(crate) answers: Width,
     width: Width,
     kept: Option<Kept>,
     was_full: bool,
@@ -102,16 +107,23 @@ impl Effects {
             parked,
             calls: Calls::default(),
             stop,
+            looked_for_put_back: now,
+            answers: Width::new(TOGETHER_MAX),
             width,
             kept: None,
             was_full: false,
         })
     }
 
-    /// Whether so many keys are parked that nothing more is taken, which is told when it begins.
-    pub(crate) fn tell_full(&mut self) -> bool {
+    /// Whether so many keys are parked that nothing more is taken.
+    pub(crate) fn is_full(&self) -> bool {
         let share = self.shared.policy.parked_keys_max / self.shared.lanes.count();
-        let is_full = self.parked.len() >= share.max(1);
+        self.parked.len() >= share.max(1)
+    }
+
+    /// The same, which is told when it begins.
+    pub(crate) fn tell_full(&mut self) -> bool {
+        let is_full = self.is_full();
         if is_full && !self.was_full {
             let Partition { topic, number } = &self.owned.partition;
             tracing::error!(
@@ -227,8 +239,9 @@ impl Effects {
         }
         let unbegun = "a transaction cannot be begun";
         let mut kept = in_time(unbegun, self.connection()).await?;
+        let Shared { rebalance_deadline, entering, .. } = &*self.shared;
         let tx = in_time(unbegun, async {
-            let begun = progress::begin(&mut kept.conn, self.shared.rebalance_deadline).await;
+            let begun = progress::begin(&mut kept.conn, *rebalance_deadline, entering).await;
             begun.map_err(|error| Error::database(unbegun, error))
         });
         let tx = tx.await?;
@@ -273,7 +286,8 @@ impl Effects {
     /// A transaction on a connection of the pool.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
         in_time("a transaction cannot be begun", async {
-            let begun = progress::begin_in(&self.shared.pool, self.shared.rebalance_deadline).await;
+            let Shared { pool, rebalance_deadline, entering, .. } = &*self.shared;
+            let begun = progress::begin_in(pool, *rebalance_deadline, entering).await;
             begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await
@@ -303,6 +317,7 @@ impl Effects {
         let to = reach.unwrap_or(start);
         let at = batch.offset(to);
         let Some(fenced) = self.advance(conn, batch, to).await? else { return Ok(None) };
+        self.shared.reached(Milestone::Fenced).await;
         loop {
             match plan.next() {
                 Next::Run { records, guarded } => {
@@ -313,6 +328,7 @@ impl Effects {
                     }
                 }
                 Next::Commit { until } => {
+                    self.shared.reached(Milestone::Handled).await;
                     let open = progress::still_open(conn, &fenced);
                     let open = in_time("the batch's transaction cannot be checked", open).await;
                     if let Err(error) = open {
@@ -331,7 +347,7 @@ impl Effects {
         }
     }
 
-    /// Moves progress on to the batch's so-manieth record.
+    /// Moves progress on to the record that stands there in the batch.
     async fn advance(
         &self,
         conn: &mut PgConnection,
@@ -477,7 +493,10 @@ impl Effects {
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
         let error = match commit(tx).await {
-            Ok(()) => return Ok(Attempt::Committed(sealed)),
+            Ok(()) => {
+                self.shared.reached(Milestone::Committed).await;
+                return Ok(Attempt::Committed(sealed));
+            }
             Err(error) => error,
         };
         if error.is_transient() {
@@ -543,7 +562,7 @@ pub(crate) fn read(
     };
     let mut tally = Tally { duplicates: behind, ..Tally::default() };
     for delivery in deliveries {
-        let record = Record::read(delivery, shared.id_from.as_ref())?;
+        let record = Record::read(delivery, shared.id_from.as_deref())?;
         let route = shared.dispatch.find(record.meta.message_type());
         match shared.unhandled {
             Unhandled::Skip if route.is_none() => {

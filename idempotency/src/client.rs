@@ -23,6 +23,7 @@ pub(crate) fn join(
     thread: Thread,
 ) -> Result<BaseConsumer<Group>, Error> {
     let mut config = settings.client.clone();
+    let is_classic = protocol == GroupProtocol::Classic;
     match protocol {
         GroupProtocol::Classic => config
             .set("group.protocol", "classic")
@@ -30,7 +31,7 @@ pub(crate) fn join(
         GroupProtocol::Auto | GroupProtocol::Consumer => config.set("group.protocol", "consumer"),
     };
     let mut client: BaseConsumer<Group> =
-        config.create_with_context(Group::default()).map_err(|error| {
+        config.create_with_context(Group::new(is_classic)).map_err(|error| {
             Error::new(Kind::Config, "the kafka client refuses its properties").caused_by(error)
         })?;
     client.set_nonempty_callback(move || thread.unpark());

@@ -150,6 +150,11 @@ impl Options {
 }
 
 impl<S> Config<S> {
+    /// The pool of its database, for whoever builds upon a consumer.
+    pub fn pool(&self) -> &PgPool {
+        &self.options.pool
+    }
+
     /// Where to begin in a partition without progress. Default: [`Start::Earliest`].
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {
@@ -278,7 +283,8 @@ impl<S> Config<S> {
     }
 
     /// How long a shutdown, or a partition's move, waits for running batches; what takes longer is rolled
-    /// back. Default: 20 s.
+    /// back. A shutdown in the middle of a rebalance also waits for that, no longer in all, so that the group does not
+    /// wait for a member that is gone. Default: 20 s.
     #[must_use]
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
         self.options.shutdown_deadline = deadline;

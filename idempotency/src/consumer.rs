@@ -21,16 +21,17 @@ use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::lanes::Lanes;
 use crate::metrics::{Counters, Meters, Report};
+use crate::milestone::Hook;
 use crate::outage::Gate;
 use crate::progress::Takeover;
 use crate::retry::{Backoff, chance};
-use crate::route::{Many, One, Registry, Routes, Typed, decode_by};
+use crate::route::{Dispatch, Many, One, Registry, Routes, Typed, decode_by};
 use crate::{dead_letter, retention, schema};
 
 /// How often the partitions of the next days are made, and counted, while the consumer runs.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(60 * 60);
 
-/// How long a consumer whose lanes have finished waits for the group to see it off.
+/// How long a consumer whose lanes have finished waits for the group to see it off, beyond the time for a shutdown.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What happens to a record whose type has no handler.
@@ -334,14 +335,75 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     /// not answer, a topic that does not exist. Later: the first thing that stands in the way.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         self.validate()?;
+        self.into_runner().run(shutdown).await
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        config::faults(self.faults())
+    }
+
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = self.config.faults();
+        if self.topics.is_empty() {
+            faults.push("no topic is subscribed".to_owned());
+        }
+        if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
+            faults.push("topics are subscribed by their exact names".to_owned());
+        }
+        faults.extend(self.registry.faults());
+        faults
+    }
+
+    /// Whether a handler has effects outside Postgres.
+    pub(crate) fn makes_calls(&self) -> bool {
+        self.registry.makes_calls()
+    }
+
+    pub(crate) fn into_runner(self) -> Runner {
+        let Config { state, options } = self.config;
+        Runner {
+            options,
+            topics: self.topics,
+            dispatch: Arc::new(Routes { state, registry: self.registry }),
+            unhandled: self.unhandled,
+            id_from: self.id_from.map(Arc::new),
+            counters: self.counters,
+            health: self.health,
+            entering: String::new(),
+            group: None,
+            hook: None,
+        }
+    }
+}
+
+/// A consumer that has forgotten the types of its handlers, and may run more than once.
+#[derive(Clone)]
+pub(crate) struct Runner {
+    pub(crate) options: Options,
+    pub(crate) topics: Vec<Arc<str>>,
+    dispatch: Arc<dyn Dispatch>,
+    unhandled: Unhandled,
+    id_from: Option<Arc<IdFrom>>,
+    pub(crate) counters: Counters,
+    health: Health,
+    /// A statement with which each transaction of the handlers begins; none if empty.
+    pub(crate) entering: String,
+    /// The Kafka group, where it is not the consumer's name.
+    pub(crate) group: Option<String>,
+    pub(crate) hook: Option<Hook>,
+}
+
+impl Runner {
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         let (counters, health) = (self.counters.clone(), self.health.clone());
-        let pool = self.config.options.pool.clone();
-        let sends_letters = self.config.options.policy.dead_letter_topic.is_some();
+        let pool = self.options.pool.clone();
+        let leave_within = self.options.shutdown_deadline + LEAVE_WAIT_MAX;
+        let sends_letters = self.options.policy.dead_letter_topic.is_some();
         let stop = Arc::new(Stop::default());
         let _abandoned_when_dropped = Abandon(Arc::clone(&stop), health.clone());
-        prepare(&pool, self.config.options.start_deadline, sends_letters).await?;
+        prepare(&pool, self.options.start_deadline, sends_letters).await?;
 
-        let meters = Meters::new(&self.config.options.consumer);
+        let meters = Meters::new(&self.options.consumer);
         count_days(&pool, &meters).await;
         let Thread { mut served, left } = self.spawn(Arc::clone(&stop))?;
         let mut shutdown = pin!(shutdown);
@@ -359,7 +421,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                 }
             }
         };
-        if tokio::time::timeout(LEAVE_WAIT_MAX, left).await.is_err() {
+        if tokio::time::timeout(leave_within, left).await.is_err() {
             tracing::warn!("the group was not left in time; its coordinator will notice by itself");
         }
         meters.counted(&counters.report(), false);
@@ -369,21 +431,12 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         }
     }
 
-    fn validate(&self) -> Result<(), Error> {
-        let mut faults = self.config.faults();
-        if self.topics.is_empty() {
-            faults.push("no topic is subscribed".to_owned());
-        }
-        if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
-            faults.push("topics are subscribed by their exact names".to_owned());
-        }
-        faults.extend(self.registry.faults());
-        config::faults(faults)
-    }
-
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
-        let Config { state, options } = self.config;
-        let client = client_config(&options);
+        let options = self.options;
+        let mut client = client_config(&options);
+        if let Some(group) = &self.group {
+            client.set("group.id", group);
+        }
         let protocol = match options.group_protocol {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
             protocol => protocol,
@@ -394,9 +447,11 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             consumer,
             pool,
             gate: Gate::new(options.database_breaker, self.counters.clone(), self.health.clone()),
-            dispatch: Box::new(Routes { state, registry: self.registry }),
+            dispatch: self.dispatch,
             unhandled: self.unhandled,
             id_from: self.id_from,
+            entering: self.entering,
+            hook: self.hook,
             counters: self.counters,
             meters,
             health: self.health,
@@ -477,7 +532,11 @@ impl Drop for Abandon {
 
 /// Checks the tables and makes the partitions of the next days, and waits for a database that is away. The pool does so
 /// where nobody listens; one that is shutting down, or dies under the first statements, is as much on its way back.
-async fn prepare(pool: &PgPool, deadline: Duration, sends_letters: bool) -> Result<(), Error> {
+pub(crate) async fn prepare(
+    pool: &PgPool,
+    deadline: Duration,
+    sends_letters: bool,
+) -> Result<(), Error> {
     let mut last = None;
     let prepared = async {
         let mut patience = Backoff::new(deadline);
@@ -549,7 +608,7 @@ async fn count_days(pool: &PgPool, meters: &Meters) {
     }
 }
 
-fn client_config(options: &Options) -> ClientConfig {
+pub(crate) fn client_config(options: &Options) -> ClientConfig {
     let mut client = ClientConfig::new();
     // The client keeps a queue for each partition, and each is bounded for itself. A queue that was full is filled
     // again at once, not after the default second, in which a fast lane would run dry.

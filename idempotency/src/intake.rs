@@ -26,6 +26,7 @@ use crate::error::{Error, Kind, Verdict};
 use crate::known::{self, Inspector};
 use crate::lane::{Lane, LaneEnd, Shared, in_time};
 use crate::lanes::AppliedBefore;
+use crate::leaving;
 use crate::metrics::{Standing, Tally};
 use crate::native::{self, Complaint, Described, PartitionQueue, TopicIds};
 use crate::position::{Offset, Position};
@@ -126,6 +127,8 @@ pub(crate) struct Intake {
     /// The topics that the running lanes read, as they were when these were started.
     topics: BTreeMap<String, Described>,
     topics_asked: (Instant, Option<TopicIds>),
+    /// When its work ended.
+    ended: Instant,
 }
 
 impl Intake {
@@ -155,12 +158,14 @@ impl Intake {
             hinted: now,
             topics: BTreeMap::new(),
             topics_asked: (now, None),
+            ended: now,
         })
     }
 
     /// Works until told to stop or until something stands in the way, then lets the lanes finish.
     pub(crate) fn serve(&mut self) -> Result<(), Error> {
         let worked = self.work();
+        self.ended = Instant::now();
         if self.stop.is_abandoned() {
             self.abort_lanes();
             return worked;
@@ -170,10 +175,14 @@ impl Intake {
         worked.and(drained)
     }
 
-    /// Leaves the group.
+    /// Leaves the group. A rebalance that is under way is waited for, as long as a shutdown may take.
     pub(crate) fn leave(self) {
         drop(self.running);
-        close(self.client);
+        let patience = match self.stop.is_abandoned() {
+            true => Duration::ZERO,
+            false => self.settings.drain_deadline.saturating_sub(self.ended.elapsed()),
+        };
+        leaving::leave(self.client, &self.settings.topics, patience);
     }
 
     fn work(&mut self) -> Result<(), Error> {
@@ -226,7 +235,7 @@ impl Intake {
     /// put the question, and keeps that to itself: that nobody answers is all there is to see.
     fn settle_protocol(&mut self) -> Result<(), Error> {
         let Some(since) = self.joining else { return Ok(()) };
-        if native::has_joined(&self.client) {
+        if native::generation(&self.client) >= 0 {
             tracing::info!("joined with the group protocol of kip-848");
             self.joining = None;
         } else if since.elapsed() >= JOIN_MAX {
@@ -239,7 +248,8 @@ impl Intake {
         tracing::info!(reason, "the classic group protocol instead of that of kip-848");
         self.joining = None;
         let client = client::join(&self.settings, GroupProtocol::Classic, self.thread.clone())?;
-        close(std::mem::replace(&mut self.client, Arc::new(client)));
+        let refused = std::mem::replace(&mut self.client, Arc::new(client));
+        leaving::leave(refused, &self.settings.topics, Duration::ZERO);
         Ok(())
     }
 
@@ -723,21 +733,6 @@ impl Intake {
                 number: element.partition(),
             })
             .collect()
-    }
-}
-
-/// Leaves the group. Rebalances on the way are answered without looking at them.
-fn close(client: Arc<BaseConsumer<Group>>) {
-    client.context().close();
-    // A rebalance that nobody answered would hold up the client's close.
-    while let Some(rebalance) = client.context().next_rebalance() {
-        let answered = match rebalance {
-            Rebalance::Assigned(_) => client.incremental_assign(&TopicPartitionList::new()),
-            Rebalance::Revoked(list) => client.incremental_unassign(&list),
-        };
-        if let Err(error) = answered {
-            tracing::debug!(%error, "a rebalance during the shutdown was not answered");
-        }
     }
 }
 

@@ -93,6 +93,8 @@ mod client;
 mod codec;
 #[cfg(feature = "kafka")]
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(feature = "kafka")]
 mod consumer;
 #[cfg(feature = "kafka")]
@@ -112,6 +114,8 @@ mod handler;
 #[cfg(feature = "kafka")]
 mod health;
 pub mod http_key;
+#[cfg(feature = "tower")]
+pub mod http_layer;
 #[cfg(feature = "kafka")]
 mod id_source;
 pub mod inbox;
@@ -123,9 +127,12 @@ mod known;
 mod lane;
 #[cfg(feature = "kafka")]
 mod lanes;
+mod leaving;
 mod message_id;
 #[cfg(feature = "kafka")]
 pub mod metrics;
+#[cfg(feature = "kafka")]
+mod milestone;
 #[cfg(feature = "kafka")]
 mod native;
 #[cfg(feature = "kafka")]
@@ -139,6 +146,8 @@ mod plan;
 mod position;
 #[cfg(feature = "kafka")]
 mod progress;
+#[cfg(feature = "kafka")]
+pub mod projection;
 #[cfg(feature = "kafka")]
 mod record;
 #[cfg(feature = "kafka")]
@@ -183,6 +192,8 @@ pub use message_id::MessageId;
 #[cfg(feature = "kafka")]
 pub use metrics::{Counters, Report};
 pub use position::{Offset, Position};
+#[cfg(feature = "kafka")]
+pub use projection::Projection;
 #[cfg(feature = "kafka")]
 pub use record::Meta;
 #[cfg(feature = "kafka")]

@@ -331,18 +331,18 @@ pub(crate) fn known_end(client: &BaseConsumer<Group>, partition: &Partition) -> 
     (failure == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
 }
 
-/// Whether the client has joined its group.
-pub(crate) fn has_joined(client: &BaseConsumer<Group>) -> bool {
+/// The generation of its group that the client has joined; negative before it has.
+pub(crate) fn generation(client: &BaseConsumer<Group>) -> i32 {
     #[expect(unsafe_code, reason = "the wrapper does not tell the generation")]
     // SAFETY: the client is alive, and what it answers is ours until it is destroyed.
     unsafe {
         let metadata = rd_kafka_consumer_group_metadata(client.client().native_ptr());
         if metadata.is_null() {
-            return false;
+            return -1;
         }
         let generation = rd_kafka_consumer_group_metadata_generation_id(metadata);
         rd_kafka_consumer_group_metadata_destroy(metadata);
-        generation >= 0
+        generation
     }
 }
 

@@ -261,6 +261,11 @@ impl<S> Registry<S> {
         }
     }
 
+    /// Whether a handler has effects outside Postgres.
+    pub(crate) fn makes_calls(&self) -> bool {
+        self.routes.iter().any(|route| route.outside().is_some())
+    }
+
     /// Everything wrong with it.
     pub(crate) fn faults(&self) -> Vec<String> {
         let none = self.routes.is_empty().then(|| "no handler is registered".to_owned());

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -240,6 +241,11 @@ impl Running {
         fetched.take(|fetched| {
             let delivery = match fetched {
                 Ok(delivery) => delivery,
+                // Told where the client is asked to: what lies before is here, or was no record.
+                Err(Complaint::Kafka(RDKafkaErrorCode::PartitionEOF, _, end)) => {
+                    *seen = (*seen).max(Some(end));
+                    return;
+                }
                 Err(complaint) => {
                     taken.complaint.get_or_insert(complaint);
                     return;

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Migration {
-    /// Rises by one; the script records it in `tailrace.idempotency_version`.
+    /// Rises; the script records it in `tailrace.idempotency_version`.
     pub version: i32,
     /// The name of the file it comes from.
     pub name: &'static str,
@@ -56,6 +56,11 @@ pub const MIGRATIONS: &[Migration] = &[
         version: 7,
         name: "0007_positions.sql",
         sql: include_str!("../migrations/0007_positions.sql"),
+    },
+    Migration {
+        version: 8,
+        name: "0008_projections.sql",
+        sql: include_str!("../migrations/0008_projections.sql"),
     },
 ];
 

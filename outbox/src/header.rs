@@ -15,6 +15,18 @@ pub const TRACESTATE: &str = "tracestate";
 /// The system attributes that a message takes over from its cause.
 pub const OF_CAUSE: [&str; 4] = [CORRELATION_ID, CAUSATION_ID, TRACEPARENT, TRACESTATE];
 
+/// What ties a message to the saga that it is a command or a reply of.
+pub const OF_SAGA: [&str; 8] = [
+    "ce_sagaid",
+    "ce_sagadefinition",
+    "ce_sagastep",
+    "ce_sagaoperation",
+    "ce_sagaepoch",
+    "ce_sagareplyto",
+    "ce_sagadeadline",
+    "ce_sagaoutcome",
+];
+
 /// What the relay derives from the frame's own fields and from its position; as a system
 /// attribute each would stand twice on the record.
 const OF_RELAY: [&str; 8] = [
@@ -55,7 +67,7 @@ pub fn is_attribute(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{OF_CAUSE, OF_RELAY, is_attribute, is_reserved};
+    use super::{OF_CAUSE, OF_RELAY, OF_SAGA, is_attribute, is_reserved};
 
     #[test]
     fn reserved_names_are_known_in_any_case() {
@@ -70,7 +82,7 @@ mod tests {
 
     #[test]
     fn an_attribute_never_repeats_what_the_relay_writes() {
-        for good in OF_CAUSE.into_iter().chain(["ce_dataschema", "ce_sagaid", "ce_x1"]) {
+        for good in OF_CAUSE.into_iter().chain(OF_SAGA).chain(["ce_dataschema", "ce_x1"]) {
             assert!(is_attribute(good), "{good}");
         }
         for bad in OF_RELAY.into_iter().chain(["content-type", "ce_", "CE_x", "ce_a-b", "tenant"]) {

@@ -311,6 +311,17 @@ impl Builder {
         })
     }
 
+    /// The saga that the message is a command or a reply of, in the names of [`header::OF_SAGA`].
+    ///
+    /// Any other name, and a value that no attribute may have, is an error of [`Builder::build`].
+    pub fn of_saga<N, V>(self, attributes: impl IntoIterator<Item = (N, V)>) -> Self
+    where
+        N: Into<String>,
+        V: Into<String>,
+    {
+        attributes.into_iter().fold(self, |builder, (name, value)| builder.attribute(name, value))
+    }
+
     /// The id. Default: a new UUID v7, later than every other one minted by this process.
     ///
     /// Give it where the message repeats one that exists: an id is minted once.
@@ -358,10 +369,12 @@ impl Builder {
                 return Err(Error::invalid("the payload does not encode").caused_by(error));
             }
         };
-        if let Some((name, _)) =
-            self.attributes.iter().find(|(name, _)| !header::OF_CAUSE.contains(&name.as_str()))
-        {
-            return Err(Error::invalid(format!("{name:?} is not an attribute of a cause")));
+        let known =
+            |name: &str| header::OF_CAUSE.contains(&name) || header::OF_SAGA.contains(&name);
+        if let Some((name, _)) = self.attributes.iter().find(|(name, _)| !known(name)) {
+            return Err(Error::invalid(format!(
+                "{name:?} is not an attribute of a cause or a saga"
+            )));
         }
         // One message has one frame: in the order of names, writers in all languages agree.
         self.headers.sort_by(|(one, _), (other, _)| one.cmp(other));

@@ -117,19 +117,26 @@ async fn a_hang_up_takes_up_new_settings_and_keeps_the_old_where_they_are_wrong(
     let file = tempfile(&site.slot, "[transaction]\nmax_records = 100\n");
     let mut arguments = site.run_arguments();
     arguments.push(format!("--config={}", file.display()));
-    // The slot comes from the file, to be changed there.
-    arguments.retain(|argument| !argument.starts_with("--slot"));
-    let slot = |slot: &str, rest: &str| format!("[relay]\nslot = '{slot}'\n{rest}");
+    // The slot and the database come from the file, to be changed there.
+    arguments.retain(|given| !given.starts_with("--slot") && !given.starts_with("--database-url"));
+    let text = |url: &str, slot: &str, rest: &str| {
+        format!("[database]\nurl = '{url}'\n[relay]\nslot = '{slot}'\n{rest}")
+    };
+    let slot = |slot: &str, rest: &str| text(&site.url, slot, rest);
+    let (login, host) = site.url.split_once('@').expect("the url has a password");
+    let (user, _) = login.rsplit_once(':').expect("the url has a password");
+    let wrong_url = format!("{user}:wrong@{host}");
     tempfile(&site.slot, &slot(&site.slot, ""));
     let mut relay = site.cdc_relay(&arguments);
     relay.says("leading", LEAD_MAX).await;
 
     for (text, said, leading) in [
         (slot(&site.slot, "slto = 'x'\n"), "did you mean relay.slot?", 1),
-        (slot("another", ""), "need a restart", 1),
+        (slot("another", ""), "[\"relay.slot\"]", 1),
         (slot(&site.slot, ""), "no setting has changed", 1),
-        (slot(&site.slot, "prefix = 'other'\n"), "need a restart", 1),
+        (slot(&site.slot, "prefix = 'other'\n"), "[\"relay.prefix\"]", 1),
         (slot(&site.slot, "[relay.tables]\n'public.none' = 'debezium'\n"), "there is no table", 1),
+        (text(&wrong_url, &site.slot, ""), "password authentication failed", 1),
         (slot(&site.slot, "delivery = 'at-least-once'\n"), "new session", 2),
         (slot(&site.slot, ""), "relay.delivery", 3),
     ] {

@@ -29,7 +29,7 @@ async fn a_topics_partition_count_is_written_down_with_the_records_and_a_change_
     publish(&site, &topic, &["k"], 3).await;
     relay.says(CHANGED, PUBLISH_MAX).await;
 
-    // While it runs; from then on both producers go by the new count.
+    // While it runs; from then on all producers go by the new count.
     add_partitions(&site, &topic, 13).await;
     relay.says_times(CHANGED, 2, PUBLISH_MAX).await;
     let keys: Vec<String> = (0..8).map(|number| format!("new-{number}")).collect();

@@ -149,6 +149,11 @@ async fn a_slot_in_danger_is_told_and_one_that_is_lost_ends_the_relay_once() {
         tokio::join!(site.pool.execute("checkpoint"), refuses(&mut relay, GAP, &named));
     checkpoint.unwrap();
     refuses(&mut site.cdc_relay(&arguments), GAP, &named).await;
+    let mut status = site.cdc_relay(&site.arguments(&["status"]));
+    assert!(status.ends(READY_MAX).await.success(), "{}", status.log());
+    for said in ["(lost)", "it was removed by the server"] {
+        assert!(status.log().contains(said), "{said:?} is not in:\n{}", status.log());
+    }
 
     let mut adopt = site.cdc_relay(&site.arguments(&["adopt", "--accept-gap"]));
     let adopted = adopt.ends(READY_MAX).await;

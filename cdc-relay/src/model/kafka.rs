@@ -1,5 +1,6 @@
 //! Kafka, as specified for transactions: what is durable, and what may still arrive.
 
+use super::TURNS;
 use super::wal::Number;
 use crate::checkpoint::Published;
 use crate::sink::turns::Turn;
@@ -32,7 +33,7 @@ enum Fate {
 
 /// One value per transactional id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct PerTurn<T>([T; 2]);
+pub(super) struct PerTurn<T>([T; TURNS.len()]);
 
 impl<T> PerTurn<T> {
     pub(super) fn of(&self, turn: Turn) -> &T {

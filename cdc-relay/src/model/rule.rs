@@ -5,8 +5,8 @@
 pub(super) enum Broken {
     /// Producers are initialised, and the checkpoint is read, before the slot is held.
     InitialisesBeforeItHoldsTheSlot,
-    /// The checkpoint is read once A is initialised; B follows.
-    ReadsBeforeBothAreInitialised,
+    /// The checkpoint is read while the last producer is not initialised; it follows.
+    ReadsBeforeAllAreInitialised,
     /// A is initialised first, and yet the session's first commit is on B.
     FirstCommitsOnB,
     /// The checkpoint is read to the last stable offset of a moment ago.
@@ -23,7 +23,7 @@ pub(super) enum Broken {
     FlushesIdleLogAtOnce,
     /// A commit begins while the one before is uncertain.
     CommitsTwiceAtOnce,
-    /// The other producer is filled before each record of the sealed one is acknowledged.
+    /// The next producer is filled before each record of the sealed one is acknowledged.
     FillsBeforeAllAcks,
     /// A commit without an answer is taken for done.
     TakesUncertainForCommitted,

@@ -14,6 +14,9 @@ use crate::progress::{Progress, Verdict};
 use crate::resume;
 use crate::sink::turns::{Turn, Turns};
 
+/// The one that is fenced last.
+const LAST: Turn = Turn::C;
+
 /// What a session waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
@@ -175,9 +178,9 @@ impl Session {
     pub(super) fn is_initialised(&mut self, turn: Turn, model: &Relays) {
         *self.epochs.of_mut(turn) = Epoch::Newest;
         let next = TURNS.into_iter().skip_while(|it| *it != turn).nth(1);
-        let reads_early = model.is(Broken::ReadsBeforeBothAreInitialised);
+        let reads_early = model.is(Broken::ReadsBeforeAllAreInitialised);
         match next {
-            Some(_) if reads_early => self.stage = Stage::Read,
+            Some(next) if reads_early && next == LAST => self.stage = Stage::Read,
             Some(next) => self.fence(next),
             None if reads_early => self.stage = Stage::Decide,
             None => self.stage = Stage::Read,
@@ -409,8 +412,8 @@ impl Session {
 
     fn has_read(&mut self, model: &Relays) {
         let holds_late = model.is(Broken::InitialisesBeforeItHoldsTheSlot) && !self.creates;
-        if model.is(Broken::ReadsBeforeBothAreInitialised) {
-            self.fence(TURNS[1]);
+        if model.is(Broken::ReadsBeforeAllAreInitialised) {
+            self.fence(LAST);
         } else if holds_late {
             self.stage = Stage::HoldLate;
         } else {

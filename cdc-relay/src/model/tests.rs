@@ -197,7 +197,7 @@ fn without_a_rule_of_leadership_a_message_is_doubled_or_a_relay_refuses() {
     let early = Broken::InitialisesBeforeItHoldsTheSlot;
     breaks(early, world(2, 0, Wal::short()), UNDISTURBED);
     breaks(early, world(2, 1, Wal::short()), NO_FALSE_GAP);
-    breaks(Broken::ReadsBeforeBothAreInitialised, world(2, 1, Wal::short()), ONCE);
+    breaks(Broken::ReadsBeforeAllAreInitialised, world(2, 1, Wal::short()), ONCE);
     breaks(Broken::FirstCommitsOnB, world(2, 1, Wal::short()), ONCE);
     breaks(Broken::ReadsToTheLastStableOffset, world(2, 1, Wal::short()), ONCE);
     breaks(Broken::AsksTheSlotLast, world(2, 1, Wal::short()), NO_FALSE_GAP);
@@ -210,7 +210,8 @@ fn without_a_rule_of_publishing_a_message_is_lost_or_doubled_or_out_of_order() {
     breaks(Broken::CommitsTwiceAtOnce, world(2, 1, Wal::short()), NOTHING_LOST);
     breaks(Broken::FillsBeforeAllAcks, late_arrivals(1, 0), IN_ORDER);
     breaks(Broken::TakesUncertainForCommitted, world(1, 1, Wal::short()), NOTHING_LOST);
-    breaks(Broken::KeepsProducersAfterUncertain, world(1, 1, Wal::short()), ONCE);
+    let all_shapes = world(1, 1, Wal::of_all_shapes());
+    breaks(Broken::KeepsProducersAfterUncertain, all_shapes, ONCE);
 }
 
 #[test]

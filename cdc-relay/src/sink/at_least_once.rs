@@ -22,8 +22,8 @@ pub(super) struct AtLeastOnce {
     topics: Topics,
     records: Producer,
     checkpoint: Producer,
-    /// The second id of the exactly-once mode, to fence a relay that ran in it.
-    second: Option<Producer>,
+    /// The other ids of the exactly-once mode, to fence a relay that ran in it.
+    others: Vec<Producer>,
     committing: Option<Answer<Result<(), RDKafkaErrorCode>>>,
 }
 
@@ -36,20 +36,24 @@ impl AtLeastOnce {
         new_topics: &NewTopics,
     ) -> Result<Self, Error> {
         let checkpoint = Producer::transactional(cluster, &transactional_id(relay_id, Turn::A))?;
-        let second = Producer::transactional(cluster, &transactional_id(relay_id, Turn::B))?;
+        let others = [Turn::B, Turn::C].map(|turn| transactional_id(relay_id, turn));
+        let others = others.iter().map(|id| Producer::transactional(cluster, id));
+        let others = others.collect::<Result<Vec<_>, _>>()?;
         let records = Producer::idempotent(cluster)?;
         let topics = Topics::connect(cluster, relay_id, slot, new_topics, &checkpoint).await?;
         topics.warm(&checkpoint).await;
-        topics.warm(&second).await;
-        Ok(AtLeastOnce { topics, records, checkpoint, second: Some(second), committing: None })
+        for other in &others {
+            topics.warm(other).await;
+        }
+        Ok(AtLeastOnce { topics, records, checkpoint, others, committing: None })
     }
 }
 
 impl Sink for AtLeastOnce {
     async fn take_over(&mut self) -> Result<Saved, Error> {
         self.checkpoint.take_over().await?;
-        if let Some(second) = self.second.take() {
-            second.take_over().await?;
+        for other in std::mem::take(&mut self.others) {
+            other.take_over().await?;
         }
         self.topics.saved(&self.checkpoint).await
     }

@@ -1,4 +1,4 @@
-//! Two transactional producers in turn: records and the checkpoint that covers them become visible
+//! Transactional producers in turn: records and the checkpoint that covers them become visible
 //! together.
 
 use rdkafka::types::RDKafkaErrorCode;
@@ -16,8 +16,7 @@ use crate::record::Record;
 #[derive(Debug)]
 pub(super) struct ExactlyOnce {
     topics: Topics,
-    a: Producer,
-    b: Producer,
+    producers: [Producer; Turn::ALL.len()],
     turns: Turns,
     committing: Option<Committing>,
 }
@@ -32,37 +31,45 @@ impl ExactlyOnce {
         slot: &str,
         new_topics: &NewTopics,
     ) -> Result<Self, Error> {
-        let a = Producer::transactional(cluster, &transactional_id(relay_id, Turn::A))?;
-        let b = Producer::transactional(cluster, &transactional_id(relay_id, Turn::B))?;
-        let topics = Topics::connect(cluster, relay_id, slot, new_topics, &a).await?;
-        topics.warm(&a).await;
-        topics.warm(&b).await;
-        Ok(ExactlyOnce { topics, a, b, turns: Turns::new(), committing: None })
+        let producer = |turn| Producer::transactional(cluster, &transactional_id(relay_id, turn));
+        let [a, b, c] = Turn::ALL.map(producer);
+        let producers = [a?, b?, c?];
+        let [first, ..] = &producers;
+        let topics = Topics::connect(cluster, relay_id, slot, new_topics, first).await?;
+        for producer in &producers {
+            topics.warm(producer).await;
+        }
+        Ok(ExactlyOnce { topics, producers, turns: Turns::new(), committing: None })
     }
 
     fn of(&self, turn: Turn) -> &Producer {
+        let [a, b, c] = &self.producers;
         match turn {
-            Turn::A => &self.a,
-            Turn::B => &self.b,
+            Turn::A => a,
+            Turn::B => b,
+            Turn::C => c,
         }
     }
 
     fn filling(&mut self) -> &mut Producer {
+        let [a, b, c] = &mut self.producers;
         match self.turns.filling() {
-            Turn::A => &mut self.a,
-            Turn::B => &mut self.b,
+            Turn::A => a,
+            Turn::B => b,
+            Turn::C => c,
         }
     }
 }
 
 impl Sink for ExactlyOnce {
     async fn take_over(&mut self) -> Result<Saved, Error> {
-        // Both before the checkpoint is read: what an older relay has under way on either is then
+        // All before the checkpoint is read: what an older relay has under way on any is then
         // certain. In this order, as the first commit will be on the first.
-        for turn in Turn::BOTH {
+        for turn in Turn::ALL {
             self.of(turn).take_over().await?;
         }
-        self.topics.saved(&self.a).await
+        let [first, ..] = &self.producers;
+        self.topics.saved(first).await
     }
 
     fn produce(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {
@@ -73,7 +80,10 @@ impl Sink for ExactlyOnce {
     async fn overcome(&mut self, obstacle: Obstacle, record: &Record<'_>) -> Result<(), Error> {
         match obstacle {
             Obstacle::Full => self.of(self.turns.filling()).flush().await,
-            Obstacle::Unprepared => self.topics.prepare(&self.a, record).await,
+            Obstacle::Unprepared => {
+                let [first, ..] = &self.producers;
+                self.topics.prepare(first, record).await
+            }
             Obstacle::Refused(_) | Obstacle::Broken => {
                 Err(self.of(self.turns.filling()).failure().await)
             }
@@ -87,11 +97,11 @@ impl Sink for ExactlyOnce {
         for (key, value) in entries.iter().copied().chain(own) {
             filling.put(self.topics.checkpoint_topic(), key, value).await?;
         }
-        // Every answer is in before the other producer sends its first record: else records of one
+        // Every answer is in before the next producer sends its first record: else records of one
         // key could arrive in the wrong order.
         filling.flush().await?;
         self.confirmed().await?;
-        self.topics.look(&[&self.a, &self.b]).await;
+        self.topics.look(&self.producers.each_ref()).await;
         let sealed = self.turns.seal().expect("the commit before is certain");
         self.committing = Some(self.of(sealed).commit()?);
         Ok(())

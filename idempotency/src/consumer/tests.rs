@@ -4,6 +4,7 @@ mod batches;
 mod calls;
 mod faults;
 mod lanes;
+mod leaving;
 mod outages;
 mod ownership;
 mod parking;

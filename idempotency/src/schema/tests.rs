@@ -77,7 +77,7 @@ async fn a_role_with_the_documented_grants_alone_can_claim_days_without_partitio
         .filter_map(|line| line.strip_prefix("--   "))
         .map(|grant| grant.replace("service;", &format!("\"{role}\";")))
         .collect::<String>();
-    assert_eq!(grants.matches("GRANT").count(), 14);
+    assert_eq!(grants.matches("GRANT").count(), 15);
     let mut tx = bed.begin().await;
     let setup = format!("CREATE ROLE \"{role}\" NOLOGIN; {grants} SET LOCAL ROLE \"{role}\"");
     sqlx::raw_sql(sqlx::AssertSqlSafe(setup)).execute(&mut *tx).await.unwrap();

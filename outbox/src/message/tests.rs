@@ -41,6 +41,11 @@ fn every_broken_rule_is_one_error_that_names_it() {
     check(good().header("traceparent", "v"), "is reserved");
     check(good().header("a", "1").header("b", "2").header("a", "3"), "header \"a\" is given twice");
     check(good().header("a", "x\0y"), "header \"a\" contains a NUL");
+    check(
+        good().of_saga([("ce_saga", "v")]),
+        "\"ce_saga\" is not an attribute of a cause or a saga",
+    );
+    check(good().of_saga([("ce_sagaid", "")]), "the ce_sagaid is empty");
     check(good().caused_by([("tenant", "v")]), "\"tenant\" is not an attribute of a cause");
     check(good().caused_by([("ce_id", "v")]), "\"ce_id\" is not an attribute of a cause");
     check(good().correlation_id(""), "the ce_correlationid is empty");
