@@ -73,7 +73,11 @@ pub(crate) async fn begin(
     entering: &str,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline));
-    let mut tx = pool.begin_with(AssertSqlSafe(begin)).await?;
+    // In a task of its own: a client that is given up while it waits for the answer to BEGIN would go back to the pool
+    // with its transaction open, and whoever is given it next would write into that.
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
+    let mut tx = begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
     if !entering.is_empty() {
         // Not sent along with BEGIN: where it fails the client would leave the transaction open.
         sqlx::raw_sql(AssertSqlSafe(entering.to_owned())).execute(&mut *tx).await?;
