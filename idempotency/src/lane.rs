@@ -86,15 +86,7 @@ impl Lane {
     ///
     /// The next batch is gathered while the database works at the current one.
     pub(crate) async fn run(mut self, queue: mpsc::Receiver<Chunk>) -> LaneEnd {
-        let mut inlet = Inlet {
-            queue,
-            stop: self.stop.clone(),
-            gauge: Arc::clone(&self.gauge),
-            rest: Vec::new().into_iter(),
-            passed: None,
-            since: None,
-            wait: self.shared.batch_wait,
-        };
+        let mut inlet = Inlet::new(queue, &self);
         let opened = Effects::open(Arc::clone(&self.shared), &self.owned, self.stop.clone()).await;
         let mut effects = match opened {
             Ok(effects) => effects,
@@ -102,24 +94,31 @@ impl Lane {
         };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         loop {
-            let (look_at, is_full) = (effects.look_at(), effects.is_full());
+            let (call_at, look_at) = (effects.call_at(), effects.look_at());
+            let is_full = effects.tell_full();
             self.gauge.parked(effects.parked.len(), is_full);
-            tokio::select! {
+            let gathered = tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return effects.finish_calls().await,
-                called = effects.calls.next() => match effects.called(called).await {
-                    Ok(()) => continue,
-                    Err(end) => return end,
-                },
-                () = reached(look_at) => match effects.replay().await {
-                    Ok(()) => continue,
-                    Err(end) => return end,
-                },
+                called = effects.calls.next() => effects.called(called).await.map(|()| false),
+                () = reached(call_at) => effects.prepare_calls().await.map(|()| false),
+                () = reached(look_at) => effects.replay().await.map(|()| false),
                 gathered = inlet.gather(&mut batch), if !is_full => {
                     if gathered.is_none() {
                         return effects.finish_calls().await;
                     }
+                    Ok(true)
                 }
+            };
+            match gathered {
+                Ok(true) => {}
+                // Calls that end again and again leave the others their turn.
+                Ok(false) => match effects.replay_if_due().await {
+                    Ok(()) if !effects.is_full() && inlet.gather_now(&mut batch) => {}
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
+                Err(end) => return end,
             }
             let (deliveries, behind, next_offset) = batch.into_parts();
             batch = Batch::new(next_offset, self.shared.batch_records_max);
@@ -144,6 +143,9 @@ impl Lane {
                 return end;
             }
             self.gauge.applying(None);
+            if batch.is_empty() {
+                effects.give_back();
+            }
             self.shared.meters.committed(work.len(), written);
             self.owned.next_offset = Some(next_offset);
             self.gauge.committed.store(next_offset.get(), Ordering::Release);
@@ -166,6 +168,18 @@ struct Inlet {
 }
 
 impl Inlet {
+    fn new(queue: mpsc::Receiver<Chunk>, lane: &Lane) -> Self {
+        Self {
+            queue,
+            stop: lane.stop.clone(),
+            gauge: Arc::clone(&lane.gauge),
+            rest: Vec::new().into_iter(),
+            passed: None,
+            since: None,
+            wait: lane.shared.batch_wait,
+        }
+    }
+
     /// Fills a batch until it is full or has waited for more; none when told to stop. What was gathered until then
     /// is dropped and will be delivered again.
     async fn gather(&mut self, batch: &mut Batch) -> Option<()> {
@@ -187,6 +201,21 @@ impl Inlet {
             };
             self.accept(batch, chunk);
         }
+    }
+
+    /// Fills a batch with what is there, and answers whether it holds anything.
+    fn gather_now(&mut self, batch: &mut Batch) -> bool {
+        loop {
+            self.pour(batch);
+            if batch.is_full() {
+                break;
+            }
+            match self.queue.try_recv() {
+                Ok(chunk) => self.accept(batch, chunk),
+                Err(_) => break,
+            }
+        }
+        self.since.take().is_some()
     }
 
     /// Fills a batch as far as it goes. Whoever has something better to do drops this.

@@ -1,0 +1,213 @@
+//! What an engine has done so far, and its metrics, through the facade of the crate `metrics`: they go to whatever
+//! recorder the process has installed, and cost next to nothing without one.
+
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
+use crate::engine::Quarantined;
+use crate::engine::apply::Applied;
+
+/// Sagas that have begun, ended or turned round, by [`DEFINITION`] and [`STATUS`].
+pub const TURNED: &str = "tailrace_saga_turned_total";
+/// Steps that came to wait for a person, by [`STEP`] and [`OPERATION`].
+pub const STUCK: &str = "tailrace_saga_stuck_total";
+/// What sagas were told, by [`VERDICT`]: `applied`, `stale`, `duplicate`, `unknown`, `foreign` or `failed`.
+pub const INPUTS: &str = "tailrace_saga_inputs_total";
+/// Running sagas that no living engine can run, by [`DEFINITION`] with its version.
+pub const QUARANTINED: &str = "tailrace_saga_quarantined";
+
+/// A label: the name of a definition.
+pub const DEFINITION: &str = "definition";
+/// A label: how a saga stands, as [`Status::as_str`](crate::Status::as_str) has it.
+pub const STATUS: &str = "status";
+/// A label: the name of a step.
+pub const STEP: &str = "step";
+/// A label: `action` or `compensation`.
+pub const OPERATION: &str = "operation";
+/// A label: what became of an input.
+pub const VERDICT: &str = "verdict";
+
+/// Tells the recorder what the metrics mean.
+pub fn describe() {
+    describe_counter!(TURNED, Unit::Count, "Sagas that have begun, ended or turned round");
+    describe_counter!(STUCK, Unit::Count, "Steps that came to wait for a person");
+    describe_counter!(INPUTS, Unit::Count, "What sagas were told, by what became of it");
+    describe_gauge!(QUARANTINED, Unit::Count, "Running sagas that no living engine can run");
+}
+
+/// What a committed transaction has done. In the transaction of a batch it is said before the commit, and so again if
+/// that is repeated.
+pub(super) fn tell(applied: &Applied) {
+    for (definition, status) in &applied.turned {
+        counter!(TURNED, DEFINITION => definition.to_string(), STATUS => status.as_str())
+            .increment(1);
+    }
+    for alert in &applied.alerts {
+        let (step, operation) = (alert.step.to_string(), alert.operation.as_str());
+        counter!(STUCK, STEP => step, OPERATION => operation).increment(1);
+    }
+    let tally = &applied.tally;
+    for (verdict, inputs) in [
+        ("applied", tally.transitions),
+        ("stale", tally.stale),
+        ("duplicate", tally.duplicates),
+        ("unknown", tally.unknown),
+        ("foreign", tally.foreign),
+        ("failed", tally.failed),
+    ] {
+        counter!(INPUTS, VERDICT => verdict).increment(inputs);
+    }
+}
+
+/// A cheap handle to an engine's live counters, and to what it cannot run.
+#[derive(Debug, Clone, Default)]
+pub struct Counters(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    started: AtomicU64,
+    completed: AtomicU64,
+    compensated: AtomicU64,
+    parked: AtomicU64,
+    aborted: AtomicU64,
+    transitions: AtomicU64,
+    stale: AtomicU64,
+    duplicates: AtomicU64,
+    unknown: AtomicU64,
+    foreign: AtomicU64,
+    failed: AtomicU64,
+    timers: AtomicU64,
+    quarantined: Mutex<Vec<Quarantined>>,
+}
+
+/// Counts of one engine, as numbers. What is rolled back and repeated with its batch counts each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Sagas that began.
+    pub started: u64,
+    /// Sagas whose every step is done.
+    pub completed: u64,
+    /// Sagas that are undone.
+    pub compensated: u64,
+    /// Times that a saga came to wait for a person.
+    pub parked: u64,
+    /// Sagas that a person ended as they were.
+    pub aborted: u64,
+    /// Inputs that changed a saga.
+    pub transitions: u64,
+    /// Answers and timers of an epoch or attempt that was over.
+    pub stale: u64,
+    /// Answers that had been heard before.
+    pub duplicates: u64,
+    /// Answers and signals for sagas that nobody knew.
+    pub unknown: u64,
+    /// What came for a version that this engine cannot run.
+    pub foreign: u64,
+    /// What could not be applied, and waits.
+    pub failed: u64,
+    /// Timers that were taken.
+    pub timers: u64,
+}
+
+/// What one transaction comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tally {
+    pub(crate) started: u64,
+    pub(crate) completed: u64,
+    pub(crate) compensated: u64,
+    pub(crate) parked: u64,
+    pub(crate) aborted: u64,
+    pub(crate) transitions: u64,
+    pub(crate) stale: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) unknown: u64,
+    pub(crate) foreign: u64,
+    pub(crate) failed: u64,
+    pub(crate) timers: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.started += other.started;
+        self.completed += other.completed;
+        self.compensated += other.compensated;
+        self.parked += other.parked;
+        self.aborted += other.aborted;
+        self.transitions += other.transitions;
+        self.stale += other.stale;
+        self.duplicates += other.duplicates;
+        self.unknown += other.unknown;
+        self.foreign += other.foreign;
+        self.failed += other.failed;
+        self.timers += other.timers;
+    }
+}
+
+impl Counters {
+    /// The counts as of now.
+    pub fn report(&self) -> Report {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = &*self.0;
+        Report {
+            started: read(&counts.started),
+            completed: read(&counts.completed),
+            compensated: read(&counts.compensated),
+            parked: read(&counts.parked),
+            aborted: read(&counts.aborted),
+            transitions: read(&counts.transitions),
+            stale: read(&counts.stale),
+            duplicates: read(&counts.duplicates),
+            unknown: read(&counts.unknown),
+            foreign: read(&counts.foreign),
+            failed: read(&counts.failed),
+            timers: read(&counts.timers),
+        }
+    }
+
+    /// Running sagas that no living engine can run, as of the last look. Where there are any, the service is degraded:
+    /// they wait until somebody registers their definition, or migrates them.
+    pub fn quarantined(&self) -> Vec<Quarantined> {
+        self.0.quarantined.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn quarantine(&self, found: Vec<Quarantined>) {
+        let mut known = self.0.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in
+            known.iter().filter(|it| found.iter().all(|now| now.definition != it.definition))
+        {
+            gauge!(QUARANTINED, DEFINITION => gone.definition.to_string()).set(0.0);
+        }
+        for it in &found {
+            let sagas = u32::try_from(it.sagas).unwrap_or(u32::MAX);
+            gauge!(QUARANTINED, DEFINITION => it.definition.to_string()).set(f64::from(sagas));
+        }
+        if *known != found {
+            for it in &found {
+                tracing::error!(definition = %it.definition, hash = %it.definition.hash, sagas = it.sagas,
+                    "no engine can run these sagas: they wait");
+            }
+            *known = found;
+        }
+    }
+
+    pub(crate) fn count(&self, tally: Tally) {
+        let add = |count: &AtomicU64, more| count.fetch_add(more, Ordering::Relaxed);
+        let counts = &*self.0;
+        add(&counts.started, tally.started);
+        add(&counts.completed, tally.completed);
+        add(&counts.compensated, tally.compensated);
+        add(&counts.parked, tally.parked);
+        add(&counts.aborted, tally.aborted);
+        add(&counts.transitions, tally.transitions);
+        add(&counts.stale, tally.stale);
+        add(&counts.duplicates, tally.duplicates);
+        add(&counts.unknown, tally.unknown);
+        add(&counts.foreign, tally.foreign);
+        add(&counts.failed, tally.failed);
+        add(&counts.timers, tally.timers);
+    }
+}
