@@ -81,7 +81,11 @@ pub(crate) async fn begin_in(
     deadline: Duration,
     entering: &str,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    entered(pool.begin_with(AssertSqlSafe(begin_text(deadline))).await?, entering).await
+    // In a task of its own: a client that is given up while it waits for the answer to BEGIN would go back to the pool
+    // with its transaction open, and whoever is given it next would write into that.
+    let (pool, begin) = (pool.clone(), begin_text(deadline));
+    let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
+    entered(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??, entering).await
 }
 
 /// Not sent along with BEGIN: where it fails the client would leave the transaction open.
