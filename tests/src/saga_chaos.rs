@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
 use tailrace_stack::{Needs, Stack};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -150,13 +151,14 @@ pub async fn prove(bench: Bench<'_>) -> Report {
         cast.wake();
     }
     let last_fault = started.elapsed();
-    let drained = drain(&site, &mut cast, i64::try_from(placed).unwrap_or(i64::MAX)).await;
+    let drained =
+        drain(&site, &mut cast, i64::try_from(placed).unwrap_or(i64::MAX), &bench.bar).await;
     // Behind what may still be on its way: an order of each customer, which all services know by name.
     let last: Vec<Order> =
         (0..customers).map(|at| order(placed + at, customers, &mut Dice::from_seed(1))).collect();
     site.place(&last).await;
     let all = i64::try_from(placed + customers).unwrap_or(i64::MAX);
-    let drained = drained.and(drain(&site, &mut cast, all).await);
+    let drained = drained.and(drain(&site, &mut cast, all, &bench.bar).await);
 
     report.figure("sagas", all);
     if let Err(fault) = drained {
@@ -184,13 +186,19 @@ fn order(number: u64, customers: u64, dice: &mut Dice) -> Order {
 }
 
 /// Waits until so many sagas have ended, or wait for a person.
-async fn drain(site: &SagaSite, cast: &mut Cast<'_>, sagas: i64) -> Result<(), String> {
+async fn drain(
+    site: &SagaSite,
+    cast: &mut Cast<'_>,
+    sagas: i64,
+    bar: &ProgressBar,
+) -> Result<(), String> {
     let since = Instant::now();
     let mut look = interval(LOOK_EVERY);
     loop {
         look.tick().await;
         cast.wake();
         let standing = site.standing().await;
+        bar.set_position(standing.ended().unsigned_abs());
         if standing.ended() + standing.parked >= sagas && cast.are_awake() {
             return Ok(());
         }
