@@ -44,6 +44,8 @@ mod rights;
 mod roles;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/sagas.rs"]
+mod sagas;
 #[path = "e2e/secure.rs"]
 mod secure;
 #[path = "e2e/status_page.rs"]

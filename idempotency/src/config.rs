@@ -146,6 +146,11 @@ impl Options {
 }
 
 impl<S> Config<S> {
+    /// The pool of its database, for whoever builds upon a consumer.
+    pub fn pool(&self) -> &PgPool {
+        &self.options.pool
+    }
+
     /// Where to begin in a partition without progress. Default: [`Start::Earliest`].
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {

@@ -59,6 +59,29 @@ pub trait Command: Serialize + DeserializeOwned + Send + 'static {
     }
 }
 
+/// A command whose participant can undo it. A step that is to be compensated takes no other.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use tailrace_saga::{Command, Compensable, Irrefusable};
+/// # #[derive(Serialize, Deserialize)]
+/// # struct AllocateStock;
+/// # impl Command for AllocateStock {
+/// #     const TYPE: &'static str = "stock.allocate.v1";
+/// #     const TOPIC: &'static str = "warehouse.commands";
+/// #     type Reply = ();
+/// #     type Refusal = Irrefusable;
+/// # }
+/// impl Compensable for AllocateStock {}
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be compensated",
+    label = "nothing says that its participant can undo `{Self}`",
+    note = "write `impl Compensable for {Self} {{}}` and give its participant an `undo`",
+    note = "or say `.no_effect()` where there is nothing to undo, and `.pivot(…)` for the step behind which nothing is undone"
+)]
+pub trait Compensable: Command {}
+
 /// The refusal of a command that cannot be refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Irrefusable {}

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
 use crate::error::{Error, Kind};
@@ -38,9 +39,23 @@ impl fmt::Display for SagaId {
     }
 }
 
+impl Serialize for SagaId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SagaId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Uuid::try_parse(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
 /// How often the direction of a step has changed: from action to compensation, or by a person's retry. Attempts do not
 /// raise it, so that the reply to any of them counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Epoch(u32);
 
 impl Epoch {
@@ -56,6 +71,10 @@ impl Epoch {
     pub fn get(self) -> u32 {
         self.0
     }
+
+    pub(crate) fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
 }
 
 impl fmt::Display for Epoch {
@@ -65,7 +84,8 @@ impl fmt::Display for Epoch {
 }
 
 /// What is to be done with the step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Operation {
     /// Do it.
     Action,
@@ -88,7 +108,8 @@ impl Operation {
 }
 
 /// How a participant has answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// The effect is there.
     Done,
@@ -116,7 +137,7 @@ impl Answer {
 }
 
 /// Which operation of which saga a record is about. It is the same on a command and on its reply.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Correlation {
     /// The saga.
     pub saga: SagaId,
@@ -131,7 +152,7 @@ pub struct Correlation {
 }
 
 /// What a command says beside its payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
     /// Which operation is asked for.
     pub correlation: Correlation,

@@ -5,11 +5,55 @@
 //!
 //! Services speak by records: an orchestrator sends a [`Command`], a participant answers with a reply, and
 //! both carry a [`Correlation`] in the attributes of the wire contract.
+//!
+//! An orchestrator follows a [`Saga`]. What becomes of a running one when something happens to it is a pure
+//! function, [`step`](fn@step): from an [`Instance`] and an [`Input`] to a [`Transition`].
 
+mod barrier;
+#[cfg(test)]
+mod bed;
+mod builder;
+pub mod check;
 mod command;
 mod correlation;
+mod definition;
+mod draft;
+mod engine;
 mod error;
+#[cfg(test)]
+mod fixture;
+mod instance;
+mod local;
+mod machine;
+pub mod participant;
+mod retry;
+mod rules;
+pub mod schema;
+mod store;
+mod transition;
+mod unreadable;
+mod work;
 
-pub use command::{Command, Irrefusable};
+pub use builder::{
+    AfterPivot, BeforePivot, Branches, Pivot, Place, Saga, Signal, StepNeedsCompensation,
+};
+pub use command::{Command, Compensable, Irrefusable};
 pub use correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
+pub use definition::{Definition, Forward, Identity, OnRefused, OnTimeout, Step, StepKind};
+pub use draft::{DEPTH_MAX, NAME_BYTES_MAX, STEPS_MAX};
+pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown};
 pub use error::{Error, Kind};
+pub use instance::{
+    Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,
+};
+pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
+pub use machine::step;
+pub use participant::Participant;
+pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
+pub use transition::{
+    Alert, CommandMessage, Entry, Happening, Input, LocalCall, PART_TYPE, REPLY_TYPE, ReplyMessage,
+    Tick, Timer, Transition, Verb, Verdict,
+};
+pub use work::{
+    Asks, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,
+};

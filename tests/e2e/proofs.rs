@@ -47,6 +47,11 @@ async fn through_chaos_each_effect_of_a_consumer_happens_once_in_order() {
     check("consumer-chaos").await;
 }
 
+#[tokio::test]
+async fn through_chaos_every_saga_completes_or_leaves_nothing_behind() {
+    check("saga-chaos").await;
+}
+
 async fn check(name: &str) {
     let proof = PROOFS.iter().find(|proof| proof.name == name).expect("the proof is there");
     let stack = Stack::shared().await;

@@ -15,6 +15,7 @@ pub mod proof;
 pub mod relay_crash;
 pub mod relay_shapes;
 pub mod relay_zombies;
+pub mod saga_chaos;
 pub mod soak;
 
 pub mod browser;
@@ -26,6 +27,9 @@ pub mod events;
 pub mod node;
 pub mod process;
 pub mod reader;
+mod saga_role;
+pub mod saga_shop;
+pub mod saga_site;
 pub mod shape;
 pub mod site;
 pub mod verdict;

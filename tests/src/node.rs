@@ -19,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::client::Client;
 use crate::consumer_role::{self, ConsumerArgs};
 use crate::crash_point::CrashPoint;
+use crate::saga_role::{self, EngineArgs, ParticipantArgs};
 use crate::writer::{Habit, Writer};
 use crate::writers::Dice;
 
@@ -29,6 +30,10 @@ enum Role {
     Relay(Box<RelayArgs>),
     /// A consumer that stops itself inside a transaction where it is told
     Consumer(Box<ConsumerArgs>),
+    /// An orchestrator of the shop's sagas
+    SagaEngine(Box<EngineArgs>),
+    /// A service that carries out the commands of the shop's sagas
+    SagaParticipant(Box<ParticipantArgs>),
     /// A writer that ends itself in the middle of a transaction
     Writer(Box<WriterArgs>),
     /// The sidecar as it is shipped, with its own arguments
@@ -104,6 +109,8 @@ pub async fn play(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match Role::parse_from(arguments) {
         Role::Relay(arguments) => relay(*arguments).await,
         Role::Consumer(arguments) => consumer_role::consume(*arguments).await,
+        Role::SagaEngine(arguments) => saga_role::orchestrate(*arguments).await,
+        Role::SagaParticipant(arguments) => saga_role::participate(*arguments).await,
         Role::Writer(arguments) => write_and_die(*arguments).await,
         Role::CdcRelay { arguments } => {
             cli::run(std::iter::once(OsString::from("cdc-relay")).chain(arguments)).await

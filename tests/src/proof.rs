@@ -8,7 +8,7 @@ use tailrace_stack::Stack;
 use crate::process::Node;
 use crate::{
     consumer_chaos, foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes,
-    relay_zombies, soak,
+    relay_zombies, saga_chaos, soak,
 };
 
 /// How much of the same work a proof does.
@@ -111,6 +111,12 @@ pub const PROOFS: &[Proof] = &[
         claim: "30 s after another database has written 10 GB, the slot of an idle one keeps no more \
                 than 64 MB of log",
         body: |bench| Box::pin(foreign_wal::prove(bench)),
+    },
+    Proof {
+        name: "saga-chaos",
+        claim: "every saga completes or leaves nothing behind, while refusals, time-outs, killed and \
+                stopped processes, and servers that die, come over engines, participants and relays",
+        body: |bench| Box::pin(saga_chaos::prove(bench)),
     },
     Proof {
         name: "soak",

@@ -1,0 +1,379 @@
+//! A saga, its participants and all that is under way between them.
+
+use std::rc::Rc;
+
+use crate::correlation::Operation;
+use crate::definition::{Definition, Step, StepKind};
+use crate::instance::{Phase, StepStatus};
+
+use super::hash::Map;
+use super::message::{Message, Set, TooMany};
+use super::orchestrator::{Orchestrator, Stimulus};
+use super::participant::{Knows, Participant};
+use super::{Assumptions, Broken, Stop};
+
+/// A person asks again up to this epoch.
+const RETRIED_EPOCH_MAX: u32 = 2;
+
+/// Everything at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct World {
+    pub(super) saga: u32,
+    /// What was ever sent. Nothing is forgotten: it may arrive again at any time.
+    commands: Set,
+    replies: Set,
+    /// By the place of their step.
+    participants: Box<[u16]>,
+    /// What has not arrived yet; counted only where faults are.
+    fresh_commands: Set,
+    fresh_replies: Set,
+    faults: u8,
+}
+
+/// What happens next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Move {
+    Saga(Stimulus),
+    Participant { command: u8, how: &'static str },
+}
+
+/// What a participant may make of a command: how it is then, its reply, how it came to it, and whether that is a
+/// refusal.
+type Ends = Rc<[(u16, u8, &'static str, bool)]>;
+
+/// All that can happen, by the machine and by the barrier.
+pub(super) struct Stage<'d> {
+    pub(super) orchestrator: Orchestrator<'d>,
+    knows: Knows,
+    participants: Vec<Participant>,
+    numbers: Map<Participant, u16>,
+    /// By the numbers of a participant and a command.
+    known: Vec<Vec<Option<Ends>>>,
+    /// By the number of a saga: of which replies it is known whether they can do anything, and which can not.
+    judged: Vec<(Set, Set)>,
+    /// With how many faults a schedule is still looked at; none where they are not counted.
+    faults_max: Option<u8>,
+    forgets: bool,
+}
+
+impl<'d> Stage<'d> {
+    pub(super) fn new(definition: &'d Definition, by: Assumptions, faults_max: Option<u8>) -> Self {
+        let tells_attempts = by.knows.tells_attempts();
+        let mut this = Self {
+            orchestrator: Orchestrator::new(definition, by.rules, tells_attempts),
+            knows: by.knows,
+            participants: Vec::new(),
+            numbers: Map::default(),
+            known: Vec::new(),
+            judged: Vec::new(),
+            faults_max,
+            forgets: by.forgets,
+        };
+        this.intern(Participant::default());
+        this
+    }
+
+    pub(super) fn first(&self) -> World {
+        World {
+            saga: Orchestrator::FIRST,
+            commands: Set::default(),
+            replies: Set::default(),
+            participants: self.orchestrator.definition.steps().map(|_| 0).collect(),
+            fresh_commands: Set::default(),
+            fresh_replies: Set::default(),
+            faults: 0,
+        }
+    }
+
+    fn intern(&mut self, participant: Participant) -> u16 {
+        if let Some(number) = self.numbers.get(&participant) {
+            return *number;
+        }
+        let number = u16::try_from(self.participants.len()).expect("a participant has few states");
+        self.participants.push(participant.clone());
+        self.numbers.insert(participant, number);
+        number
+    }
+
+    fn participant(&self, number: u16) -> &Participant {
+        self.participants.get(usize::from(number)).expect("numbers are those of participants")
+    }
+
+    /// Everything that can happen in a world and changes it.
+    pub(super) fn moves(&mut self, world: &World) -> Result<Vec<(Move, World)>, Stop> {
+        let mut moves = Vec::new();
+        for command in world.commands.iter() {
+            self.deliver(world, command, &mut moves)?;
+        }
+        for (stimulus, cost) in self.stimuli(world) {
+            self.tell(world, stimulus, cost, &mut moves)?;
+        }
+        if self.forgets {
+            for (_, after) in &mut moves {
+                self.forget(after)?;
+            }
+        }
+        moves.retain(|(_, after)| {
+            after != world && self.faults_max.is_none_or(|max| after.faults <= max)
+        });
+        Ok(moves)
+    }
+
+    /// Leaves out the messages that can do nothing any more. Without it there are tens of times as many worlds, which
+    /// differ by nothing that matters.
+    ///
+    /// A reply to a step that is over, or of an older epoch, does nothing from now on, because epochs never fall and a
+    /// step begins nothing again without a new one; the orchestrator holds the machine to both. A command that the
+    /// barrier only answers, with a reply that is there already or would do nothing, does so from now on.
+    fn forget(&mut self, world: &mut World) -> Result<(), Stop> {
+        let dead = self.dead(world)?;
+        world.replies = world.replies.without_all(dead);
+        world.fresh_replies = world.fresh_replies.without_all(dead);
+        for command in world.commands.iter() {
+            let at = self.orchestrator.messages.get(command).step;
+            let before = *world.participants.get(at).expect("commands are of steps");
+            let ends = self.ends(before, command).map_err(|TooMany| Stop::TooLarge)?;
+            let says_nothing_new = |(after, reply, ..): &(u16, u8, _, _)| {
+                *after == before && (world.replies.has(*reply) || self.is_dead(world, *reply))
+            };
+            if ends.iter().all(says_nothing_new) {
+                world.commands = world.commands.without(command);
+                world.fresh_commands = world.fresh_commands.without(command);
+            }
+        }
+        Ok(())
+    }
+
+    /// The replies that can do nothing any more.
+    fn dead(&mut self, world: &World) -> Result<Set, Stop> {
+        let at = usize::try_from(world.saga).unwrap_or(usize::MAX);
+        if self.judged.len() <= at {
+            self.judged.resize(at + 1, (Set::default(), Set::default()));
+        }
+        let (mut judged, mut dead) = self.judged.get(at).copied().unwrap_or_default();
+        for reply in world.replies.without_all(judged).iter() {
+            judged = judged.with(reply);
+            if self.is_dead(world, reply) {
+                self.expect_nothing(world, reply)?;
+                dead = dead.with(reply);
+            }
+        }
+        if let Some(of_saga) = self.judged.get_mut(at) {
+            *of_saga = (judged, dead);
+        }
+        Ok(world.replies.both(dead))
+    }
+
+    fn is_dead(&self, world: &World, reply: u8) -> bool {
+        let instance = self.orchestrator.instance(world.saga);
+        let reply = self.orchestrator.messages.get(reply);
+        let step = instance.steps.get(reply.step);
+        instance.phase.is_over()
+            || step.is_none_or(|step| reply.epoch < step.epoch || step.operation().is_none())
+    }
+
+    fn expect_nothing(&mut self, world: &World, reply: u8) -> Result<(), Stop> {
+        let outcomes = self.orchestrator.react(world.saga, Stimulus::Reply(reply))?;
+        let is_nothing = outcomes.iter().all(|outcome| {
+            outcome.saga == world.saga && outcome.sent.is_empty() && outcome.effects.is_empty()
+        });
+        if is_nothing { Ok(()) } else { Err(Stop::Broken(Broken::Twice)) }
+    }
+
+    fn stimuli(&self, world: &World) -> Vec<(Stimulus, u8)> {
+        let instance = self.orchestrator.instance(world.saga);
+        if instance.revision == 0 {
+            return vec![(Stimulus::Start, 0)];
+        }
+        let is_quiet = world.fresh_commands.is_empty() && world.fresh_replies.is_empty();
+        let mut stimuli: Vec<(Stimulus, u8)> = world
+            .replies
+            .iter()
+            .map(|reply| (Stimulus::Reply(reply), u8::from(!world.fresh_replies.has(reply))))
+            .collect();
+        if instance.phase.is_over() {
+            return stimuli;
+        }
+        for (at, step) in instance.steps.iter().enumerate() {
+            if step.due.is_some() {
+                let is_fault = !is_quiet && step.status != StepStatus::Delayed;
+                stimuli.push((Stimulus::Tick(at), u8::from(is_fault)));
+            }
+        }
+        let waits = self.orchestrator.definition.steps().enumerate();
+        let waits = waits.filter(|(_, step)| step.signal_type().is_some()).map(|(at, _)| at);
+        if instance.signals.is_empty() {
+            stimuli.extend(waits.map(|at| (Stimulus::Signal(at), 0)));
+        }
+        stimuli.extend([(Stimulus::Cancel, 1)]);
+        stimuli.extend(instance.deadline.map(|_| (Stimulus::Deadline, 1)));
+        let mut stuck = instance.stuck().peekable();
+        if stuck.peek().is_some() && stuck.all(|step| step.epoch.get() <= RETRIED_EPOCH_MAX) {
+            stimuli.push((Stimulus::Retry, 1));
+        }
+        stimuli
+    }
+
+    fn tell(
+        &mut self,
+        world: &World,
+        stimulus: Stimulus,
+        cost: u8,
+        moves: &mut Vec<(Move, World)>,
+    ) -> Result<(), Stop> {
+        for outcome in self.orchestrator.react(world.saga, stimulus)?.iter() {
+            let is_new = outcome.saga != world.saga || !world.commands.has_all(outcome.sent);
+            if !is_new && self.faults_max.is_none() {
+                continue;
+            }
+            let mut after = world.clone();
+            after.saga = outcome.saga;
+            after.commands = after.commands.and(outcome.sent);
+            if self.faults_max.is_some() {
+                after.faults += cost;
+                after.fresh_commands = after.fresh_commands.and(outcome.sent);
+                if let Stimulus::Reply(reply) = stimulus {
+                    after.fresh_replies = after.fresh_replies.without(reply);
+                }
+            }
+            for (at, effect) in &outcome.effects {
+                self.add_effect(&mut after, *at, *effect);
+            }
+            moves.push((Move::Saga(stimulus), after));
+        }
+        Ok(())
+    }
+
+    /// What a local step did.
+    fn add_effect(&mut self, world: &mut World, at: usize, effect: i8) {
+        let place = world.participants.get_mut(at).expect("effects are of steps");
+        let mut participant = self.participant(*place).clone();
+        participant.effect = participant.effect.saturating_add(effect);
+        *place = self.intern(participant);
+    }
+
+    fn deliver(
+        &mut self,
+        world: &World,
+        command: u8,
+        moves: &mut Vec<(Move, World)>,
+    ) -> Result<(), Stop> {
+        let at = self.orchestrator.messages.get(command).step;
+        let before = *world.participants.get(at).expect("commands are of steps");
+        let ends = self.ends(before, command).map_err(|TooMany| Stop::TooLarge)?;
+        for (participant, reply, how, is_refusal) in ends.iter().copied() {
+            let is_new = participant != before || !world.replies.has(reply);
+            if !is_new && self.faults_max.is_none() {
+                continue;
+            }
+            let mut after = world.clone();
+            if let Some(place) = after.participants.get_mut(at) {
+                *place = participant;
+            }
+            after.replies = after.replies.with(reply);
+            if self.faults_max.is_some() {
+                let is_again = !world.fresh_commands.has(command);
+                after.faults += u8::from(is_again) + u8::from(is_refusal);
+                after.fresh_commands = after.fresh_commands.without(command);
+                after.fresh_replies = after.fresh_replies.with(reply);
+            }
+            moves.push((Move::Participant { command, how }, after));
+        }
+        Ok(())
+    }
+
+    fn ends(&mut self, participant: u16, command: u8) -> Result<Ends, TooMany> {
+        let (row, column) = (usize::from(participant), usize::from(command));
+        if let Some(Some(known)) = self.known.get(row).and_then(|row| row.get(column)) {
+            return Ok(Rc::clone(known));
+        }
+        let message = self.orchestrator.messages.get(command);
+        let refuses = self.spec(message.step).kind != StepKind::Retriable;
+        let handled = self.participant(participant).clone().handle(&message, self.knows, refuses);
+        let mut ends = Vec::new();
+        for handled in handled {
+            let reply = Message { answer: Some(handled.answer), attempt: 0, ..message };
+            let reply = self.orchestrator.messages.number(reply)?;
+            let is_refusal = handled.how == "refuses it";
+            ends.push((self.intern(handled.after), reply, handled.how, is_refusal));
+        }
+        let ends: Ends = ends.into();
+        if self.known.len() <= row {
+            self.known.resize(row + 1, Vec::new());
+        }
+        if let Some(row) = self.known.get_mut(row) {
+            row.resize(row.len().max(column + 1), None);
+            if let Some(place) = row.get_mut(column) {
+                *place = Some(Rc::clone(&ends));
+            }
+        }
+        Ok(ends)
+    }
+
+    fn spec(&self, at: usize) -> &'d Step {
+        self.orchestrator.definition.0.steps.get(at).expect("places are those of steps")
+    }
+
+    /// Whether the saga has ended, or waits for a person.
+    pub(super) fn is_end(&self, world: &World) -> bool {
+        let instance = self.orchestrator.instance(world.saga);
+        instance.phase.is_over() || instance.stuck().next().is_some()
+    }
+
+    /// The promise that is broken in a world.
+    pub(super) fn judge(&self, world: &World) -> Option<Broken> {
+        let instance = self.orchestrator.instance(world.saga);
+        instance.steps.iter().enumerate().find_map(|(at, step)| {
+            let number = *world.participants.get(at)?;
+            let effect = self.participant(number).effect;
+            let kind = self.spec(at).kind;
+            let is_undone = matches!(kind, StepKind::Compensable | StepKind::Pivot);
+            let has_effect = self.spec(at).signal_type().is_none();
+            let name = step.name.to_string();
+            match (instance.phase, step.status) {
+                _ if !(0..=1).contains(&effect) => Some(Broken::EffectTwice(name)),
+                (Phase::Completed, StepStatus::Done) if has_effect && effect != 1 => {
+                    Some(Broken::EffectMissing(name))
+                }
+                (Phase::Compensated, _) if is_undone && effect != 0 => {
+                    Some(Broken::EffectLeft(name))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// What of a world decides whether a promise is broken.
+    #[cfg(test)]
+    pub(super) fn judged_by(&self, world: &World) -> (String, Vec<i8>) {
+        let instance = self.orchestrator.instance(world.saga);
+        let states = instance.steps.iter().map(|step| (step.status, step.epoch));
+        let saga = format!("{:?} {:?}", instance.phase, states.collect::<Vec<_>>());
+        let effects = world.participants.iter().map(|number| self.participant(*number).effect);
+        (saga, effects.collect())
+    }
+
+    /// The name of a step, for people.
+    pub(super) fn name(&self, at: usize) -> &'d str {
+        &self.spec(at).name
+    }
+
+    /// The commands in a world that were not in the one before.
+    pub(super) fn newly_sent(&self, before: &World, after: &World) -> Vec<Message> {
+        let new = after.commands.iter().filter(|command| !before.commands.has(*command));
+        new.map(|command| self.orchestrator.messages.get(command)).collect()
+    }
+
+    /// The phase of the saga and where it is stuck, for people.
+    pub(super) fn stands(&self, world: &World) -> &'static str {
+        self.orchestrator.instance(world.saga).status().as_str()
+    }
+
+    /// What the operation of a step is called.
+    pub(super) fn operation(operation: Operation) -> &'static str {
+        match operation {
+            Operation::Action => "do",
+            Operation::Compensation => "undo",
+        }
+    }
+}

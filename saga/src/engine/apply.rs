@@ -1,0 +1,377 @@
+//! Many sagas in one transaction: what they are told, and all that comes of it.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::SystemTime;
+
+use sqlx::PgConnection;
+use tailrace_idempotency::BoxError;
+use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
+
+use crate::correlation::{Answer, SagaId};
+use crate::definition::Definition;
+use crate::engine::{Core, Tally};
+use crate::error::{Error, is_transient};
+use crate::instance::{Instance, Status};
+use crate::local::{self, LocalCx};
+use crate::machine;
+use crate::store::{self, Cause, Changed, Deferred, Noted, Reason};
+use crate::transition::{
+    Alert, CommandMessage, Input, REPLY_TYPE, ReplyMessage, Timer, Transition, Verdict,
+};
+
+/// The most local steps that follow upon one input: a definition has fewer steps.
+const LOCALS_MAX: usize = 1_000;
+
+/// What a saga is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) saga: SagaId,
+    pub(crate) input: Input,
+    /// Of the messages that come of it.
+    pub(crate) cause: Cause,
+    /// Its row, where it has waited.
+    pub(crate) ticket: Option<i64>,
+}
+
+/// A saga that begins.
+#[derive(Debug, Clone)]
+pub(crate) struct Begun {
+    pub(crate) instance: Instance,
+    pub(crate) definition: Definition,
+    pub(crate) cause: Cause,
+}
+
+/// All that a transaction is going to write.
+#[derive(Debug, Default)]
+struct Sheet {
+    changed: Vec<Changed>,
+    noted: Vec<Noted>,
+    timers: Vec<(SagaId, Timer)>,
+    messages: Vec<Message>,
+    alerts: Vec<Alert>,
+    tally: Tally,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    /// What could not be told; nothing has come of it.
+    pub(crate) deferred: Vec<Deferred>,
+    /// Counts, once the transaction has committed.
+    pub(crate) tally: Tally,
+    pub(crate) alerts: Vec<Alert>,
+}
+
+/// Why nothing came of an input.
+enum Spoilt {
+    /// By itself: others go on.
+    Input(String),
+    /// The transaction is lost.
+    Transaction(BoxError),
+}
+
+impl From<Error> for Spoilt {
+    fn from(error: Error) -> Self {
+        Self::Transaction(error.into())
+    }
+}
+
+/// Tells sagas that are there, and begins others, in the transaction that is open.
+///
+/// An input that fails (the service's code panics, a message is too large) changes nothing and is handed back; the
+/// others are applied.
+pub(crate) async fn apply(
+    core: &Core,
+    conn: &mut PgConnection,
+    begun: Vec<Begun>,
+    told: Vec<Told>,
+    now: SystemTime,
+) -> Result<Applied, BoxError> {
+    let mut sheet = Sheet::default();
+    let mut deferred: Vec<Deferred> = Vec::new();
+    for Begun { instance, definition, cause } in begun {
+        let mut saga = Turn { core, definition: &definition, instance, origin: &cause, now };
+        match saga.take(conn, &mut sheet, Input::Start, &cause).await {
+            Ok(()) => {}
+            Err(Spoilt::Transaction(error)) => return Err(error),
+            // Nothing is there yet that could be handed back: the message that starts it has failed.
+            Err(Spoilt::Input(text)) => return Err(text.into()),
+        }
+        let instance = saga.instance;
+        sheet.changed.push(Changed { instance, begun: Some(cause) });
+    }
+    let mut by_saga: BTreeMap<SagaId, Vec<Told>> = BTreeMap::new();
+    for told in told {
+        by_saga.entry(told.saga).or_default().push(told);
+    }
+    let ids: Vec<SagaId> = by_saga.keys().copied().collect();
+    let kept = if ids.is_empty() { BTreeMap::new() } else { store::lock(conn, &ids).await? };
+    for (id, inputs) in by_saga {
+        let runnable = kept.get(&id).map(|kept| {
+            let definition = core.registry.find(&kept.identity);
+            definition.zip(kept.instance.clone()).map(|found| (found, &kept.origin))
+        });
+        let ((definition, instance), origin) = match runnable {
+            Some(Some(runnable)) => runnable,
+            Some(None) => {
+                deferred.extend(inputs.into_iter().map(|told| told.deferred(Reason::Foreign)));
+                continue;
+            }
+            None => {
+                deferred.extend(inputs.into_iter().map(|told| told.deferred(Reason::Unknown)));
+                continue;
+            }
+        };
+        let before = instance.revision();
+        let mut saga = Turn { core, definition, instance, origin, now };
+        for told in inputs {
+            match saga.take(conn, &mut sheet, told.input.clone(), &told.cause).await {
+                Ok(()) => {}
+                Err(Spoilt::Transaction(error)) => return Err(error),
+                Err(Spoilt::Input(text)) => {
+                    tracing::error!(saga = %id, definition = %definition.identity(), cause = %text,
+                        "what a saga is told fails, and waits");
+                    deferred.push(told.deferred(Reason::Failed));
+                }
+            }
+        }
+        if saga.instance.revision() != before {
+            let instance = saga.instance;
+            sheet.changed.push(Changed { instance, begun: None });
+        }
+    }
+    sheet.write(core, conn).await?;
+    let Sheet { mut tally, alerts, .. } = sheet;
+    let of = |reason| deferred.iter().filter(|deferred| deferred.reason == reason).count() as u64;
+    tally.unknown += of(Reason::Unknown);
+    tally.foreign += of(Reason::Foreign);
+    tally.failed += of(Reason::Failed);
+    Ok(Applied { deferred, tally, alerts })
+}
+
+impl Told {
+    fn deferred(self, reason: Reason) -> Deferred {
+        let Self { saga, input, cause, ticket } = self;
+        Deferred { saga, input, cause, reason, ticket }
+    }
+}
+
+impl Sheet {
+    async fn write(&self, core: &Core, conn: &mut PgConnection) -> Result<(), BoxError> {
+        store::write(conn, &self.changed).await?;
+        store::note(conn, &self.noted).await?;
+        store::set_timers(conn, &self.timers).await?;
+        for messages in self.messages.chunks(BATCH_MESSAGES_MAX) {
+            core.outbox.write_all(conn, messages).await?;
+        }
+        Ok(())
+    }
+}
+
+/// One saga in this transaction.
+struct Turn<'a> {
+    core: &'a Core,
+    definition: &'a Definition,
+    instance: Instance,
+    origin: &'a Cause,
+    now: SystemTime,
+}
+
+/// What has come of one input so far.
+#[derive(Default)]
+struct Draft {
+    noted: Vec<Noted>,
+    timers: Vec<Timer>,
+    messages: Vec<Message>,
+    alerts: Vec<Alert>,
+    tally: Tally,
+    has_savepoint: bool,
+}
+
+impl Turn<'_> {
+    /// Gives it one input, and to its local steps what they ask for. All of it counts, or nothing.
+    async fn take(
+        &mut self,
+        conn: &mut PgConnection,
+        sheet: &mut Sheet,
+        input: Input,
+        cause: &Cause,
+    ) -> Result<(), Spoilt> {
+        let before = self.instance.clone();
+        let mut draft = Draft::default();
+        match self.play(conn, &mut draft, input, cause).await {
+            Ok(()) => {
+                if draft.has_savepoint {
+                    statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
+                }
+                count_status(&before, &self.instance, &mut draft.tally);
+                let id = self.instance.id();
+                sheet.noted.append(&mut draft.noted);
+                sheet.timers.extend(draft.timers.into_iter().map(|timer| (id, timer)));
+                sheet.messages.append(&mut draft.messages);
+                sheet.alerts.append(&mut draft.alerts);
+                sheet.tally += draft.tally;
+                Ok(())
+            }
+            Err(Spoilt::Input(text)) => {
+                if draft.has_savepoint {
+                    statement(conn, "ROLLBACK TO SAVEPOINT tailrace_saga").await?;
+                    statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
+                }
+                self.instance = before;
+                Err(Spoilt::Input(text))
+            }
+            Err(lost) => Err(lost),
+        }
+    }
+
+    async fn play(
+        &mut self,
+        conn: &mut PgConnection,
+        draft: &mut Draft,
+        input: Input,
+        cause: &Cause,
+    ) -> Result<(), Spoilt> {
+        let mut inputs = vec![input];
+        for _ in 0..LOCALS_MAX {
+            let Some(input) = inputs.pop() else { return Ok(()) };
+            let turn = self.step(input)?;
+            draft.tally.transitions += u64::from(turn.verdict == Verdict::Applied);
+            draft.tally.stale += u64::from(turn.verdict == Verdict::Stale);
+            draft.tally.duplicates += u64::from(turn.verdict == Verdict::Duplicate);
+            for command in &turn.commands {
+                draft.messages.push(self.command(command, cause)?);
+            }
+            for reply in &turn.replies {
+                draft.messages.push(self.reply(reply, cause)?);
+            }
+            let Transition { instance, locals, timers, journal, alerts, .. } = turn;
+            if !journal.is_empty() {
+                let (saga, revision) = (instance.id(), instance.revision());
+                draft.noted.push(Noted { saga, revision, entries: journal });
+            }
+            draft.timers.extend(timers);
+            draft.alerts.extend(alerts);
+            self.instance = instance;
+            for call in locals {
+                if !draft.has_savepoint {
+                    statement(conn, "SAVEPOINT tailrace_saga").await?;
+                    draft.has_savepoint = true;
+                }
+                inputs.extend(self.local(conn, &call.correlation).await?);
+            }
+        }
+        Err(Spoilt::Input("its local steps come to no end".to_owned()))
+    }
+
+    /// The service's code runs in it: what panics there is the input's own failure.
+    fn step(&self, input: Input) -> Result<Transition, Spoilt> {
+        let step = || machine::step(self.definition, &self.instance, input, self.now);
+        match catch_unwind(AssertUnwindSafe(step)) {
+            Ok(turn) => turn.map_err(|error| Spoilt::Input(error.to_string())),
+            Err(_) => Err(Spoilt::Input("the saga's code panicked".to_owned())),
+        }
+    }
+
+    /// Runs a local step behind a savepoint. One that fails is asked for again by its timer.
+    async fn local(
+        &self,
+        conn: &mut PgConnection,
+        of: &crate::correlation::Correlation,
+    ) -> Result<Option<Input>, Spoilt> {
+        statement(conn, "SAVEPOINT tailrace_local").await?;
+        let cx = LocalCx { conn: &mut *conn, saga: self.instance.id() };
+        let data = self.instance.data();
+        let running = local::run(self.definition, &of.step, of.operation, data, cx);
+        let ran = super::caught(running).await.unwrap_or_else(|super::Panicked| Err("it panicked".into()));
+        match ran {
+            Ok((answer, payload)) => {
+                if answer == Answer::Refused {
+                    statement(conn, "ROLLBACK TO SAVEPOINT tailrace_local").await?;
+                }
+                statement(conn, "RELEASE SAVEPOINT tailrace_local").await?;
+                Ok(Some(Input::Reply { correlation: of.clone(), answer, payload }))
+            }
+            Err(error) if is_transient(&*error) => Err(Spoilt::Transaction(error)),
+            Err(error) => {
+                statement(conn, "ROLLBACK TO SAVEPOINT tailrace_local").await?;
+                statement(conn, "RELEASE SAVEPOINT tailrace_local").await?;
+                tracing::warn!(saga = %of.saga, step = %of.step, operation = of.operation.as_str(),
+                    error = %told(&*error), "a local step failed, and is tried again by its timer");
+                Ok(None)
+            }
+        }
+    }
+
+    fn command(&self, command: &CommandMessage, cause: &Cause) -> Result<Message, Spoilt> {
+        let CommandMessage { request, instruction } = command;
+        let mut instruction = instruction.clone();
+        instruction.reply_to = self.core.topic(&instruction.reply_to).into();
+        Message::builder(self.core.topic(&request.topic), &*request.message_type)
+            .source(&self.core.source)
+            .key(request.key.as_str())
+            .json(&request.payload)
+            .of_saga(instruction.attributes())
+            .caused_by(self.cause(cause))
+            .build()
+            .map_err(|error| Spoilt::Input(format!("a command is no message: {error}")))
+    }
+
+    fn reply(&self, reply: &ReplyMessage, cause: &Cause) -> Result<Message, Spoilt> {
+        let correlation = &reply.correlation;
+        // Its topic is as the command said it, prefix and all.
+        Message::builder(&*reply.topic, REPLY_TYPE)
+            .source(&self.core.source)
+            .key(correlation.saga.to_string())
+            .json(&reply.payload)
+            .of_saga(correlation.reply_attributes(reply.answer))
+            .caused_by(self.cause(cause))
+            .build()
+            .map_err(|error| Spoilt::Input(format!("a reply is no message: {error}")))
+    }
+
+    /// All messages of a saga are of one conversation and one trace; a timer knows neither.
+    fn cause(&self, cause: &Cause) -> Cause {
+        let mut of = self.origin.clone();
+        of.remove(tailrace_outbox::header::CAUSATION_ID);
+        of.extend(cause.iter().map(|(name, value)| (name.clone(), value.clone())));
+        if let Some(conversation) = self.origin.get(tailrace_outbox::header::CORRELATION_ID) {
+            of.insert(tailrace_outbox::header::CORRELATION_ID.to_owned(), conversation.clone());
+        }
+        of
+    }
+}
+
+fn count_status(before: &Instance, after: &Instance, tally: &mut Tally) {
+    let (was, is) = (before.status(), after.status());
+    tally.started += u64::from(before.revision() == 0 && after.revision() > 0);
+    if was == is {
+        return;
+    }
+    match is {
+        Status::Completed => tally.completed += 1,
+        Status::Compensated => tally.compensated += 1,
+        Status::Parked => tally.parked += 1,
+        Status::Aborted => tally.aborted += 1,
+        Status::Running | Status::Compensating => {}
+    }
+}
+
+/// An error without what Postgres quotes of a row.
+fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Database(error)) => {
+            format!("SQLSTATE {}", error.code().unwrap_or_default())
+        }
+        _ => error.to_string(),
+    }
+}
+
+async fn statement(conn: &mut PgConnection, text: &'static str) -> Result<(), Spoilt> {
+    match sqlx::raw_sql(text).execute(conn).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Spoilt::from(Error::database("a savepoint cannot be set or undone", error))),
+    }
+}
+

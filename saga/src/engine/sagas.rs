@@ -1,0 +1,123 @@
+//! Sagas from the service's own code: started, told, looked at.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::Core;
+use crate::builder::Signal;
+use crate::correlation::SagaId;
+use crate::engine::apply::{Begun, apply};
+use crate::error::{Error, Kind};
+use crate::instance::Instance;
+use crate::store::{self, Cause, Deferred, Reason};
+use crate::transition::{Input, Verb};
+use crate::unreadable::write;
+
+/// Starts sagas, and tells them something, in transactions of the service: a clone is the same handle.
+#[derive(Debug, Clone)]
+pub struct Sagas(Arc<Core>);
+
+/// Whether a saga was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Started {
+    /// It begins with this transaction.
+    Now,
+    /// There is one with this id.
+    Before,
+}
+
+impl Sagas {
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        Self(core)
+    }
+
+    /// Starts a saga in the transaction that is open: its first commands leave with the commit.
+    ///
+    /// The id is the caller's, a UUID of version 7, so that the same wish twice is the same saga.
+    ///
+    /// # Errors
+    /// [`Kind::Definition`] where there is no definition of this name, [`Kind::Unreadable`] for data that is not JSON;
+    /// otherwise what Postgres says, upon which the transaction has failed.
+    pub async fn start<D: Serialize + Sync>(
+        &self,
+        conn: &mut PgConnection,
+        definition: &str,
+        id: SagaId,
+        data: &D,
+    ) -> Result<Started, Error> {
+        let core = &*self.0;
+        let Some(definition) = core.registry.current(definition) else {
+            return Err(Error::definition(format!("there is no definition {definition}")));
+        };
+        if !store::lock(conn, &[id]).await?.is_empty() {
+            return Ok(Started::Before);
+        }
+        let now = SystemTime::now();
+        let instance = Instance::new(definition, id, write("the data", data)?, now);
+        let definition = definition.clone();
+        let begun = vec![Begun { instance, definition, cause: Cause::new() }];
+        let applied = apply(core, conn, begun, Vec::new(), now).await.map_err(|error| {
+            Error::new(Kind::Database, "the saga cannot be started").caused_by(error)
+        })?;
+        super::tell(&applied);
+        core.counters.count(applied.tally);
+        Ok(Started::Now)
+    }
+
+    /// Gives a saga what it waits for, or will. It is told after the commit.
+    ///
+    /// # Errors
+    /// [`Kind::Unreadable`] or what Postgres says.
+    pub async fn signal<S: Signal>(
+        &self,
+        conn: &mut PgConnection,
+        id: SagaId,
+        signal: &S,
+    ) -> Result<(), Error> {
+        let payload = write("the signal", signal)?;
+        self.tell(conn, id, Input::Signal { signal_type: S::TYPE.into(), payload }).await
+    }
+
+    /// Has a saga undone, unless its pivot was asked for. It is told after the commit.
+    ///
+    /// # Errors
+    /// What Postgres says.
+    pub async fn cancel(&self, conn: &mut PgConnection, id: SagaId) -> Result<(), Error> {
+        self.tell(conn, id, Input::Cancel).await
+    }
+
+    /// Tells a saga what a person wants of it, by name for the journal. It is told after the commit.
+    ///
+    /// # Errors
+    /// What Postgres says.
+    pub async fn operate(
+        &self,
+        conn: &mut PgConnection,
+        id: SagaId,
+        by: &str,
+        verb: Verb,
+    ) -> Result<(), Error> {
+        self.tell(conn, id, Input::Operator { by: by.into(), verb }).await
+    }
+
+    /// A saga as it stands, where there is one.
+    ///
+    /// # Errors
+    /// What Postgres says.
+    pub async fn find(
+        &self,
+        conn: &mut PgConnection,
+        id: SagaId,
+    ) -> Result<Option<Instance>, Error> {
+        store::read(conn, id).await
+    }
+
+    async fn tell(&self, conn: &mut PgConnection, saga: SagaId, input: Input) -> Result<(), Error> {
+        let reason = Reason::Told;
+        let told = Deferred { saga, input, cause: Cause::new(), reason, ticket: None };
+        store::defer(conn, &[told], self.0.unknown_for_secs()).await
+    }
+}

@@ -1,0 +1,124 @@
+//! Timers that are due, inputs that wait, and signs of life.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use sqlx::{PgConnection, PgPool};
+use tailrace_idempotency::BoxError;
+use tokio::sync::watch;
+
+use super::{Core, SILENCE_MAX, registry};
+use crate::engine::apply::{Applied, Told, apply};
+use crate::store::{self, Cause, Deferred, Reason};
+use crate::transition::Input;
+
+/// Between two looks at what is due.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Between two signs of life, and two looks at those of others.
+const BEAT_EVERY: Duration = Duration::from_secs(3);
+/// After an error of the database.
+const ERROR_WAIT: Duration = Duration::from_secs(1);
+/// What is taken in one transaction.
+const TAKE_MAX: u32 = 200;
+
+/// Runs until told to end. An error of the database passes, or the consumer beside it ends with it.
+pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receiver<bool>) {
+    let mut beaten: Option<Instant> = None;
+    loop {
+        let wait = match round(&core, &pool, &mut beaten).await {
+            Ok(()) => LOOK_EVERY,
+            Err(error) => {
+                tracing::warn!(error = %error, "timers and waiting inputs cannot be taken, and are tried again");
+                ERROR_WAIT
+            }
+        };
+        tokio::select! {
+            biased;
+            // An error means that nobody is left to tell.
+            _ = ends.wait_for(|ends| *ends) => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn round(
+    core: &Core,
+    pool: &PgPool,
+    beaten: &mut Option<Instant>,
+) -> Result<(), BoxError> {
+    let mut conn = pool.acquire().await?;
+    if beaten.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
+        core.registry.beat(&mut conn, SILENCE_MAX).await?;
+        let mine = core.registry.identities();
+        core.counters
+            .quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
+        let expired = store::expire(&mut conn, TAKE_MAX).await?;
+        if expired > 0 {
+            tracing::warn!(inputs = expired, "what came for unknown sagas has waited in vain, and is dropped");
+        }
+        *beaten = Some(Instant::now());
+    }
+    while timers(core, &mut conn).await? == TAKE_MAX as usize {}
+    while inputs(core, &mut conn).await? == TAKE_MAX as usize {}
+    Ok(())
+}
+
+/// Takes timers that are due, and says how many.
+async fn timers(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
+    let now = SystemTime::now();
+    let mut tx = super::begin_transaction(conn).await?;
+    let due = store::take_timers(&mut tx, &core.registry.identities(), now, TAKE_MAX).await?;
+    let taken = due.len();
+    if taken == 0 {
+        return Ok(0);
+    }
+    let told = due.into_iter().map(|(saga, tick)| Told {
+        saga,
+        input: Input::Tick(tick),
+        cause: Cause::new(),
+        ticket: None,
+    });
+    let applied = apply(core, &mut tx, Vec::new(), told.collect(), now).await?;
+    store::defer(&mut tx, &applied.deferred, core.unknown_for_secs()).await?;
+    tx.commit().await?;
+    super::tell(&applied);
+    let mut tally = applied.tally;
+    tally.timers = taken as u64;
+    core.counters.count(tally);
+    Ok(taken)
+}
+
+/// Tells sagas what has waited for them, and says how much.
+async fn inputs(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
+    let now = SystemTime::now();
+    let mut tx = super::begin_transaction(conn).await?;
+    let waiting = store::waiting(&mut tx, &core.registry.identities(), TAKE_MAX).await?;
+    let taken = waiting.len();
+    if taken == 0 {
+        return Ok(0);
+    }
+    let ids: Vec<i64> = waiting.iter().map(|input| input.id).collect();
+    let told = waiting.into_iter().map(|input| Told {
+        saga: input.saga,
+        input: input.input,
+        cause: input.cause,
+        ticket: Some(input.id),
+    });
+    let applied = apply(core, &mut tx, Vec::new(), told.collect(), now).await?;
+    let Applied { deferred, .. } = &applied;
+    for reason in [Reason::Unknown, Reason::Foreign, Reason::Failed] {
+        store::put_off(&mut tx, &tickets(deferred, reason), reason).await?;
+    }
+    let is_done = |id: &i64| deferred.iter().all(|deferred| deferred.ticket != Some(*id));
+    store::told(&mut tx, &ids.into_iter().filter(is_done).collect::<Vec<_>>()).await?;
+    tx.commit().await?;
+    super::tell(&applied);
+    core.counters.count(applied.tally);
+    Ok(taken)
+}
+
+fn tickets(deferred: &[Deferred], reason: Reason) -> Vec<i64> {
+    let of = deferred.iter().filter(|deferred| deferred.reason == reason);
+    of.filter_map(|deferred| deferred.ticket).collect()
+}
+

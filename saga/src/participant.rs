@@ -1,0 +1,266 @@
+//! A service that carries out the commands of sagas.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use sqlx::PgConnection;
+use tailrace_idempotency::{Config, Consumer, Report};
+use tailrace_outbox::{Outbox, Store};
+
+use crate::barrier::rows;
+use crate::command::Command;
+use crate::error::Error;
+use crate::schema;
+
+mod carry_out;
+mod handler;
+
+use carry_out::Step;
+pub use handler::{Action, Cx, Undo};
+pub(crate) use handler::BoxFuture;
+use handler::{AnyAction, AnyUndo, Plain};
+
+/// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.
+///
+/// It is a set of handlers of a [`Consumer`]. The consumer's transaction holds all of it: the barrier that remembers
+/// what was done for the step, the effect, and the reply in the outbox. So
+///
+/// - a command that comes again is answered as before, and runs nothing,
+/// - a compensation whose action never came does nothing, and keeps the action from ever running,
+/// - an action that comes after its compensation, or after its deadline, does not run,
+/// - a compensation is given what its action had answered, also where the orchestrator never heard of it.
+///
+/// Needs the tables of [`schema`](crate::schema) and of [`tailrace_idempotency::schema`], and a relay for the replies.
+///
+/// ```no_run
+/// # use serde::{Deserialize, Serialize};
+/// use tailrace_idempotency::{BoxError, Config};
+/// use tailrace_saga::{Command, Participant, participant::Cx};
+///
+/// # #[derive(Serialize, Deserialize)] struct ReserveCredit { customer: String, cents: i64 }
+/// # #[derive(Serialize, Deserialize)] struct CreditReserved { hold: i64 }
+/// # #[derive(Serialize, Deserialize)] struct CreditLimitExceeded;
+/// # impl Command for ReserveCredit {
+/// #     const TYPE: &'static str = "credit.reserve.v1";
+/// #     const TOPIC: &'static str = "customers.commands";
+/// #     type Reply = CreditReserved;
+/// #     type Refusal = CreditLimitExceeded;
+/// # }
+/// async fn reserve_credit(
+///     cx: Cx<'_>,
+///     command: ReserveCredit,
+/// ) -> Result<Result<CreditReserved, CreditLimitExceeded>, BoxError> {
+///     let hold: Option<(i64,)> = sqlx::query_as(
+///         "update customer set free_cents = free_cents - $2
+///          where name = $1 and free_cents >= $2 returning $2",
+///     )
+///     .bind(&command.customer)
+///     .bind(command.cents)
+///     .fetch_optional(cx.conn)
+///     .await?;
+///     Ok(hold.map(|(hold,)| CreditReserved { hold }).ok_or(CreditLimitExceeded))
+/// }
+///
+/// async fn release_credit(
+///     cx: Cx<'_>,
+///     command: ReserveCredit,
+///     reserved: CreditReserved,
+/// ) -> Result<(), BoxError> {
+///     sqlx::query("update customer set free_cents = free_cents + $2 where name = $1")
+///         .bind(&command.customer)
+///         .bind(reserved.hold)
+///         .execute(cx.conn)
+///         .await?;
+///     Ok(())
+/// }
+///
+/// # async fn run(pool: sqlx::PgPool, stop: impl Future<Output = ()>) -> Result<(), BoxError> {
+/// Participant::on("customers.commands")
+///     .source("/customers")
+///     .handle(reserve_credit)
+///     .undo(release_credit)
+///     .run(Config::new("customers", "localhost:9092", pool), stop)
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a participant does nothing until it runs or has joined a consumer"]
+pub struct Participant<S = ()> {
+    topic: String,
+    source: String,
+    outbox: Outbox,
+    steps: Vec<Box<dyn Registered<S>>>,
+}
+
+/// A [`Participant`] whose last action may get a compensation.
+#[must_use = "a participant does nothing until it runs or has joined a consumer"]
+pub struct Handling<S, C: Command> {
+    participant: Participant<S>,
+    action: Arc<dyn AnyAction<S, C>>,
+}
+
+impl<S: Send + Sync + 'static> Participant<S> {
+    /// A participant that listens to this topic, which must exist when it starts.
+    pub fn on(topic: impl Into<String>) -> Self {
+        let topic = topic.into();
+        let source = format!("/{topic}");
+        Self { topic, source, outbox: Outbox::new(Store::Wal), steps: Vec::new() }
+    }
+
+    /// The URI reference of the service, on its replies. Default: the topic's name behind a slash.
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source = source.into();
+        self
+    }
+
+    /// Where replies are written. Default: the write-ahead log.
+    pub fn outbox(mut self, outbox: Outbox) -> Self {
+        self.outbox = outbox;
+        self
+    }
+
+    /// Registers the action of a command, by the type of its second argument.
+    ///
+    /// A compensation of it, unless [`Handling::undo`] follows, becomes a dead letter.
+    pub fn handle<C: Command>(
+        self,
+        action: impl for<'a> Action<'a, S, C> + 'static,
+    ) -> Handling<S, C> {
+        Handling { participant: self, action: Arc::new(Plain(action)) }
+    }
+
+    /// Adds topic and handlers to a consumer, which may have others.
+    ///
+    /// Give it [`batch_records_max`](Config::batch_records_max) of 50: see [`run`](Self::run).
+    pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
+        let Self { topic, source, outbox, steps } = self;
+        let voice = Arc::new(carry_out::Voice { source, outbox });
+        steps
+            .into_iter()
+            .fold(consumer.topic(topic), |consumer, step| step.join(Arc::clone(&voice), consumer))
+    }
+
+    /// Runs as a consumer of its own until `stop` resolves: see [`Consumer::run`].
+    ///
+    /// At most 50 commands share a transaction: each is behind a savepoint, and a transaction with more than 64 of them
+    /// slows down every reader of the database.
+    ///
+    /// # Errors
+    /// [`Kind::Schema`](crate::Kind::Schema) where the tables are missing; otherwise what [`Consumer::run`] says.
+    pub async fn run(
+        self,
+        config: Config<S>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Report, Error> {
+        schema::check_patiently(config.pool()).await?;
+        let consumer = Consumer::new(config.batch_records_max(BATCH_RECORDS_MAX));
+        self.join(consumer).run(stop).await.map_err(Error::of_consumer)
+    }
+}
+
+/// Below PGPROC_MAX_CACHED_SUBXIDS of Postgres (`src/include/storage/proc.h`), which is 64.
+const BATCH_RECORDS_MAX: usize = 50;
+
+impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
+    /// Registers the compensation of the action before it.
+    pub fn undo(self, undo: impl for<'a> Undo<'a, S, C> + 'static) -> Participant<S> {
+        self.with(Some(Arc::new(Plain(undo))))
+    }
+
+    /// The participant as it is; the last action cannot be undone.
+    pub fn done(self) -> Participant<S> {
+        self.with(None)
+    }
+
+    /// As [`Participant::handle`]; the action before it cannot be undone.
+    pub fn handle<D: Command>(
+        self,
+        action: impl for<'a> Action<'a, S, D> + 'static,
+    ) -> Handling<S, D> {
+        self.with(None).handle(action)
+    }
+
+    /// As [`Participant::join`]; the last action cannot be undone.
+    pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
+        self.with(None).join(consumer)
+    }
+
+    /// As [`Participant::run`]; the last action cannot be undone.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn run(
+        self,
+        config: Config<S>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Report, Error> {
+        self.with(None).run(config, stop).await
+    }
+
+    fn with(self, undo: Option<Arc<dyn AnyUndo<S, C>>>) -> Participant<S> {
+        let Self { mut participant, action } = self;
+        participant.steps.push(Box::new(Operations { action, undo, command: PhantomData }));
+        participant
+    }
+}
+
+/// What is registered for a command.
+struct Operations<S, C: Command> {
+    action: Arc<dyn AnyAction<S, C>>,
+    undo: Option<Arc<dyn AnyUndo<S, C>>>,
+    command: PhantomData<fn() -> C>,
+}
+
+/// [`Operations`] without the type of their command.
+trait Registered<S>: Send + Sync {
+    fn join(self: Box<Self>, voice: Arc<carry_out::Voice>, consumer: Consumer<S>) -> Consumer<S>;
+
+    fn command(&self) -> &'static str;
+}
+
+impl<S: Send + Sync + 'static, C: Command> Registered<S> for Operations<S, C> {
+    fn join(self: Box<Self>, voice: Arc<carry_out::Voice>, consumer: Consumer<S>) -> Consumer<S> {
+        let Self { action, undo, .. } = *self;
+        consumer.on::<C>(C::TYPE, Step { action, undo, voice })
+    }
+
+    fn command(&self) -> &'static str {
+        C::TYPE
+    }
+}
+
+impl<S> std::fmt::Debug for Participant<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let commands: Vec<_> = self.steps.iter().map(|step| step.command()).collect();
+        f.debug_struct("Participant")
+            .field("topic", &self.topic)
+            .field("commands", &commands)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, C: Command> std::fmt::Debug for Handling<S, C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handling")
+            .field("participant", &self.participant)
+            .field("last", &C::TYPE)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Deletes what is remembered of sagas that began before this time, at most `rows_max` rows, and says how many.
+///
+/// For a task of the service that runs now and then, until it answers with 0. A command of such a saga is a dead letter
+/// from then on, since nobody knows whether it was carried out; so keep the rows for longer than a saga can last: its
+/// deadline, the time for which a compensation is tried, and that for which claims of the consumer are kept.
+///
+/// # Errors
+/// [`Kind::Database`](crate::Kind::Database).
+pub async fn forget(
+    conn: &mut PgConnection,
+    begun_before: SystemTime,
+    rows_max: u32,
+) -> Result<u64, Error> {
+    rows::forget(conn, begun_before, i64::from(rows_max)).await
+}

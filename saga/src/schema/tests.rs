@@ -1,0 +1,37 @@
+use super::*;
+use crate::bed::{DEADLINE, bare};
+
+#[tokio::test]
+async fn eight_installers_at_once_install_once() {
+    let bed = bare("saga_schema_eight").await;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let pool = bed.pool.clone();
+        tasks.spawn(async move { install(&mut pool.acquire().await.unwrap()).await });
+    }
+    let results = tokio::time::timeout(DEADLINE, tasks.join_all()).await.expect("they end");
+
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert_eq!(
+        bed.count("SELECT count(*) FROM tailrace.saga_version").await,
+        MIGRATIONS.len() as i64
+    );
+}
+
+#[tokio::test]
+async fn a_missing_or_old_schema_says_how_to_mend_it() {
+    let bed = bare("saga_schema_missing").await;
+    let mut conn = bed.pool.acquire().await.unwrap();
+
+    let missing = check(&mut conn).await.unwrap_err();
+    install(&mut conn).await.unwrap();
+    check(&mut conn).await.unwrap();
+    bed.execute("UPDATE tailrace.saga_version SET version = version - 100").await;
+    let old = check(&mut conn).await.unwrap_err();
+
+    for error in [missing, old] {
+        assert_eq!(error.kind(), Kind::Schema);
+        assert!(error.to_string().contains("schema::install"), "{error}");
+    }
+}

@@ -1,0 +1,429 @@
+//! What an orchestrator keeps of its sagas, in its own database.
+//!
+//! Every function works in the caller's transaction. Who holds the lock of an instance has all of the saga to himself.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::correlation::SagaId;
+use crate::definition::Identity;
+use crate::error::{Error, Kind};
+use crate::instance::Instance;
+use crate::transition::{Entry, Input, Tick, Timer};
+
+/// The attributes of messages that something has caused.
+pub(crate) type Cause = BTreeMap<String, String>;
+
+/// A saga, locked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Kept {
+    pub(crate) identity: Identity,
+    /// None where a newer release has written it.
+    pub(crate) instance: Option<Instance>,
+    pub(crate) origin: Cause,
+}
+
+/// A saga as it is to be from now on.
+#[derive(Debug, Clone)]
+pub(crate) struct Changed {
+    pub(crate) instance: Instance,
+    /// What it was started by, where it is new.
+    pub(crate) begun: Option<Cause>,
+}
+
+/// What one input has done to a saga.
+#[derive(Debug, Clone)]
+pub(crate) struct Noted {
+    pub(crate) saga: SagaId,
+    pub(crate) revision: u64,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// An input that waits in the table.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Waiting {
+    pub(crate) id: i64,
+    pub(crate) saga: SagaId,
+    pub(crate) input: Input,
+    pub(crate) cause: Cause,
+    pub(crate) attempts: i32,
+}
+
+/// An input that is to wait.
+#[derive(Debug, Clone)]
+pub(crate) struct Deferred {
+    pub(crate) saga: SagaId,
+    pub(crate) input: Input,
+    pub(crate) cause: Cause,
+    pub(crate) reason: Reason,
+    /// Its row, where it has waited before.
+    pub(crate) ticket: Option<i64>,
+}
+
+/// Why an input waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Reason {
+    /// The service or a person has told it.
+    Told,
+    /// There is no such saga, or not yet.
+    Unknown,
+    /// Nobody here can run its definition.
+    Foreign,
+    /// It could not be applied: the service's code, or what came of it, failed.
+    Failed,
+}
+
+impl Reason {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Told => "told",
+            Self::Unknown => "unknown",
+            Self::Foreign => "foreign",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Locks sagas in the order of their ids, so that two transactions never wait for each other in a circle.
+pub(crate) async fn lock(
+    conn: &mut PgConnection,
+    sagas: &[SagaId],
+) -> Result<BTreeMap<SagaId, Kept>, Error> {
+    let ids: Vec<Uuid> = sagas.iter().map(|saga| *saga.as_uuid()).collect();
+    let rows = sqlx::query(
+        "SELECT id, definition, version, hash, instance::text, origin::text
+         FROM tailrace.saga_instance WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+    )
+    .bind(ids)
+    .fetch_all(conn)
+    .await
+    .map_err(reading)?;
+    rows.iter().map(kept).collect()
+}
+
+fn kept(row: &PgRow) -> Result<(SagaId, Kept), Error> {
+    let text = |at| row.try_get::<&str, usize>(at).map_err(reading);
+    let version: i64 = row.try_get(2).map_err(reading)?;
+    let identity = Identity {
+        name: text(1)?.into(),
+        version: u32::try_from(version).unwrap_or(u32::MAX),
+        hash: text(3)?.into(),
+    };
+    let kept = Kept {
+        identity,
+        instance: serde_json::from_str(text(4)?).ok(),
+        origin: serde_json::from_str(text(5)?).unwrap_or_default(),
+    };
+    Ok((SagaId::from_uuid(row.try_get(0).map_err(reading)?), kept))
+}
+
+/// A saga as it was last stored.
+pub(crate) async fn read(conn: &mut PgConnection, id: SagaId) -> Result<Option<Instance>, Error> {
+    let found: Option<String> =
+        sqlx::query_scalar("SELECT instance::text FROM tailrace.saga_instance WHERE id = $1")
+            .bind(*id.as_uuid())
+            .fetch_optional(conn)
+            .await
+            .map_err(reading)?;
+    found.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
+}
+
+/// Stores sagas that were locked, or are new. A new one whose id is taken is an error.
+pub(crate) async fn write(conn: &mut PgConnection, changed: &[Changed]) -> Result<(), Error> {
+    let (new, known): (Vec<_>, Vec<_>) = changed.iter().partition(|saga| saga.begun.is_some());
+    insert(conn, &new).await?;
+    update(conn, &known).await
+}
+
+async fn insert(conn: &mut PgConnection, sagas: &[&Changed]) -> Result<(), Error> {
+    if sagas.is_empty() {
+        return Ok(());
+    }
+    let instances = || sagas.iter().map(|saga| &saga.instance);
+    let origin = |saga: &&Changed| json(&saga.begun.clone().unwrap_or_default());
+    sqlx::query(
+        "INSERT INTO tailrace.saga_instance
+             (id, definition, version, hash, status, revision, instance, origin)
+         SELECT id, definition, version, hash, status, revision, instance::json, origin::json
+         FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[])
+             AS given (id, definition, version, hash, status, revision, instance, origin)
+         ORDER BY id",
+    )
+    .bind(instances().map(|saga| *saga.id().as_uuid()).collect::<Vec<_>>())
+    .bind(instances().map(|saga| saga.definition().name.to_string()).collect::<Vec<_>>())
+    .bind(instances().map(|saga| i64::from(saga.definition().version)).collect::<Vec<_>>())
+    .bind(instances().map(|saga| saga.definition().hash.to_string()).collect::<Vec<_>>())
+    .bind(instances().map(|saga| saga.status().as_str()).collect::<Vec<_>>())
+    .bind(instances().map(revision).collect::<Vec<_>>())
+    .bind(instances().map(json).collect::<Result<Vec<_>, _>>()?)
+    .bind(sagas.iter().map(origin).collect::<Result<Vec<_>, _>>()?)
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(())
+}
+
+async fn update(conn: &mut PgConnection, sagas: &[&Changed]) -> Result<(), Error> {
+    if sagas.is_empty() {
+        return Ok(());
+    }
+    let instances = || sagas.iter().map(|saga| &saga.instance);
+    // Definition and version change only by a migration; to write what they are costs nothing, since they are what they
+    // were to the index.
+    sqlx::query(
+        "UPDATE tailrace.saga_instance AS kept
+         SET definition = given.definition, version = given.version, hash = given.hash, status = given.status,
+             revision = given.revision, instance = given.instance::json, changed_at = now()
+         FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[])
+             AS given (id, definition, version, hash, status, revision, instance)
+         WHERE kept.id = given.id",
+    )
+    .bind(instances().map(|saga| *saga.id().as_uuid()).collect::<Vec<_>>())
+    .bind(instances().map(|saga| saga.definition().name.to_string()).collect::<Vec<_>>())
+    .bind(instances().map(|saga| i64::from(saga.definition().version)).collect::<Vec<_>>())
+    .bind(instances().map(|saga| saga.definition().hash.to_string()).collect::<Vec<_>>())
+    .bind(instances().map(|saga| saga.status().as_str()).collect::<Vec<_>>())
+    .bind(instances().map(revision).collect::<Vec<_>>())
+    .bind(instances().map(json).collect::<Result<Vec<_>, _>>()?)
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(())
+}
+
+/// Appends to the journal.
+pub(crate) async fn note(conn: &mut PgConnection, noted: &[Noted]) -> Result<(), Error> {
+    if noted.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO tailrace.saga_journal (saga_id, revision, entries)
+         SELECT saga_id, revision, entries::json
+         FROM unnest($1::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY
+             AS given (saga_id, revision, entries, place)
+         ORDER BY place",
+    )
+    .bind(noted.iter().map(|noted| *noted.saga.as_uuid()).collect::<Vec<_>>())
+    .bind(noted.iter().map(|noted| number(noted.revision)).collect::<Vec<_>>())
+    .bind(noted.iter().map(|noted| json(&noted.entries)).collect::<Result<Vec<_>, _>>()?)
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(())
+}
+
+/// Wishes for ticks.
+pub(crate) async fn set_timers(
+    conn: &mut PgConnection,
+    timers: &[(SagaId, Timer)],
+) -> Result<(), Error> {
+    if timers.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
+         SELECT to_timestamp(due / 1000000.0), saga_id, tick::json
+         FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS given (due, saga_id, tick)",
+    )
+    .bind(timers.iter().map(|(_, timer)| micros(timer.due)).collect::<Vec<_>>())
+    .bind(timers.iter().map(|(saga, _)| *saga.as_uuid()).collect::<Vec<_>>())
+    .bind(timers.iter().map(|(_, timer)| json(&timer.tick)).collect::<Result<Vec<_>, _>>()?)
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(())
+}
+
+/// Takes timers that are due, of sagas that one of these definitions runs, with the locks of their sagas. Those that
+/// somebody else works at are passed over.
+pub(crate) async fn take_timers(
+    conn: &mut PgConnection,
+    mine: &[Identity],
+    now: SystemTime,
+    max: u32,
+) -> Result<Vec<(SagaId, Tick)>, Error> {
+    let rows = sqlx::query(
+        "WITH due AS (
+             SELECT timer.ctid AS at
+             FROM tailrace.saga_timer AS timer
+             JOIN tailrace.saga_instance AS saga ON saga.id = timer.saga_id
+             WHERE timer.due_at <= to_timestamp($1 / 1000000.0)
+               AND EXISTS (SELECT FROM unnest($2::text[], $3::bigint[], $4::text[]) AS mine (name, version, hash)
+                   WHERE (saga.definition, saga.version, saga.hash) = (mine.name, mine.version, mine.hash))
+             ORDER BY timer.due_at LIMIT $5
+             FOR UPDATE SKIP LOCKED)
+         DELETE FROM tailrace.saga_timer AS timer
+         WHERE timer.ctid = ANY (ARRAY(SELECT at FROM due))
+         RETURNING timer.saga_id, timer.tick::text",
+    )
+    .bind(micros(now))
+    .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
+    .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
+    .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
+    .bind(i64::from(max))
+    .fetch_all(conn)
+    .await
+    .map_err(reading)?;
+    rows.iter()
+        .map(|row| {
+            let saga = SagaId::from_uuid(row.try_get(0).map_err(reading)?);
+            let tick = serde_json::from_str(row.try_get(1).map_err(reading)?).map_err(unreadable)?;
+            Ok((saga, tick))
+        })
+        .collect()
+}
+
+/// Stores what cannot be told now. What comes for a saga that nobody knows is kept for so long.
+pub(crate) async fn defer(
+    conn: &mut PgConnection,
+    deferred: &[Deferred],
+    unknown_for_secs: f64,
+) -> Result<(), Error> {
+    if deferred.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO tailrace.saga_input (saga_id, input, cause, reason, attempts, not_before, expires_at)
+         SELECT saga_id, input::json, cause::json, reason, (reason = 'failed')::integer,
+             now() + interval '1 s' * (reason = 'failed')::integer,
+             CASE WHEN reason = 'unknown' THEN now() + interval '1 s' * $5 END
+         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY
+             AS given (saga_id, input, cause, reason, place)
+         ORDER BY place",
+    )
+    .bind(deferred.iter().map(|input| *input.saga.as_uuid()).collect::<Vec<_>>())
+    .bind(deferred.iter().map(|input| json(&input.input)).collect::<Result<Vec<_>, _>>()?)
+    .bind(deferred.iter().map(|input| json(&input.cause)).collect::<Result<Vec<_>, _>>()?)
+    .bind(deferred.iter().map(|input| input.reason.as_str()).collect::<Vec<_>>())
+    .bind(unknown_for_secs)
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(())
+}
+
+/// Inputs that can be told now, to sagas that one of these definitions runs, with the locks of both.
+pub(crate) async fn waiting(
+    conn: &mut PgConnection,
+    mine: &[Identity],
+    max: u32,
+) -> Result<Vec<Waiting>, Error> {
+    let rows = sqlx::query(
+        "SELECT input.id, input.saga_id, input.input::text, input.cause::text, input.attempts
+         FROM tailrace.saga_input AS input
+         JOIN tailrace.saga_instance AS saga ON saga.id = input.saga_id
+         WHERE input.not_before <= now()
+           AND EXISTS (SELECT FROM unnest($1::text[], $2::bigint[], $3::text[]) AS mine (name, version, hash)
+               WHERE (saga.definition, saga.version, saga.hash) = (mine.name, mine.version, mine.hash))
+         ORDER BY input.id LIMIT $4
+         FOR UPDATE SKIP LOCKED",
+    )
+    .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
+    .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
+    .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
+    .bind(i64::from(max))
+    .fetch_all(conn)
+    .await
+    .map_err(reading)?;
+    rows.iter()
+        .map(|row| {
+            let text = |at| row.try_get::<&str, usize>(at).map_err(reading);
+            Ok(Waiting {
+                id: row.try_get(0).map_err(reading)?,
+                saga: SagaId::from_uuid(row.try_get(1).map_err(reading)?),
+                input: serde_json::from_str(text(2)?).map_err(unreadable)?,
+                cause: serde_json::from_str(text(3)?).unwrap_or_default(),
+                attempts: row.try_get(4).map_err(reading)?,
+            })
+        })
+        .collect()
+}
+
+/// Removes inputs that were told.
+pub(crate) async fn told(conn: &mut PgConnection, ids: &[i64]) -> Result<(), Error> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query("DELETE FROM tailrace.saga_input WHERE id = ANY ($1)")
+        .bind(ids)
+        .execute(conn)
+        .await
+        .map_err(writing)?;
+    Ok(())
+}
+
+/// Puts inputs off that could not be told, twice as long each time, five minutes at most.
+pub(crate) async fn put_off(
+    conn: &mut PgConnection,
+    ids: &[i64],
+    reason: Reason,
+) -> Result<(), Error> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE tailrace.saga_input SET attempts = attempts + 1, reason = $2,
+             not_before = now() + interval '1 s' * least(300, power(2, least(attempts, 10)))
+         WHERE id = ANY ($1)",
+    )
+    .bind(ids)
+    .bind(reason.as_str())
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(())
+}
+
+/// Removes inputs whose saga has not come in time, a bounded number of them, and says how many.
+pub(crate) async fn expire(conn: &mut PgConnection, max: u32) -> Result<u64, Error> {
+    let expired = sqlx::query(
+        "DELETE FROM tailrace.saga_input WHERE id = ANY (ARRAY(
+             SELECT input.id FROM tailrace.saga_input AS input
+             WHERE expires_at <= now()
+               AND NOT EXISTS (SELECT FROM tailrace.saga_instance AS saga WHERE saga.id = input.saga_id)
+             ORDER BY input.id LIMIT $1 FOR UPDATE SKIP LOCKED))",
+    )
+    .bind(i64::from(max))
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(expired.rows_affected())
+}
+
+fn revision(instance: &Instance) -> i64 {
+    number(instance.revision())
+}
+
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn micros(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string(value)
+        // Postgres stores no NUL in a text; as JSON it is written in six characters, which are data all the same.
+        .map_err(|error| {
+            Error::new(Kind::Unreadable, "a saga does not encode as JSON").caused_by(error)
+        })
+}
+
+fn unreadable(error: serde_json::Error) -> Error {
+    let place = format!("line {}, column {}", error.line(), error.column());
+    Error::new(Kind::Schema, "what is stored of a saga is not known to this version").caused_by(place)
+}
+
+fn reading(error: sqlx::Error) -> Error {
+    Error::database("sagas cannot be read", error)
+}
+
+fn writing(error: sqlx::Error) -> Error {
+    Error::database("sagas cannot be stored", error)
+}

@@ -1,0 +1,126 @@
+//! An orchestrator and its participants as processes of their own.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use sqlx::PgPool;
+use tailrace_idempotency::Config;
+use tailrace_saga::Engine;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::interval;
+
+use crate::node;
+use crate::saga_shop::{Manners, Service, create_order, participant};
+
+#[derive(Args)]
+pub(crate) struct EngineArgs {
+    #[command(flatten)]
+    place: Place,
+    /// The versions of the saga that it can run
+    #[arg(long = "saga-version", default_value = "1")]
+    versions: Vec<u32>,
+    /// After how long an attempt is given up
+    #[arg(long, default_value_t = 5_000)]
+    time_out_ms: u64,
+    /// It refuses to start where somebody's sagas would stand still
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ParticipantArgs {
+    #[command(flatten)]
+    place: Place,
+    #[arg(long)]
+    service: Service,
+    /// Of so many sagas the commands of one take long
+    #[arg(long, default_value_t = 0)]
+    slow_every: u64,
+    #[arg(long, default_value_t = 0)]
+    slow_for_ms: u64,
+}
+
+#[derive(Args)]
+struct Place {
+    #[arg(long)]
+    database_url: String,
+    #[arg(long)]
+    kafka_brokers: String,
+    /// Before the names of groups and topics
+    #[arg(long)]
+    prefix: String,
+    /// After how long the group takes it for dead
+    #[arg(long, default_value_t = 6_000)]
+    session_ms: u32,
+}
+
+/// A Postgres that was restarted is back by then, also on a busy machine.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How long a former owner that is stopped can hold up the next one.
+const TAKEOVER_MAX: Duration = Duration::from_secs(2);
+/// Between two times that an engine says what was counted.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+impl Place {
+    fn config(&self, name: &str) -> Config {
+        let pool = PgPool::connect_lazy(&self.database_url).expect("the url is one");
+        Config::new(format!("{}{name}", self.prefix), self.kafka_brokers.clone(), pool)
+            .start_deadline(START_MAX)
+            .rebalance_deadline(TAKEOVER_MAX)
+            // What fails because somebody died is tried again soon.
+            .parked_wait(Duration::from_millis(100), Duration::from_secs(1))
+            .kafka_property("session.timeout.ms", self.session_ms.to_string())
+            .kafka_property("heartbeat.interval.ms", (self.session_ms / 20).to_string())
+    }
+}
+
+pub(crate) async fn orchestrate(arguments: EngineArgs) -> ExitCode {
+    node::log();
+    let time_out = Duration::from_millis(arguments.time_out_ms);
+    let engine = Engine::new(arguments.place.config("engine"))
+        .source("/orders")
+        .topic_prefix(&arguments.place.prefix)
+        .strict(arguments.strict);
+    let engine = arguments.versions.iter().fold(engine, |engine, &version| {
+        engine.saga(&create_order(version, time_out).expect("the definition is right"))
+    });
+    let counters = engine.counters();
+    tokio::spawn(async move {
+        let mut tick = interval(TELL_EVERY);
+        loop {
+            tick.tick().await;
+            tracing::info!(report = ?counters.report(), quarantined = ?counters.quarantined(), "counted");
+        }
+    });
+    tracing::info!("an engine begins");
+    ended(engine.run(terminated()).await)
+}
+
+pub(crate) async fn participate(arguments: ParticipantArgs) -> ExitCode {
+    node::log();
+    let ParticipantArgs { place, service, slow_every, slow_for_ms } = arguments;
+    let manners = Manners { slow_every, slow_for: Duration::from_millis(slow_for_ms) };
+    let config = place.config(service.name()).state(manners);
+    tracing::info!(service = service.name(), "a participant begins");
+    ended(participant(service, &place.prefix).run(config, terminated()).await)
+}
+
+async fn terminated() {
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
+    terminate.recv().await;
+}
+
+fn ended<R: std::fmt::Debug>(ended: Result<R, tailrace_saga::Error>) -> ExitCode {
+    match ended {
+        Ok(report) => {
+            tracing::info!(?report, "the node has ended");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(%error, source, "the node has ended");
+            ExitCode::FAILURE
+        }
+    }
+}
