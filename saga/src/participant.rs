@@ -15,10 +15,11 @@ use crate::schema;
 
 mod carry_out;
 mod handler;
+pub(crate) mod savepoint;
 
 use carry_out::Step;
-pub use handler::{Action, Cx, Undo};
 pub(crate) use handler::BoxFuture;
+pub use handler::{Action, Cx, Undo};
 use handler::{AnyAction, AnyUndo, Plain};
 
 /// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.
@@ -160,7 +161,7 @@ impl<S: Send + Sync + 'static> Participant<S> {
 }
 
 /// Below PGPROC_MAX_CACHED_SUBXIDS of Postgres (`src/include/storage/proc.h`), which is 64.
-const BATCH_RECORDS_MAX: usize = 50;
+pub(crate) const BATCH_RECORDS_MAX: usize = 50;
 
 impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
     /// Registers the compensation of the action before it.

@@ -86,6 +86,31 @@ pub(crate) async fn remember(
         })
 }
 
+/// As [`remember`], with any number of messages.
+pub(crate) async fn remember_all(
+    conn: &mut PgConnection,
+    outbox: &Outbox,
+    correlation: &Correlation,
+    barrier: Barrier,
+    reply: Option<&[u8]>,
+    messages: &[Message],
+) -> Result<(), Error> {
+    if let [message] = messages {
+        return remember(conn, outbox, correlation, barrier, reply, message).await;
+    }
+    sqlx::query(REMEMBER)
+        .bind(correlation.saga.as_uuid())
+        .bind(&*correlation.step)
+        .bind(barrier.action.map(|past| i64::from(past.epoch.get())))
+        .bind(barrier.action.map(|past| past.ended.as_str()))
+        .bind(reply)
+        .bind(barrier.compensation.map(|epoch| i64::from(epoch.get())))
+        .execute(&mut *conn)
+        .await
+        .map_err(|error| Error::database("what was done for a step cannot be stored", error))?;
+    outbox.write_all(conn, messages).await.map(drop).map_err(Error::of_outbox)
+}
+
 fn bound<'o>(
     merge: tailrace_outbox::Merge<'o>,
     correlation: &Correlation,

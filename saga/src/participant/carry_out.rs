@@ -13,6 +13,7 @@ use crate::command::Command;
 use crate::correlation::{Answer, Instruction, Operation};
 use crate::error::{Error, Kind};
 use crate::participant::handler::{AnyAction, AnyUndo, BoxFuture, Cx};
+use crate::participant::savepoint;
 use crate::transition::REPLY_TYPE;
 
 /// How a participant answers.
@@ -123,16 +124,16 @@ impl<S: Send + Sync + 'static, C: Command> Step<S, C> {
     /// Runs the action behind a savepoint, so that a refusal leaves nothing but itself.
     async fn act(&self, cx: Running<'_, S>, command: C) -> Result<Said, BoxError> {
         let Running { conn, instruction, meta, state } = cx;
-        statement(conn, "SAVEPOINT tailrace_step").await?;
+        savepoint::set(conn).await?;
         let running = Cx::new(&mut *conn, &instruction.correlation, meta, state);
         match self.action.run(running, command).await? {
             Ok(reply) => {
-                statement(conn, "RELEASE SAVEPOINT tailrace_step").await?;
+                savepoint::release(conn).await?;
                 let payload = Some(json(&reply, "the reply")?);
                 Ok(Said { ended: Ended::Done, answer: Answer::Done, payload })
             }
             Err(refusal) => {
-                statement(conn, "ROLLBACK TO SAVEPOINT tailrace_step").await?;
+                savepoint::undo(conn).await?;
                 let payload = Some(json(&refusal, "the refusal")?);
                 Ok(Said { ended: Ended::Refused, answer: Answer::Refused, payload })
             }
@@ -195,12 +196,4 @@ fn json(value: &impl Serialize, what: &str) -> Result<Vec<u8>, Error> {
         Error::new(Kind::Unreadable, format!("{what} of the action does not encode"))
             .caused_by(error)
     })
-}
-
-async fn statement(conn: &mut PgConnection, text: &'static str) -> Result<(), Error> {
-    sqlx::raw_sql(text)
-        .execute(conn)
-        .await
-        .map(drop)
-        .map_err(|error| Error::database("a savepoint cannot be set or undone", error))
 }
