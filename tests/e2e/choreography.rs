@@ -1,0 +1,249 @@
+//! Sagas without an orchestrator over three services in databases of their own, on relays and Kafka.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rustix::process::Signal;
+use sqlx::{PgPool, Row};
+use tailrace_saga::SagaId;
+use tailrace_stack::{Database, Stack, unique};
+use tests::choreography_shop::{
+    CHOREOGRAPHED, CHOREOGRAPHED_TABLES, OrderEvent, choreography, service,
+};
+use tests::process::Process;
+
+use crate::run::{LEAD_MAX, node, stop};
+
+/// Everything has come to rest by then.
+const END_MAX: Duration = Duration::from_secs(90);
+/// What nobody waits for.
+const LONG: Duration = Duration::from_secs(600);
+
+struct Shop {
+    prefix: String,
+    brokers: String,
+    homes: BTreeMap<&'static str, (Database, PgPool)>,
+    _relays: Vec<Process>,
+}
+
+impl Shop {
+    async fn new(name: &str) -> Self {
+        let stack = Stack::shared().await;
+        let brokers = stack.kafka().brokers().to_owned();
+        let prefix = format!("{}.", unique(name));
+        let mut homes = BTreeMap::new();
+        let mut relays = Vec::new();
+        for service in CHOREOGRAPHED {
+            let name = format!("{name}_{service}");
+            let database = stack.postgres().fresh_database(&name).await.unwrap();
+            let pool = PgPool::connect(database.url()).await.unwrap();
+            let mut conn = pool.acquire().await.unwrap();
+            tailrace_idempotency::schema::install(&mut conn).await.unwrap();
+            tailrace_saga::schema::install(&mut conn).await.unwrap();
+            sqlx::raw_sql(CHOREOGRAPHED_TABLES).execute(&mut *conn).await.unwrap();
+            let slot = unique(&name);
+            let place = ["relay", "--database-url", database.url(), "--kafka-brokers", &brokers];
+            let named = ["--slot", &slot, "--relay-id", &slot];
+            relays.push(Process::start(&node(), [&place[..], &named[..]].concat()));
+            homes.insert(service, (database, pool));
+        }
+        make_topics(&brokers, &prefix).await;
+        for relay in &mut relays {
+            relay.says("leading", LEAD_MAX).await;
+        }
+        Self { prefix, brokers, homes, _relays: relays }
+    }
+
+    fn start(&self, service: &str) -> Process {
+        let (database, _) = &self.homes[service];
+        let place = ["choreographed", "--database-url", database.url()];
+        let rest = ["--kafka-brokers", &self.brokers, "--prefix", &self.prefix];
+        Process::start(&node(), [&place[..], &rest[..], &["--service", service]].concat())
+    }
+
+    fn pool(&self, service: &str) -> &PgPool {
+        &self.homes[service].1
+    }
+
+    async fn place(&self, order: OrderEvent, within: Duration) -> SagaId {
+        let choreography = choreography(within).unwrap();
+        let starter = service(&choreography, "orders").topic_prefix(&self.prefix).starter();
+        let mut tx = self.pool("orders").begin().await.unwrap();
+        let saga = starter.start(&mut tx, &order).await.unwrap();
+        effect(&mut tx, saga, "place-order").await;
+        tx.commit().await.unwrap();
+        saga
+    }
+
+    /// Waits until a statement that counts answers so.
+    async fn counts(&self, service: &str, query: &'static str, saga: SagaId, expected: i64) {
+        let counting = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            loop {
+                tick.tick().await;
+                let query = sqlx::query_scalar::<_, i64>(query).bind(saga.as_uuid());
+                if query.fetch_one(self.pool(service)).await.unwrap() == expected {
+                    return;
+                }
+            }
+        };
+        let counted = tokio::time::timeout(END_MAX, counting).await;
+        assert!(
+            counted.is_ok(),
+            "{query} in {service} is not {expected}: {:?}",
+            self.left(saga).await
+        );
+    }
+
+    /// Waits until the first service sees a saga so, and every step of it has this sum and was done so often.
+    async fn ends(&self, saga: SagaId, status: &'static str, steps: &[(&str, i64, i64)]) {
+        let query = match status {
+            "completed" => {
+                "SELECT count(*) FROM tailrace.saga_choreography WHERE saga_id = $1 AND status = 'completed'"
+            }
+            _ => {
+                "SELECT count(*) FROM tailrace.saga_choreography WHERE saga_id = $1 AND status = 'undone'"
+            }
+        };
+        self.counts("orders", query, saga, 1).await;
+        let expected: BTreeMap<String, (i64, i64)> =
+            steps.iter().map(|(step, sum, done)| ((*step).to_owned(), (*sum, *done))).collect();
+        let looking = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            while self.left(saga).await != expected {
+                tick.tick().await;
+            }
+        };
+        let looked = tokio::time::timeout(END_MAX, looking).await;
+        assert!(looked.is_ok(), "{:?} is not {expected:?}", self.left(saga).await);
+    }
+
+    /// The sum of every step, and how often it was done.
+    async fn left(&self, saga: SagaId) -> BTreeMap<String, (i64, i64)> {
+        let mut left = BTreeMap::new();
+        for (_, pool) in self.homes.values() {
+            let rows = sqlx::query(
+                "SELECT step, sum(delta), count(*) FILTER (WHERE delta > 0)
+                 FROM effect WHERE saga = $1 GROUP BY step",
+            )
+            .bind(saga.as_uuid())
+            .fetch_all(pool)
+            .await
+            .unwrap();
+            left.extend(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))));
+        }
+        left
+    }
+
+    async fn open(&self, service: &str, number: i64) {
+        let opened = sqlx::query("INSERT INTO opened (number) VALUES ($1)").bind(number);
+        opened.execute(self.pool(service)).await.unwrap();
+    }
+}
+
+async fn make_topics(brokers: &str, prefix: &str) {
+    let names = CHOREOGRAPHED.map(|service| format!("{prefix}{service}"));
+    let topics = names.each_ref().map(|name| NewTopic::new(name, 3, TopicReplication::Fixed(-1)));
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    for answer in admin.create_topics(&topics, &AdminOptions::new()).await.unwrap() {
+        answer.unwrap();
+    }
+}
+
+async fn effect(conn: &mut sqlx::PgConnection, saga: SagaId, step: &str) {
+    sqlx::query("INSERT INTO effect (saga, step, delta) VALUES ($1, $2, 1)")
+        .bind(saga.as_uuid())
+        .bind(step)
+        .execute(conn)
+        .await
+        .unwrap();
+}
+
+fn order(number: i64) -> OrderEvent {
+    OrderEvent { number, ..OrderEvent::default() }
+}
+
+const COMPLETED: &[(&str, i64, i64)] = &[
+    ("place-order", 1, 1),
+    ("reserve-credit", 1, 1),
+    ("open-account", 1, 1),
+    ("capture-payment", 1, 1),
+    ("approve-order", 1, 1),
+];
+/// Everything was done, and is undone.
+const REFUSED_BY_PAYMENT: &[(&str, i64, i64)] =
+    &[("place-order", 0, 1), ("reserve-credit", 0, 1), ("open-account", 0, 1)];
+const UNDONE: &str = "SELECT count(*) FROM tailrace.saga_barrier WHERE saga_id = $1 AND compensation_epoch IS NOT NULL";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_that_react_to_each_other_complete_a_saga_or_undo_it() {
+    let shop = Shop::new("choreography").await;
+    let mut services = CHOREOGRAPHED.map(|service| shop.start(service));
+
+    let completed = shop.place(order(1), LONG).await;
+    let refused_by = Some("capture-payment".to_owned());
+    let refused = shop.place(OrderEvent { refused_by, ..order(2) }, LONG).await;
+    // The refusal overtakes what leads to the account.
+    let (refused_by, held_by) =
+        (Some("reserve-credit".to_owned()), Some("open-account".to_owned()));
+    let overtaken = shop.place(OrderEvent { refused_by, held_by, ..order(3) }, LONG).await;
+    // Nobody answers in time, and the customer's service wakes up when all is over.
+    let held_by = Some("reserve-credit".to_owned());
+    let expired = shop.place(OrderEvent { held_by, ..order(4) }, Duration::from_millis(500)).await;
+
+    shop.counts("payments", UNDONE, overtaken, 1).await;
+    shop.open("payments", 3).await;
+    shop.counts("customers", UNDONE, expired, 1).await;
+    shop.open("customers", 4).await;
+    shop.ends(completed, "completed", COMPLETED).await;
+    shop.ends(refused, "undone", REFUSED_BY_PAYMENT).await;
+    for service in ["payments", "customers"] {
+        let parked = "SELECT count(*) FROM tailrace.parked_message WHERE $1::uuid IS NOT NULL";
+        shop.counts(service, parked, overtaken, 0).await;
+    }
+    shop.ends(overtaken, "undone", &[("place-order", 0, 1)]).await;
+    shop.ends(expired, "undone", &[("place-order", 0, 1), ("open-account", 0, 1)]).await;
+    for service in &mut services {
+        stop(service).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_killed_in_the_middle_does_its_part_once() {
+    let shop = Shop::new("choreography_kill").await;
+    let mut others = ["orders", "payments"].map(|service| shop.start(service));
+    let mut killed = shop.start("customers");
+    let mut sagas = Vec::new();
+    for number in 0..60 {
+        let refused_by = (number % 2 == 1).then(|| "capture-payment".to_owned());
+        sagas.push(shop.place(OrderEvent { refused_by, ..order(number) }, LONG).await);
+        if number == 30 {
+            shop.counts(
+                "customers",
+                "SELECT count(DISTINCT saga) FROM effect WHERE saga = $1",
+                sagas[0],
+                1,
+            )
+            .await;
+            killed.signal(Signal::KILL);
+        }
+    }
+
+    killed.ends(END_MAX).await;
+    let mut restarted = shop.start("customers");
+
+    for (number, saga) in sagas.iter().enumerate() {
+        match number % 2 {
+            0 => shop.ends(*saga, "completed", COMPLETED).await,
+            _ => shop.ends(*saga, "undone", REFUSED_BY_PAYMENT).await,
+        }
+    }
+    stop(&mut restarted).await;
+    for service in &mut others {
+        stop(service).await;
+    }
+}
