@@ -22,6 +22,8 @@ mod dead_letters;
 mod delivery;
 #[path = "e2e/endpoints.rs"]
 mod endpoints;
+#[path = "e2e/examples.rs"]
+mod examples;
 #[path = "e2e/failover.rs"]
 mod failover;
 #[path = "e2e/gaps.rs"]
@@ -36,6 +38,8 @@ mod outages;
 mod partition_count;
 #[path = "e2e/pooler.rs"]
 mod pooler;
+#[path = "e2e/positions.rs"]
+mod positions;
 #[path = "e2e/proofs.rs"]
 mod proofs;
 #[path = "e2e/replay.rs"]

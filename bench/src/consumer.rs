@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 use tailrace_idempotency::{
-    BatchCx, Config, Consumer, Counters, Cx, Item, Outcome, retention, schema,
+    BatchCx, Config, Consumer, Counters, Cx, Dedupe, Item, Outcome, retention, schema,
 };
 use tailrace_stack::{Needs, Stack, unique};
 use tokio::sync::oneshot;
@@ -44,7 +44,7 @@ pub(crate) struct Options {
     /// How often each variant is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
     runs: u16,
-    /// Variants to measure, batch/ids or each/ids; all when not given
+    /// Variants to measure, batch/ids, batch/position or each/ids; all when not given
     #[arg(long)]
     variant: Vec<String>,
 }
@@ -54,16 +54,19 @@ pub(crate) struct Options {
 pub(crate) enum Variant {
     /// A statement for all messages of a transaction.
     Batch,
+    /// The same without a row per message: known by the sequence of their relay.
+    Position,
     /// A handler call and a statement for each.
     Each,
 }
 
 impl Variant {
-    const ALL: [Variant; 2] = [Variant::Batch, Variant::Each];
+    const ALL: [Variant; 3] = [Variant::Batch, Variant::Position, Variant::Each];
 
     fn name(self) -> &'static str {
         match self {
             Variant::Batch => "batch/ids",
+            Variant::Position => "batch/position",
             Variant::Each => "each/ids",
         }
     }
@@ -144,7 +147,7 @@ async fn by_hand(pool: &PgPool, variant: Variant, messages: u64) -> Result<f64, 
     let rate = consumer_by_hand::write(pool, variant, messages).await?;
     sqlx::raw_sql(
         "truncate booking; truncate tailrace.processed_message; \
-         truncate tailrace.consumer_progress; checkpoint",
+         truncate tailrace.consumer_progress; truncate tailrace.consumer_position; checkpoint",
     )
     .execute(pool)
     .await?;
@@ -159,11 +162,16 @@ async fn ours(
     variant: Variant,
     messages: u64,
 ) -> Result<f64, Failure> {
-    let config =
-        Config::new(unique("consumer"), brokers, pool.clone()).batch_records_max(BATCH_RECORDS);
+    let dedupe = match variant {
+        Variant::Position => Dedupe::Position,
+        Variant::Batch | Variant::Each => Dedupe::ProcessedMessages,
+    };
+    let config = Config::new(unique("consumer"), brokers, pool.clone())
+        .batch_records_max(BATCH_RECORDS)
+        .dedupe(dedupe);
     let consumer = Consumer::new(config).topic(topic);
     let consumer = match variant {
-        Variant::Batch => consumer.on_batch("booked.v1", book_all),
+        Variant::Batch | Variant::Position => consumer.on_batch("booked.v1", book_all),
         Variant::Each => consumer.on("booked.v1", book),
     };
     let counters = consumer.counters();

@@ -67,6 +67,32 @@ async fn apply(
     let decoded = decoded?;
     let ids: Vec<Uuid> = batch.iter().map(|(id, _)| *id).collect();
     sqlx::raw_sql("begin").execute(&mut *connection).await?;
+    match variant {
+        Variant::Position => known_by_position(connection, lane, next_offset).await?,
+        Variant::Batch | Variant::Each => known_by_ids(connection, lane, next_offset, &ids).await?,
+    }
+    match variant {
+        Variant::Batch | Variant::Position => {
+            let all: Vec<&Booked> = decoded.iter().collect();
+            book_all(connection, &ids, &all).await?;
+        }
+        Variant::Each => {
+            for (id, booked) in ids.iter().zip(&decoded) {
+                book(connection, id, booked).await?;
+            }
+        }
+    }
+    sqlx::raw_sql("commit").execute(connection).await?;
+    Ok(())
+}
+
+/// Fence and claims.
+async fn known_by_ids(
+    connection: &mut PgConnection,
+    lane: i32,
+    next_offset: i64,
+    ids: &[Uuid],
+) -> Result<(), Failure> {
     let fenced = sqlx::query(
         "update tailrace.consumer_progress set next_offset = $2, updated_at = now() \
          where consumer = 'by-hand' and topic = 'consumer' and partition = $1 and lane = 0 \
@@ -81,24 +107,41 @@ async fn apply(
          select 'by-hand', id from unnest($1::uuid[]) as id order by id \
          on conflict do nothing",
     )
-    .bind(&ids)
+    .bind(ids)
     .execute(&mut *connection)
     .await?;
     if fenced.rows_affected() != 1 || claimed.rows_affected() != ids.len() as u64 {
         return Err("a message of the run by hand was there already".into());
     }
-    match variant {
-        Variant::Batch => {
-            let all: Vec<&Booked> = decoded.iter().collect();
-            book_all(connection, &ids, &all).await?;
-        }
-        Variant::Each => {
-            for (id, booked) in ids.iter().zip(&decoded) {
-                book(connection, id, booked).await?;
-            }
-        }
+    Ok(())
+}
+
+/// Fence and highest sequence.
+async fn known_by_position(
+    connection: &mut PgConnection,
+    lane: i32,
+    next_offset: i64,
+) -> Result<(), Failure> {
+    let fenced = sqlx::query(
+        "with fenced as ( \
+             update tailrace.consumer_progress set next_offset = $2, updated_at = now() \
+             where consumer = 'by-hand' and topic = 'consumer' and partition = $1 and lane = 0 \
+             and epoch = 1 returning epoch) \
+         insert into tailrace.consumer_position as known \
+             (consumer, topic, partition, lane, relay, sequence, \"offset\") \
+         select 'by-hand', 'consumer', $1, 0, 'bench', $3, $2 from fenced \
+         on conflict (consumer, topic, partition, lane, relay) do update \
+             set sequence = excluded.sequence, \"offset\" = excluded.\"offset\" \
+             where known.sequence < excluded.sequence",
+    )
+    .bind(lane)
+    .bind(next_offset)
+    .bind(format!("{next_offset:032x}"))
+    .execute(&mut *connection)
+    .await?;
+    if fenced.rows_affected() != 1 {
+        return Err("a message of the run by hand was there already".into());
     }
-    sqlx::raw_sql("commit").execute(connection).await?;
     Ok(())
 }
 

@@ -42,8 +42,10 @@ pub(crate) async fn fill(brokers: &str, topic: &str, messages: u64) -> Result<()
             .create()?;
         for number in 0..messages {
             let (id, key) = (Uuid::now_v7().to_string(), format!("account-{:05}", number % KEYS));
+            let sequence = format!("bench:{:08x}{:016x}{:08x}", 1, number + 1, 0);
             let payload = payload(number);
-            let headers = headers(&id);
+            let headers =
+                headers(&id).insert(Header { key: "ce_sequence", value: Some(sequence.as_str()) });
             let mut record = BaseRecord::to(&topic).key(&key).payload(&payload).headers(headers);
             while let Err((error, refused)) = producer.send(record) {
                 let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);

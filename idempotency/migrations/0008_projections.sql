@@ -1,4 +1,4 @@
--- Tables of tailrace-idempotency, version 8: read models that are built beside the live one.
+-- Tables of tailrace-idempotency, version 8: read models that are built beside the live one; an index of what waits.
 --
 -- A role that runs a projection needs, beside the grants of the versions before and the right to create schemas in its
 -- database (GRANT CREATE ON DATABASE):
@@ -48,5 +48,9 @@ BEGIN
     RETURN found_schema;
 END
 $$;
+
+-- A consumer looks for messages that were put back by hand, however many are parked behind others.
+CREATE INDEX parked_message_waiting ON tailrace.parked_message (consumer, topic, partition, "offset")
+    WHERE state = 'waiting';
 
 INSERT INTO tailrace.idempotency_version (version) VALUES (8);

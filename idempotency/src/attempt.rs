@@ -1,9 +1,10 @@
 //! A batch is tried until all of it is committed: applied, parked, or a dead letter.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::calls::Calls;
 use crate::consumer::Unhandled;
@@ -12,6 +13,7 @@ use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, Shared, in_time, stopped};
 use crate::metrics::Tally;
+use crate::milestone::Milestone;
 use crate::parked_rows::{First, NewRow, State, Table};
 use crate::parking::{Head, Parked, Queue};
 use crate::plan::{Aside, Next, Plan, Width};
@@ -30,6 +32,7 @@ pub(crate) struct Effects {
     pub(crate) parked: Parked,
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) looked_for_put_back: Instant,
     width: Width,
 }
 
@@ -68,9 +71,12 @@ impl Effects {
     ) -> Result<Self, LaneEnd> {
         let mut patience = Backoff::new(shared.retry_for);
         let heads = loop {
-            match heads(&shared, owned).await {
+            let permit = shared.gate.turn(&mut stop).await?;
+            let heads = heads(&shared, owned).await;
+            shared.gate.ended(permit, heads.as_ref().err());
+            match heads {
                 Ok(heads) => break heads,
-                Err(error) => wait_after(error, &mut patience, &mut stop).await?,
+                Err(error) => wait_after(&shared, error, &mut patience, &mut stop).await?,
             }
         };
         let mut parked = Parked::default();
@@ -79,7 +85,8 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        Ok(Self { shared, owned: owned.clone(), parked, calls: Calls::default(), stop, width })
+        let (owned, calls) = (owned.clone(), Calls::default());
+        Ok(Self { shared, owned, parked, calls, stop, looked_for_put_back: now, width })
     }
 
     /// Whether so many keys are parked that nothing more is taken.
@@ -103,7 +110,14 @@ impl Effects {
         let mut patience = Backoff::new(self.shared.retry_for);
         let mut uncertain = None;
         while !plan.is_done() {
-            let error = match self.attempt(batch, &mut plan, uncertain.take()).await {
+            let permit = self.shared.gate.turn(&mut self.stop).await?;
+            let attempt = self.attempt(batch, &mut plan, uncertain.take()).await;
+            let fault = match &attempt {
+                Ok(Attempt::Uncertain(_, error)) | Err(error) => Some(error),
+                Ok(_) => None,
+            };
+            self.shared.gate.ended(permit, fault);
+            let error = match attempt {
                 Ok(Attempt::Committed(sealed)) => {
                     plan.committed(sealed.until);
                     self.committed(sealed);
@@ -152,7 +166,7 @@ impl Effects {
         }
         plan.lost(collided);
         self.shared.counters.count_retry();
-        wait_after(error, patience, &mut self.stop).await
+        wait_after(&self.shared, error, patience, &mut self.stop).await
     }
 
     /// One attempt. After an uncertain commit the database is asked first what became of it.
@@ -172,7 +186,12 @@ impl Effects {
         }
         let mut tx = self.begin().await?;
         let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
-        match self.transaction(&mut tx, batch, &mut trial, plan).await {
+        let span = tracing::debug_span!(
+            "batch", topic = %self.owned.partition.topic, partition = self.owned.partition.number,
+            lane = self.owned.lane, messages = plan.reach().unwrap_or(batch.len()) - plan.start(),
+        );
+        let transaction = self.transaction(&mut tx, batch, &mut trial, plan).instrument(span);
+        match transaction.await {
             Ok(Some(sealed)) => self.commit(tx, sealed, &trial, plan).await,
             Ok(None) => {
                 roll_back(tx).await;
@@ -223,6 +242,7 @@ impl Effects {
         let to = reach.unwrap_or(start);
         let at = batch.offset(to);
         let Some(fenced) = self.advance(conn, batch, to).await? else { return Ok(None) };
+        self.shared.reached(Milestone::Fenced).await;
         loop {
             match plan.next() {
                 Next::Run { records, guarded } => {
@@ -233,6 +253,7 @@ impl Effects {
                     }
                 }
                 Next::Commit { until } => {
+                    self.shared.reached(Milestone::Handled).await;
                     let open = progress::still_open(conn, &fenced);
                     let open = in_time("the batch's transaction cannot be checked", open).await;
                     if let Err(error) = open {
@@ -397,7 +418,10 @@ impl Effects {
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
         let error = match commit(tx).await {
-            Ok(()) => return Ok(Attempt::Committed(sealed)),
+            Ok(()) => {
+                self.shared.reached(Milestone::Committed).await;
+                return Ok(Attempt::Committed(sealed));
+            }
             Err(error) => error,
         };
         if error.is_transient() {
@@ -425,6 +449,16 @@ impl Effects {
 }
 
 impl Batch {
+    /// How many records are to be applied.
+    pub(crate) fn len(&self) -> usize {
+        self.work.records.len()
+    }
+
+    /// When the first of them was written.
+    pub(crate) fn written(&self) -> Option<SystemTime> {
+        self.work.records.first().and_then(|record| record.meta.timestamp())
+    }
+
     /// Where progress stands when everything before this record is committed.
     fn offset(&self, until: usize) -> Offset {
         let next = self.work.records.get(until);
@@ -507,14 +541,20 @@ pub(crate) async fn acquire(
     acquired.map_err(|error| Error::database("no connection to postgres", error))
 }
 
-/// Waits before the next attempt; the lane ends where there is none, or where it is told to meanwhile.
+/// Waits before the next attempt; the lane ends where there is none, or where it is told to meanwhile. A database that is
+/// away takes none of the time for retries: that it is tried again is up to its gate.
 async fn wait_after(
+    shared: &Shared,
     error: Error,
     patience: &mut Backoff,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), LaneEnd> {
     if !error.is_transient() {
         return Err(LaneEnd::Failed(error));
+    }
+    if error.is_outage() && shared.gate.is_shut() {
+        *patience = Backoff::new(shared.retry_for);
+        return Ok(());
     }
     let Some(wait) = patience.failed(Instant::now(), chance()) else {
         return Err(LaneEnd::Failed(error));

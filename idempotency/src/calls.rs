@@ -10,6 +10,7 @@ use crate::breaker::Permit;
 use crate::call::Answer;
 use crate::error::{Error, Kind};
 use crate::lane::Shared;
+use crate::milestone::Milestone;
 use crate::parking::Queue;
 use crate::position::Offset;
 use crate::record::Record;
@@ -70,6 +71,7 @@ impl Calls {
 
 async fn make(shared: Arc<Shared>, queue: Queue, start: Start) -> Called {
     let Start { route, record, intent, permit } = start;
+    shared.reached(Milestone::Prepared).await;
     let began = Instant::now();
     let answer = match shared.dispatch.limits(route) {
         None => Err(Error::new(Kind::Internal, "a call without bounds was made")),
@@ -84,7 +86,9 @@ async fn make(shared: Arc<Shared>, queue: Queue, start: Start) -> Called {
             })
         }
     };
-    let told = permit.ended(answer.is_err(), began.elapsed());
+    let took = began.elapsed();
+    shared.reached(Milestone::Called).await;
+    let told = permit.ended(answer.is_err(), took);
     shared.counters.count_call(answer.is_err(), told);
     if told.opened {
         tracing::error!(

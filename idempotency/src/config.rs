@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
+use crate::breaker::Breaker;
 use crate::dedupe::{Dedupe, Unsequenced};
 use crate::error::{Error, Kind};
 use crate::lanes::LANES_LIMIT;
+use crate::outage;
 use crate::retry::{OnFailure, OutOfHorizon, Policy};
 
 /// Properties of librdkafka that the guarantees rest on.
@@ -90,6 +92,7 @@ pub(crate) struct Options {
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
+    pub(crate) database_breaker: Breaker,
     pub(crate) policy: Policy,
     pub(crate) dedupe: Dedupe,
     pub(crate) unsequenced: Unsequenced,
@@ -119,6 +122,7 @@ impl Config {
                 batch_records_max: 500,
                 batch_wait: Duration::from_millis(5),
                 retry_for: Duration::from_secs(60),
+                database_breaker: outage::breaker(),
                 policy: Policy::default(),
                 dedupe: Dedupe::default(),
                 unsequenced: Unsequenced::default(),
@@ -172,11 +176,21 @@ impl<S> Config<S> {
         self
     }
 
-    /// How long a batch is repeated at transient faults of the database before the consumer halts.
-    /// Default: 60 s.
+    /// How long a batch is repeated at transient faults of the database before the consumer halts. A database that is
+    /// away is waited for without an end: see [`database_breaker`](Self::database_breaker). Default: 60 s.
     #[must_use]
     pub fn retry_for(mut self, time: Duration) -> Self {
         self.options.retry_for = time;
+        self
+    }
+
+    /// The breaker around Postgres. Attempts that find nobody there open it: nothing is applied and nothing more is taken
+    /// from Kafka, while the consumer stays in its group; then one lane tries now and then, and all go on when Postgres
+    /// answers. Keep a clone to watch its state. Default: it opens at the second of four attempts that fails, and lets
+    /// one through each second.
+    #[must_use]
+    pub fn database_breaker(mut self, breaker: Breaker) -> Self {
+        self.options.database_breaker = breaker;
         self
     }
 
@@ -377,6 +391,9 @@ impl<S> Config<S> {
                 CLASSIC_PROPERTIES.join(", ")
             ),
         );
+        for fault in self.options.database_breaker.faults() {
+            check(false, format!("database_breaker: {fault}"));
+        }
         for (name, _) in &self.options.kafka_properties {
             check(
                 !RESERVED.contains(&name.trim()),

@@ -15,18 +15,21 @@ use crate::codec::{Codec, Json};
 use crate::config::{self, Config, GroupProtocol, Options};
 use crate::error::{Error, Kind};
 use crate::handler::{BatchHandler, Handler};
+use crate::health::Health;
 use crate::id_source::IdFrom;
 use crate::intake::{Intake, Settings, Stop};
 use crate::lane::Shared;
 use crate::lanes::Lanes;
-use crate::metrics::{Counters, Report};
+use crate::metrics::{Counters, Meters, Report};
+use crate::milestone::Hook;
+use crate::outage::Gate;
 use crate::progress::Takeover;
 use crate::retry::{Backoff, chance};
 use crate::route::{Dispatch, Many, One, Registry, Routes, Typed, decode_by};
 use crate::{dead_letter, retention, schema};
 
-/// How often the partitions of the next days are made while the consumer runs.
-const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+/// How often the partitions of the next days are made, and counted, while the consumer runs.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// How long a consumer whose lanes have finished waits for the group to see it off, beyond the time for a shutdown.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -80,6 +83,7 @@ pub struct Consumer<S = ()> {
     unhandled: Unhandled,
     id_from: Option<IdFrom>,
     counters: Counters,
+    health: Health,
 }
 
 impl<S: Send + Sync + 'static> Consumer<S> {
@@ -92,6 +96,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             unhandled: Unhandled::default(),
             id_from: None,
             counters: Counters::default(),
+            health: Health::default(),
         }
     }
 
@@ -314,6 +319,11 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         self.counters.clone()
     }
 
+    /// A handle to how it is; it stays valid after the consumer has ended.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Runs until `shutdown` resolves; then running batches are finished and committed, the group is left,
     /// and the counts are returned.
     ///
@@ -358,7 +368,10 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             unhandled: self.unhandled,
             id_from: self.id_from.map(Arc::new),
             counters: self.counters,
+            health: self.health,
             entering: String::new(),
+            group: None,
+            hook: None,
         }
     }
 }
@@ -371,21 +384,27 @@ pub(crate) struct Runner {
     dispatch: Arc<dyn Dispatch>,
     unhandled: Unhandled,
     id_from: Option<Arc<IdFrom>>,
-    counters: Counters,
+    pub(crate) counters: Counters,
+    health: Health,
     /// A statement with which each transaction of the handlers begins; none if empty.
     pub(crate) entering: String,
+    /// The Kafka group, where it is not the consumer's name.
+    pub(crate) group: Option<String>,
+    pub(crate) hook: Option<Hook>,
 }
 
 impl Runner {
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
-        let counters = self.counters.clone();
+        let (counters, health) = (self.counters.clone(), self.health.clone());
         let pool = self.options.pool.clone();
         let leave_within = self.options.shutdown_deadline + LEAVE_WAIT_MAX;
         let sends_letters = self.options.policy.dead_letter_topic.is_some();
+        let stop = Arc::new(Stop::default());
+        let _abandoned_when_dropped = Abandon(Arc::clone(&stop), health.clone());
         prepare(&pool, self.options.start_deadline, sends_letters).await?;
 
-        let stop = Arc::new(Stop::default());
-        let _abandoned_when_dropped = Abandon(Arc::clone(&stop));
+        let meters = Meters::new(&self.options.consumer);
+        count_days(&pool, &meters).await;
         let Thread { mut served, left } = self.spawn(Arc::clone(&stop))?;
         let mut shutdown = pin!(shutdown);
         let mut stopping = false;
@@ -396,12 +415,16 @@ impl Runner {
                     stopping = true;
                     stop.finish();
                 }
-                () = tokio::time::sleep(PARTITIONS_EVERY) => make_partitions(&pool).await,
+                () = tokio::time::sleep(PARTITIONS_EVERY) => {
+                    make_partitions(&pool).await;
+                    count_days(&pool, &meters).await;
+                }
             }
         };
         if tokio::time::timeout(leave_within, left).await.is_err() {
             tracing::warn!("the group was not left in time; its coordinator will notice by itself");
         }
+        meters.counted(&counters.report(), false);
         match result {
             Ok(served) => served.map(|()| counters.report()),
             Err(_) => Err(Error::new(Kind::Internal, "the intake's thread broke off")),
@@ -410,20 +433,28 @@ impl Runner {
 
     fn spawn(self, stop: Arc<Stop>) -> Result<Thread, Error> {
         let options = self.options;
-        let client = client_config(&options);
+        let mut client = client_config(&options);
+        if let Some(group) = &self.group {
+            client.set("group.id", group);
+        }
         let protocol = match options.group_protocol {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
             protocol => protocol,
         };
         let Options { consumer, brokers, pool, .. } = options;
+        let meters = Meters::new(&consumer);
         let shared = Arc::new(Shared {
             consumer,
             pool,
+            gate: Gate::new(options.database_breaker, self.counters.clone(), self.health.clone()),
             dispatch: self.dispatch,
             unhandled: self.unhandled,
             id_from: self.id_from,
             entering: self.entering,
+            hook: self.hook,
             counters: self.counters,
+            meters,
+            health: self.health,
             batch_records_max: options.batch_records_max,
             batch_wait: options.batch_wait,
             retry_for: options.retry_for,
@@ -451,11 +482,13 @@ impl Runner {
         let runtime = tokio::runtime::Handle::current();
         let (served_sender, served) = oneshot::channel();
         let (left_sender, left) = oneshot::channel();
+        let health = shared.health.clone();
         std::thread::Builder::new()
             .name("tailrace-intake".to_owned())
             .spawn(move || {
                 match Intake::open(settings, shared, runtime, stop) {
                     Ok(mut intake) => {
+                        health.began();
                         // Nobody may be waiting any more; then there is nobody to tell.
                         drop(served_sender.send(intake.serve()));
                         intake.leave();
@@ -488,11 +521,12 @@ struct Thread {
     left: oneshot::Receiver<()>,
 }
 
-struct Abandon(Arc<Stop>);
+struct Abandon(Arc<Stop>, Health);
 
 impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.abandon();
+        self.1.ended();
     }
 }
 
@@ -551,6 +585,26 @@ async fn make_partitions(pool: &PgPool) {
     };
     if let Err(error) = made.await {
         tracing::warn!(error = %error, "partitions were not made ahead; claims make them on demand");
+    }
+}
+
+/// Claims make what is missing on demand, at a price; that it comes to this is an alarm.
+async fn count_days(pool: &PgPool, meters: &Meters) {
+    let counted = async {
+        let mut conn = pool
+            .acquire()
+            .await
+            .map_err(|error| Error::database("no connection to postgres", error))?;
+        retention::days_ahead(&mut conn).await
+    };
+    match counted.await {
+        Ok(days) => {
+            meters.days_ahead(days);
+            if days < retention::DAYS_AHEAD_MIN {
+                tracing::error!(days, "claims have partitions for fewer than two days ahead");
+            }
+        }
+        Err(error) => tracing::debug!(error = %error, "the days ahead were not counted"),
     }
 }
 

@@ -183,6 +183,24 @@ impl Error {
         matches!(self.verdict(), Verdict::Retry | Verdict::RetryFewer)
     }
 
+    /// The database itself was not there for a statement of ours, whatever the statement was.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn is_outage(&self) -> bool {
+        if self.0.kind != Kind::Database {
+            return false;
+        }
+        match self.source().and_then(|cause| cause.downcast_ref::<sqlx::Error>()) {
+            Some(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => true,
+            Some(sqlx::Error::Database(error)) => {
+                let code = error.code().unwrap_or_default();
+                // Shutting down, crashed, starting, a standby, no connection left.
+                matches!(code.as_ref(), "57P01" | "57P02" | "57P03" | "25006" | "53300")
+                    || code.starts_with("08")
+            }
+            _ => false,
+        }
+    }
+
     /// Somebody else held a row until patience ended.
     #[cfg(feature = "kafka")]
     pub(crate) fn is_lock_timeout(&self) -> bool {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::ClientConfig;
 use rdkafka::Message as _;
@@ -27,7 +27,7 @@ use crate::known::{self, Inspector};
 use crate::lane::{Lane, LaneEnd, Shared, in_time};
 use crate::lanes::AppliedBefore;
 use crate::leaving;
-use crate::metrics::Tally;
+use crate::metrics::{Standing, Tally};
 use crate::native::{self, Complaint, Described, PartitionQueue, TopicIds};
 use crate::position::{Offset, Position};
 use crate::progress::{self, Epoch, Owned, Partition, Taken, Takeover, Wanted};
@@ -47,6 +47,10 @@ const HINT_EVERY: Duration = Duration::from_secs(1);
 /// How long the epoch of assigned partitions is tried to be raised while the database is busy or away: far shorter
 /// than `max.poll.interval.ms`. It is longer where the deadline for a rebalance is.
 const OWN_FOR: Duration = Duration::from_secs(45);
+/// How long a partition that could not be owned waits while the database is away.
+const AWAY_WAIT: Duration = Duration::from_secs(1);
+/// How long the intake waits for a connection: meanwhile the client is not polled.
+const ACQUIRE_MAX: Duration = Duration::from_secs(5);
 /// How long an owner that found a newer epoch keeps trying to own the partition.
 const OWN_AGAIN_FOR: Duration = Duration::from_secs(600);
 /// How long brokers have to let a client in by the newer group protocol. Too short only costs the newer protocol.
@@ -95,6 +99,14 @@ struct Lost {
     backoff: Backoff,
     /// When to own it again; none while a lane of ours has not met the fence again.
     again_at: Option<Instant>,
+    /// Keeps what is fetched of a partition that was never owned away from others.
+    _queue: Option<PartitionQueue>,
+}
+
+impl Default for Lost {
+    fn default() -> Self {
+        Self { backoff: Backoff::new(OWN_AGAIN_FOR), again_at: None, _queue: None }
+    }
 }
 
 pub(crate) struct Intake {
@@ -321,6 +333,7 @@ impl Intake {
         }
         if self.hinted.elapsed() >= HINT_EVERY {
             self.hint();
+            self.tell();
         }
         Ok(())
     }
@@ -329,16 +342,41 @@ impl Intake {
     fn assigned(&mut self, list: &TopicPartitionList) -> Result<(), Error> {
         let partitions = self.partitions(list);
         tracing::info!(partitions = partitions.len(), "assigned");
-        let owned = self.own(&partitions).inspect_err(|_| {
-            // The client waits for an answer even when there is no way on.
-            drop(self.client.incremental_assign(&TopicPartitionList::new()));
-        })?;
+        let owned = match self.own(&partitions) {
+            Ok(owned) => owned,
+            Err(error) if error.is_outage() && !self.stop.is_set() => {
+                return self.assign_later(&partitions, &error);
+            }
+            Err(error) => {
+                // The client waits for an answer even when there is no way on.
+                drop(self.client.incremental_assign(&TopicPartitionList::new()));
+                return Err(error);
+            }
+        };
         let mut from = TopicPartitionList::new();
         for taken in owned {
             add(&mut from, &taken.partition, taken.plan.resumes_at())?;
             self.start(taken)?;
         }
         self.client.incremental_assign(&from).map_err(refused)
+    }
+
+    /// Takes partitions over while the database is away: they are not fetched until they are owned, as if they had been
+    /// lost. To wait for it here would keep the client from polling, and the group would see the consumer off.
+    fn assign_later(&mut self, partitions: &[Partition], error: &Error) -> Result<(), Error> {
+        tracing::warn!(error = %error, "partitions are owned once postgres is back");
+        let mut from = TopicPartitionList::new();
+        for partition in partitions {
+            // What is fetched before the pause must not come the common way.
+            let queue = PartitionQueue::open(&self.client, partition.clone(), self.thread.clone())?;
+            let again_at = Some(Instant::now() + AWAY_WAIT);
+            let lost = Lost { again_at, _queue: Some(queue), ..Lost::default() };
+            self.lost.insert(partition.clone(), lost);
+            add(&mut from, partition, None)?;
+        }
+        self.client.pause(&from).map_err(refused)?;
+        self.client.incremental_assign(&from).map_err(refused)?;
+        self.client.pause(&from).map_err(refused)
     }
 
     /// Partitions go elsewhere: let their lanes come to a batch's end, then let go.
@@ -419,6 +457,9 @@ impl Intake {
         if patience > Duration::ZERO {
             self.hint();
         }
+        for partition in partitions {
+            self.shared.meters.stands(partition, Standing::default());
+        }
         self.running.retain(|partition, _| !partitions.contains(partition));
         result
     }
@@ -446,10 +487,7 @@ impl Intake {
             self.lost.remove(&partition);
         }
         let named = partition.clone();
-        let lost = self
-            .lost
-            .entry(partition)
-            .or_insert_with(|| Lost { backoff: Backoff::new(OWN_AGAIN_FOR), again_at: None });
+        let lost = self.lost.entry(partition).or_default();
         let now = Instant::now();
         let Some(wait) = lost.backoff.failed(now, chance()) else {
             let text = format!("another process keeps owning {} {}", named.topic, named.number);
@@ -471,7 +509,16 @@ impl Intake {
             }
         }
         for partition in due {
-            for taken in self.own(std::slice::from_ref(&partition))? {
+            let owned = match self.own(std::slice::from_ref(&partition)) {
+                Err(error) if error.is_outage() => {
+                    if let Some(lost) = self.lost.get_mut(&partition) {
+                        lost.again_at = Some(Instant::now() + AWAY_WAIT);
+                    }
+                    continue;
+                }
+                owned => owned?,
+            };
+            for taken in owned {
                 let from = kafka_offset(taken.plan.resumes_at());
                 self.client
                     .seek(&partition.topic, partition.number, from, BROKER_WAIT_MAX)
@@ -491,8 +538,14 @@ impl Intake {
         }
         let mut backoff = Backoff::new(OWN_FOR.max(self.settings.takeover.deadline * 2));
         loop {
-            let error = match self.try_own(partitions) {
+            let Some(permit) = self.shared.gate.permit() else {
+                return Err(Error::database_silent("postgres is away", Duration::ZERO));
+            };
+            let owned = self.try_own(partitions);
+            self.shared.gate.ended(permit, owned.as_ref().err());
+            let error = match owned {
                 Ok(owned) => return Ok(owned),
+                Err(error) if error.is_outage() && self.shared.gate.is_shut() => return Err(error),
                 Err(error) => error,
             };
             // Brokers that are just restarting are waited for like the database.
@@ -602,6 +655,26 @@ impl Intake {
         }
     }
 
+    /// Tells those who watch how it is.
+    fn tell(&self) {
+        let Shared { meters, health, gate, counters, dispatch, .. } = &*self.shared;
+        let now = SystemTime::now();
+        let mut full = Vec::new();
+        for (partition, running) in &self.running {
+            let end = native::known_end(&self.client, partition);
+            meters.stands(partition, running.standing(end, now));
+            if running.is_held_back() {
+                full.push(format!("{} {}", partition.topic, partition.number));
+            }
+        }
+        health.beat(full);
+        meters.breaker("postgres", gate.state());
+        for (of, breaker) in dispatch.breakers() {
+            meters.breaker(of, breaker.state());
+        }
+        meters.counted(&counters.report(), health.faults().is_empty());
+    }
+
     /// Tells Kafka how far the partitions are, for tools that show lag. Nothing reads it back.
     fn hint(&mut self) {
         self.hinted = Instant::now();
@@ -664,7 +737,11 @@ impl Intake {
 }
 
 async fn acquire(pool: &PgPool) -> Result<PoolConnection<Postgres>, Error> {
-    pool.acquire().await.map_err(|error| Error::database("no connection to postgres", error))
+    let doing = "no connection to postgres";
+    match tokio::time::timeout(ACQUIRE_MAX, pool.acquire()).await {
+        Ok(acquired) => acquired.map_err(|error| Error::database(doing, error)),
+        Err(_) => Err(Error::database_silent(doing, ACQUIRE_MAX)),
+    }
 }
 
 /// What a lane's end means for the consumer.

@@ -78,7 +78,9 @@ fn broken(delivery: &Delivery, found: Break) -> Error {
              with `tailrace inbox seek`, and have messages known by their ids with `tailrace inbox dedupe`",
         ),
         Break::Ahead { highest } => (
-            format!("the sequence of the relay {relay:?} is above that at offset {highest}, which stands behind it"),
+            format!(
+                "the sequence of the relay {relay:?} is above that at offset {highest}, which stands behind it"
+            ),
             "this is not the record that stood there before; begin anew with `tailrace inbox dedupe`",
         ),
         Break::Incarnation { from, to } => (

@@ -13,9 +13,12 @@ use crate::batch::Batch;
 use crate::consumer::Unhandled;
 use crate::dedupe::{Dedupe, Unsequenced};
 use crate::error::Error;
+use crate::health::Health;
 use crate::id_source::IdFrom;
 use crate::lanes::Lanes;
-use crate::metrics::{Counters, Tally};
+use crate::metrics::{Counters, Meters, Tally};
+use crate::milestone::{Hook, Milestone};
+use crate::outage::Gate;
 use crate::position::Offset;
 use crate::progress::Owned;
 use crate::record::Delivery;
@@ -30,12 +33,16 @@ const DATABASE_WAIT_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct Shared {
     pub(crate) consumer: String,
     pub(crate) pool: PgPool,
+    pub(crate) gate: Gate,
     pub(crate) dispatch: Arc<dyn Dispatch>,
     pub(crate) unhandled: Unhandled,
     pub(crate) id_from: Option<Arc<IdFrom>>,
     /// A statement with which each transaction begins; none if empty.
     pub(crate) entering: String,
+    pub(crate) hook: Option<Hook>,
     pub(crate) counters: Counters,
+    pub(crate) meters: Meters,
+    pub(crate) health: Health,
     pub(crate) batch_records_max: usize,
     pub(crate) batch_wait: Duration,
     pub(crate) retry_for: Duration,
@@ -46,6 +53,14 @@ pub(crate) struct Shared {
     pub(crate) unsequenced: Unsequenced,
     pub(crate) lanes: Lanes,
     pub(crate) rebalance_deadline: Duration,
+}
+
+impl Shared {
+    pub(crate) async fn reached(&self, milestone: Milestone) {
+        if let Some(hook) = &self.hook {
+            hook(milestone).await;
+        }
+    }
 }
 
 /// Why a lane came to its end.
@@ -88,6 +103,7 @@ impl Lane {
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         loop {
             let (look_at, is_full) = (effects.look_at(), effects.is_full());
+            self.gauge.parked(effects.parked.len(), is_full);
             tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return effects.finish_calls().await,
@@ -117,6 +133,8 @@ impl Lane {
                 Ok(work) => work,
                 Err(error) => return LaneEnd::Failed(error),
             };
+            let written = work.written();
+            self.gauge.applying(written);
             let applied = tokio::select! {
                 biased;
                 applied = effects.apply(&work) => applied,
@@ -125,6 +143,8 @@ impl Lane {
             if let Err(end) = applied {
                 return end;
             }
+            self.gauge.applying(None);
+            self.shared.meters.committed(work.len(), written);
             self.owned.next_offset = Some(next_offset);
             self.gauge.committed.store(next_offset.get(), Ordering::Release);
         }

@@ -58,6 +58,10 @@
 //!   `tailrace.dead_letter`; a record without an id, or another owner of the database's tables, halts.
 //! - A handler may run more than once for a message; its effect on Postgres happens once. It must touch
 //!   nothing but the transaction it is given.
+//! - Messages of a relay that delivers exactly once may be known by its sequence, without a row for each:
+//!   [`Dedupe::Position`].
+//! - A Postgres that is away is waited for, without hammering it: [`Config::database_breaker`]. [`Health`] and
+//!   [`metrics`] tell.
 //! - What touches anything else is a [`Call`], registered by [`Consumer::on_call`]: prepared in one transaction, made
 //!   outside of any, repeated after a crash with the same idempotency key, and recorded once. A [`Breaker`] keeps it
 //!   from a service that fails or is slow.
@@ -89,6 +93,8 @@ mod client;
 mod codec;
 #[cfg(feature = "kafka")]
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(feature = "kafka")]
 mod consumer;
 #[cfg(feature = "kafka")]
@@ -105,6 +111,8 @@ mod flow;
 pub mod guard;
 #[cfg(feature = "kafka")]
 mod handler;
+#[cfg(feature = "kafka")]
+mod health;
 pub mod http_key;
 #[cfg(feature = "kafka")]
 mod id_source;
@@ -120,9 +128,13 @@ mod lanes;
 mod leaving;
 mod message_id;
 #[cfg(feature = "kafka")]
-mod metrics;
+pub mod metrics;
+#[cfg(feature = "kafka")]
+mod milestone;
 #[cfg(feature = "kafka")]
 mod native;
+#[cfg(feature = "kafka")]
+mod outage;
 #[cfg(feature = "kafka")]
 mod parked_rows;
 #[cfg(feature = "kafka")]
@@ -170,6 +182,8 @@ pub use dedupe::{Dedupe, Unsequenced};
 pub use error::{BoxError, Error, Kind};
 #[cfg(feature = "kafka")]
 pub use handler::{BatchCx, BatchHandler, Cx, Handler, Item, Outcome};
+#[cfg(feature = "kafka")]
+pub use health::Health;
 #[cfg(feature = "kafka")]
 pub use id_source::{IdFrom, Unread};
 pub use message_id::MessageId;

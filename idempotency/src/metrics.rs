@@ -1,4 +1,8 @@
-//! What a consumer has done so far.
+//! What a consumer has done so far, and its metrics, through the facade of the crate `metrics`.
+//!
+//! They go to whatever recorder the process has installed before [`Consumer::run`](crate::Consumer::run); without one
+//! they cost next to nothing. All carry the label [`CONSUMER`]. Counters and gauges are updated once a second,
+//! histograms with each transaction.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,6 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::breaker::Told;
 use crate::dead_letter::Letter;
 use crate::failure::Reason;
+
+mod meters;
+
+pub use meters::{
+    AGE, BATCH_MESSAGES, BREAKER, BREAKER_STATE, CONSUMER, DAYS_AHEAD, DEAD_LETTERED, DUPLICATES,
+    FAILED_ATTEMPTS, FENCED, HANDLER, LAG, LAG_SECONDS, MESSAGES_BUCKETS, OUT_OF_HORIZON, OUTAGES,
+    PARKED, PARKED_KEYS, PARTITION, PROCESSED, READY, RETRIES, SECONDS_BUCKETS, SKIPPED, TOPIC,
+    describe,
+};
+pub(crate) use meters::{Meters, Standing};
 
 /// A cheap handle to a consumer's live counters, for a progress bar or a metrics exporter.
 ///
@@ -32,6 +46,7 @@ struct Counts {
     breaker_openings: AtomicU64,
     retried_batches: AtomicU64,
     fenced: AtomicU64,
+    outages: AtomicU64,
 }
 
 /// Counts of one consumer, as numbers.
@@ -73,6 +88,9 @@ pub struct Report {
     pub retried_batches: u64,
     /// Times that a partition turned out to have a newer owner.
     pub fenced: u64,
+    /// Times that Postgres was found to be away: see
+    /// [`Config::database_breaker`](crate::Config::database_breaker).
+    pub outages: u64,
 }
 
 impl Counters {
@@ -97,6 +115,7 @@ impl Counters {
             breaker_openings: read(&self.0.breaker_openings),
             retried_batches: read(&self.0.retried_batches),
             fenced: read(&self.0.fenced),
+            outages: read(&self.0.outages),
         }
     }
 
@@ -121,6 +140,10 @@ impl Counters {
 
     pub(crate) fn count_fenced(&self) {
         self.0.fenced.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_outage(&self) {
+        self.0.outages.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count_committed(&self, tally: Tally) {

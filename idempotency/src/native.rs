@@ -3,7 +3,7 @@
 //! The wrapper hands over one record per call, each with an allocation and a lock of its own, and panics at a
 //! header name that is not UTF-8; and it does not know topic ids. (`rdkafka.h` of librdkafka:
 //! `rd_kafka_consume_batch_queue`, `rd_kafka_queue_forward`, `rd_kafka_queue_cb_event_enable`,
-//! `rd_kafka_DescribeTopics`.)
+//! `rd_kafka_DescribeTopics`, `rd_kafka_get_watermark_offsets`.)
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -18,11 +18,12 @@ use rdkafka::bindings::{
     rd_kafka_DescribeTopics_result_t, rd_kafka_DescribeTopics_result_topics,
     rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
     rd_kafka_TopicDescription_error, rd_kafka_TopicDescription_name,
-    rd_kafka_TopicDescription_partitions, rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_base64str, rd_kafka_admin_op_t,
-    rd_kafka_consume_batch_queue, rd_kafka_consumer_group_metadata,
-    rd_kafka_consumer_group_metadata_destroy, rd_kafka_consumer_group_metadata_generation_id,
-    rd_kafka_error_code, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
-    rd_kafka_event_error, rd_kafka_header_get_all, rd_kafka_message_destroy,
+    rd_kafka_TopicDescription_partitions, rd_kafka_TopicDescription_topic_id,
+    rd_kafka_Uuid_base64str, rd_kafka_admin_op_t, rd_kafka_consume_batch_queue,
+    rd_kafka_consumer_group_metadata, rd_kafka_consumer_group_metadata_destroy,
+    rd_kafka_consumer_group_metadata_generation_id, rd_kafka_error_code,
+    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error,
+    rd_kafka_get_watermark_offsets, rd_kafka_header_get_all, rd_kafka_message_destroy,
     rd_kafka_message_headers, rd_kafka_message_t, rd_kafka_message_timestamp,
     rd_kafka_queue_cb_event_enable, rd_kafka_queue_destroy, rd_kafka_queue_forward,
     rd_kafka_queue_get_partition, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t,
@@ -310,6 +311,24 @@ unsafe fn described(
         }
     }
     described
+}
+
+/// Where a partition ends, as far as its fetches have told.
+pub(crate) fn known_end(client: &BaseConsumer<Group>, partition: &Partition) -> Option<i64> {
+    let topic = CString::new(&*partition.topic).ok()?;
+    let (mut low, mut high) = (0, 0);
+    #[expect(unsafe_code, reason = "the wrapper asks the brokers instead, and waits for them")]
+    // SAFETY: the client is alive, the name ends with a zero, and the two numbers are ours.
+    let failure = unsafe {
+        rd_kafka_get_watermark_offsets(
+            client.client().native_ptr(),
+            topic.as_ptr(),
+            partition.number,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (failure == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
 }
 
 /// The generation of its group that the client has joined; negative before it has.

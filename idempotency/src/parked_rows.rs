@@ -127,6 +127,32 @@ impl Table<'_> {
         Ok(heads.collect())
     }
 
+    /// Messages that wait to be tried and are none of these heads: a person has put them back.
+    pub(crate) async fn put_back(
+        &self,
+        conn: &mut PgConnection,
+        heads: &[Offset],
+    ) -> Result<Vec<(Queue, First)>, Error> {
+        let heads: Vec<i64> = heads.iter().map(|head| head.get()).collect();
+        let rows: Vec<(Option<Vec<u8>>, i64, String)> = sqlx::query_as(
+            r#"SELECT key, "offset", message_type FROM tailrace.parked_message
+               WHERE consumer = $1 AND topic = $2 AND partition = $3 AND state = 'waiting' AND "offset" <> ALL ($4)
+               ORDER BY "offset" LIMIT 1000"#,
+        )
+        .bind(self.consumer)
+        .bind(&*self.partition.topic)
+        .bind(self.partition.number)
+        .bind(heads)
+        .fetch_all(conn)
+        .await
+        .map_err(unread)?;
+        let first = |(key, offset, message_type): (Option<Vec<u8>>, i64, String)| {
+            let (offset, wait) = (Offset::new(offset), Some(Duration::ZERO));
+            (Queue::of(key.as_deref(), offset), First { offset, message_type, wait })
+        };
+        Ok(rows.into_iter().map(first).collect())
+    }
+
     /// Those of the heads that may be tried or given up now, or that a person has taken away.
     pub(crate) async fn ready(
         &self,

@@ -355,7 +355,9 @@ async fn raise(
             nexts.push(next.map(Offset::get));
             ids.push(wanted.topic_id.as_deref());
             formers.push((lane == 0).then(|| former(&plan.former)).flatten());
-            belows.push(below.copied().flatten().filter(|below| Some(*below) > *next).map(Offset::get));
+            belows.push(
+                below.copied().flatten().filter(|below| Some(*below) > *next).map(Offset::get),
+            );
             formers_applied.push((lane == 0).then(|| former(&before.former)).flatten());
         }
     }

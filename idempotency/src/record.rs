@@ -262,6 +262,11 @@ impl Meta {
         self.headers.iter()
     }
 
+    /// The W3C trace context of the span that wrote the message.
+    pub(crate) fn trace_parent(&self) -> Option<&str> {
+        self.text("traceparent")
+    }
+
     /// What a message that this record causes has to carry: see [`Cx::cause`](crate::Cx::cause).
     pub(crate) fn cause(&self) -> Vec<(String, String)> {
         let id = self.message_id.to_string();

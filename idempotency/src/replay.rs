@@ -26,6 +26,8 @@ use crate::trial::{Mark, Stumble, Trial, Work};
 const QUEUES_MAX: usize = 16;
 /// Messages of a queue in one transaction.
 const RECORDS_MAX: usize = 100;
+/// How often it is looked whether a person has put dead letters back. The lane knows of its own what it has parked.
+const PUT_BACK_EVERY: Duration = Duration::from_secs(5);
 /// How long a queue is left alone after the database failed its replay.
 pub(crate) const FAULT_WAIT: Duration = Duration::from_secs(1);
 
@@ -46,15 +48,23 @@ impl Replayed {
 }
 
 impl Effects {
-    /// When to look for parked messages that may be tried; none while nothing is parked.
+    /// When to look for parked messages that may be tried.
     pub(crate) fn look_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        self.parked.look_at(now, |route| self.free_at(route, now))
+        let known = self.parked.look_at(now, |route| self.free_at(route, now));
+        let others = self.looked_for_put_back + PUT_BACK_EVERY;
+        Some(known.map_or(others, |known| known.min(others)))
     }
 
     /// Looks at the table and replays what may be tried now. A fault of the database only postpones it.
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
-        let ready = match self.ready().await {
+        let Some(permit) = self.shared.gate.permit() else {
+            self.parked.looked(Instant::now());
+            return Ok(());
+        };
+        let ready = self.look().await;
+        self.shared.gate.ended(permit, ready.as_ref().err());
+        let ready = match ready {
             Ok(ready) => ready,
             Err(error) if error.is_transient() => {
                 tracing::warn!(error = %error, "parked messages cannot be looked at now");
@@ -72,7 +82,7 @@ impl Effects {
             self.parked.looked(Instant::now());
         }
         for ready in ready.into_iter().take(QUEUES_MAX) {
-            if *self.stop.borrow() {
+            if *self.stop.borrow() || self.shared.gate.is_shut() {
                 return Ok(());
             }
             // Those before it may have taken the last places of calls.
@@ -152,6 +162,32 @@ impl Effects {
         let noted = noted.await?;
         commit(tx).await?;
         Ok(Some(noted))
+    }
+
+    /// Learns of messages that a person has put back: their keys wait behind them from now on.
+    async fn take_put_back(&mut self) -> Result<(), Error> {
+        let found = in_time("parked messages cannot be read", async {
+            let mut conn = acquire(&self.shared).await?;
+            self.table().put_back(&mut conn, &self.parked.heads()).await
+        });
+        let found = found.await?;
+        let (now, lane) = (Instant::now(), usize::try_from(self.owned.lane).unwrap_or(0));
+        for (queue, first) in found {
+            if self.shared.lanes.of(queue.key(), first.offset) == lane {
+                let head = head_of(&self.shared, first);
+                self.parked.set(queue, Some(head), now);
+            }
+        }
+        Ok(())
+    }
+
+    /// What may be tried now, and now and then also what others have put into the table.
+    async fn look(&mut self) -> Result<Vec<Ready>, Error> {
+        if self.looked_for_put_back.elapsed() >= PUT_BACK_EVERY {
+            self.looked_for_put_back = Instant::now();
+            self.take_put_back().await?;
+        }
+        if self.parked.len() == 0 { Ok(Vec::new()) } else { self.ready().await }
     }
 
     async fn ready(&self) -> Result<Vec<Ready>, Error> {

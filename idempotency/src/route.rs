@@ -6,6 +6,7 @@ use std::fmt;
 
 use sqlx::PgConnection;
 
+use crate::breaker::Breaker;
 use crate::call::{Answer, Limits, Prepared};
 use crate::codec::Codec;
 use crate::error::{BoxError, Error, Kind};
@@ -43,6 +44,9 @@ pub(crate) trait Dispatch: Send + Sync {
 
     /// Bounds of the calls that a handler makes outside Postgres; none where it makes none.
     fn limits(&self, route: RouteId) -> Option<&Limits>;
+
+    /// The breakers around calls, by the type of the messages that make them.
+    fn breakers(&self) -> Vec<(&str, &Breaker)>;
 
     /// The first step of a call, inside a transaction.
     fn prepare<'a>(
@@ -131,6 +135,11 @@ impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
 
     fn limits(&self, route: RouteId) -> Option<&Limits> {
         Some(self.registry.routes.get(route.0)?.outside()?.limits())
+    }
+
+    fn breakers(&self) -> Vec<(&str, &Breaker)> {
+        let types = self.registry.by_type.iter();
+        types.filter_map(|(of, route)| Some((of.as_str(), &self.limits(*route)?.breaker))).collect()
     }
 
     fn prepare<'a>(

@@ -1,9 +1,9 @@
 //! A partition as the intake sees it: where its records come from, its lanes, and how far they are.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::{mpsc, watch};
@@ -14,6 +14,7 @@ use crate::flow::{self, Flow};
 use crate::known::Inspector;
 use crate::lane::LaneEnd;
 use crate::lanes::{AppliedBefore, Lanes};
+use crate::metrics::Standing;
 use crate::native::{Complaint, PartitionQueue};
 use crate::position::Offset;
 use crate::progress::Epoch;
@@ -38,6 +39,11 @@ pub(crate) struct Gauge {
     intake: Thread,
     /// The lane's progress as committed in Postgres; negative before the first commit.
     pub(crate) committed: AtomicI64,
+    parked: AtomicUsize,
+    /// So many keys are parked that it takes nothing more.
+    held_back: AtomicBool,
+    /// When the oldest record in hand was written, in milliseconds; 0 while there is none.
+    oldest: AtomicU64,
 }
 
 impl Gauge {
@@ -49,7 +55,22 @@ impl Gauge {
             full: AtomicBool::new(false),
             intake,
             committed: AtomicI64::new(-1),
+            parked: AtomicUsize::new(0),
+            held_back: AtomicBool::new(false),
+            oldest: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn parked(&self, keys: usize, held_back: bool) {
+        self.parked.store(keys, Ordering::Relaxed);
+        self.held_back.store(held_back, Ordering::Relaxed);
+    }
+
+    /// The lane has records in hand, of which the oldest was written then, or has committed them.
+    pub(crate) fn applying(&self, written: Option<SystemTime>) {
+        let since = written.and_then(|written| written.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let written = since.and_then(|since| u64::try_from(since.as_millis()).ok());
+        self.oldest.store(written.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// The lane has taken a chunk over.
@@ -270,6 +291,27 @@ impl Running {
     /// Everything below is applied.
     pub(crate) fn reached(&self) -> Option<Offset> {
         self.lanes.iter().map(RunningLane::reached).min().flatten()
+    }
+
+    /// How it is, where the topic ends there.
+    pub(crate) fn standing(&self, end: Option<i64>, now: SystemTime) -> Standing {
+        let reached = self.reached().or(self.began_at()).map_or(0, Offset::get);
+        let behind = end.map_or(0, |end| end.saturating_sub(reached));
+        let oldest = self.lanes.iter().map(|lane| lane.gauge.oldest.load(Ordering::Relaxed));
+        let oldest = oldest.filter(|written| *written > 0).min();
+        let written = oldest.map(|written| SystemTime::UNIX_EPOCH + Duration::from_millis(written));
+        let age = written.and_then(|written| now.duration_since(written).ok());
+        let parked = self.lanes.iter().map(|lane| lane.gauge.parked.load(Ordering::Relaxed));
+        Standing {
+            lag: u64::try_from(behind).unwrap_or(0),
+            lag_seconds: age.unwrap_or_default().as_secs_f64(),
+            parked_keys: parked.sum(),
+        }
+    }
+
+    /// Whether a lane takes nothing more for all that is parked.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.gauge.held_back.load(Ordering::Relaxed))
     }
 
     pub(crate) fn began_at(&self) -> Option<Offset> {

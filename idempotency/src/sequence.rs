@@ -11,23 +11,22 @@ use crate::position::Offset;
 /// Relays that publish to one partition. Each is a row per lane.
 const RELAYS_MAX: usize = 64;
 
-/// The position of a message in its source: incarnation, commit LSN, ordinal.
+/// The position of a message in its source (incarnation, commit LSN, ordinal) as 32 lower-case hex digits, whose order is
+/// that of the source. They are compared for each record and hence not turned into a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place(u128);
+pub(crate) struct Place([u8; 32]);
 
 impl Place {
-    /// Of 32 lower-case hex digits.
     pub(crate) fn read(digits: &str) -> Option<Self> {
-        let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if digits.len() != 32 || !digits.bytes().all(lower) {
-            return None;
-        }
-        u128::from_str_radix(digits, 16).ok().map(Self)
+        let lower = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+        let digits = <[u8; 32]>::try_from(digits.as_bytes()).ok()?;
+        digits.iter().all(lower).then_some(Self(digits))
     }
 
     /// Counts the lives of the relay's slot.
     pub(crate) fn incarnation(self) -> u32 {
-        u32::try_from(self.0 >> 96).unwrap_or(u32::MAX)
+        let head = self.0.first_chunk::<8>().and_then(|head| str::from_utf8(head).ok());
+        head.and_then(|head| u32::from_str_radix(head, 16).ok()).unwrap_or(u32::MAX)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::instance::Instance;
 use crate::retry::Retry;
 use crate::unreadable::{read, write};
-use crate::work::{CanBeUndone, CannotBeRefused, Does, Work};
+use crate::work::{Awaits, CanBeUndone, CannotBeRefused, Does, Work};
 
 /// How long an attempt waits for its answer if nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -140,7 +140,7 @@ pub struct BeforePivot<D> {
 #[must_use = "a step before the pivot ends with `compensate()` or `no_effect()`"]
 pub struct StepNeedsCompensation<P, W> {
     place: P,
-    step: Step,
+    current: Step,
     work: PhantomData<fn() -> W>,
 }
 
@@ -155,7 +155,7 @@ pub struct Branches<D> {
 #[must_use = "a definition ends with `build()`"]
 pub struct Pivot<D, W> {
     draft: Draft,
-    step: Step,
+    current: Step,
     types: PhantomData<fn() -> (D, W)>,
 }
 
@@ -163,7 +163,7 @@ pub struct Pivot<D, W> {
 #[must_use = "a definition ends with `build()`"]
 pub struct AfterPivot<D, W> {
     draft: Draft,
-    step: Step,
+    current: Step,
     types: PhantomData<fn() -> (D, W)>,
 }
 
@@ -271,7 +271,7 @@ impl<D: Serialize + DeserializeOwned + 'static> BeforePivot<D> {
         step.retry = Retry::RETRIABLE;
         let mut draft = self.draft;
         draft.next_group();
-        Pivot { draft, step, types: PhantomData }
+        Pivot { draft, current: step, types: PhantomData }
     }
 
     /// The saga, if it is right.
@@ -297,19 +297,19 @@ impl<D: Serialize + DeserializeOwned + 'static> Branches<D> {
 impl<P: Place, W: Work> StepNeedsCompensation<P, W> {
     fn new(place: P, name: &str, work: impl Does<P::Data, W>) -> Self {
         let step = new_step(name, StepKind::Compensable, work.inner().0);
-        Self { place, step, work: PhantomData }
+        Self { place, current: step, work: PhantomData }
     }
 
     /// When it is asked for again. Default: 1 s doubling to 60 s, 10 attempts, within an hour.
     pub fn retry(mut self, retry: Retry) -> Self {
-        self.step.retry = retry;
+        self.current.retry = retry;
         self
     }
 
     /// How long an attempt waits for its answer, and what follows. Default: 60 s, [`OnTimeout::Retry`].
     pub fn timeout(mut self, timeout: Duration, then: OnTimeout) -> Self {
-        self.step.timeout = timeout;
-        self.step.on_timeout = then;
+        self.current.timeout = timeout;
+        self.current.on_timeout = then;
         self
     }
 
@@ -318,7 +318,7 @@ impl<P: Place, W: Work> StepNeedsCompensation<P, W> {
     where
         F: Fn(&mut P::Data, W::Refusal) -> OnRefused + Send + Sync + 'static,
     {
-        self.step.on_refused = Some(refusal(decide));
+        self.current.on_refused = Some(refusal(decide));
         self
     }
 
@@ -327,14 +327,14 @@ impl<P: Place, W: Work> StepNeedsCompensation<P, W> {
     where
         F: Fn(&mut P::Data, W::Reply) + Send + Sync + 'static,
     {
-        self.step.on_reply = Some(reply(fold));
+        self.current.on_reply = Some(reply(fold));
         self
     }
 
     /// When its compensation is asked for again; at the end of that a person decides. Default: 1 s doubling to 5
     /// minutes, 100 attempts, within a day.
     pub fn retry_compensation(mut self, retry: Retry) -> Self {
-        self.step.retry_compensation = retry;
+        self.current.retry_compensation = retry;
         self
     }
 
@@ -344,26 +344,26 @@ impl<P: Place, W: Work> StepNeedsCompensation<P, W> {
     where
         W: CanBeUndone,
     {
-        self.place.take(self.step)
+        self.place.take(self.current)
     }
 
     /// It leaves nothing that would have to be undone.
     pub fn no_effect(mut self) -> P {
-        self.step.kind = StepKind::NoEffect;
-        self.place.take(self.step)
+        self.current.kind = StepKind::NoEffect;
+        self.place.take(self.current)
     }
 }
 
 impl<D: Serialize + DeserializeOwned + 'static, W: Work> Pivot<D, W> {
     /// When it is asked for again. Default: 1 s doubling to 5 minutes, 100 attempts, within a day.
     pub fn retry(mut self, retry: Retry) -> Self {
-        self.step.retry = retry;
+        self.current.retry = retry;
         self
     }
 
     /// How long an attempt waits for its answer, and what follows. Default: 60 s, [`Forward::Retry`].
     pub fn timeout(mut self, timeout: Duration, then: Forward) -> Self {
-        self.step.wait_forward(timeout, then);
+        self.current.wait_forward(timeout, then);
         self
     }
 
@@ -372,7 +372,7 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> Pivot<D, W> {
     where
         F: Fn(&mut D, W::Refusal) + Send + Sync + 'static,
     {
-        self.step.on_refused = Some(refusal(move |data, refusal| {
+        self.current.on_refused = Some(refusal(move |data, refusal| {
             fold(data, refusal);
             OnRefused::Abort
         }));
@@ -384,7 +384,7 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> Pivot<D, W> {
     where
         F: Fn(&mut D, W::Reply) + Send + Sync + 'static,
     {
-        self.step.on_reply = Some(reply(fold));
+        self.current.on_reply = Some(reply(fold));
         self
     }
 
@@ -393,7 +393,20 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> Pivot<D, W> {
     where
         N: Work + CannotBeRefused,
     {
-        AfterPivot::<D, N>::after(self.draft, self.step, name, work)
+        AfterPivot::<D, N>::behind(self.draft, self.current, retriable(name, work), false)
+    }
+
+    /// Waits for a signal; if it does not come within that time, a person decides. One that came before is taken at
+    /// once.
+    pub fn wait<S: Signal>(
+        self,
+        name: &str,
+        within: Duration,
+        fold: impl Fn(&mut D, S) + Send + Sync + 'static,
+    ) -> AfterPivot<D, Awaits<S>> {
+        let mut step = waiting::<D, S>(name, StepKind::Retriable, within, fold);
+        step.on_timeout = OnTimeout::Park;
+        AfterPivot::<D, Awaits<S>>::behind(self.draft, self.current, step, false)
     }
 
     /// The saga, if it is right.
@@ -401,29 +414,30 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> Pivot<D, W> {
     /// # Errors
     /// [`Kind::Definition`](crate::Kind::Definition), with every fault.
     pub fn build(mut self) -> Result<Saga<D>, Error> {
-        self.draft.push(self.step);
+        self.draft.push(self.current);
         Ok(Saga { definition: self.draft.build()?, data: PhantomData })
     }
 }
 
 impl<D: Serialize + DeserializeOwned + 'static, W: Work> AfterPivot<D, W> {
-    fn after(mut draft: Draft, before: Step, name: &str, work: impl Does<D, W>) -> Self {
+    /// A step in the group behind, or in that of the step before.
+    fn behind(mut draft: Draft, before: Step, current: Step, alongside: bool) -> Self {
         draft.push(before);
-        draft.next_group();
-        let mut step = new_step(name, StepKind::Retriable, work.inner().0);
-        step.retry = Retry::RETRIABLE;
-        Self { draft, step, types: PhantomData }
+        if !alongside {
+            draft.next_group();
+        }
+        Self { draft, current, types: PhantomData }
     }
 
     /// When it is asked for again. Default: 1 s doubling to 5 minutes, 100 attempts, within a day.
     pub fn retry(mut self, retry: Retry) -> Self {
-        self.step.retry = retry;
+        self.current.retry = retry;
         self
     }
 
     /// How long an attempt waits for its answer, and what follows. Default: 60 s, [`Forward::Retry`].
     pub fn timeout(mut self, timeout: Duration, then: Forward) -> Self {
-        self.step.wait_forward(timeout, then);
+        self.current.wait_forward(timeout, then);
         self
     }
 
@@ -432,7 +446,7 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> AfterPivot<D, W> {
     where
         F: Fn(&mut D, W::Reply) + Send + Sync + 'static,
     {
-        self.step.on_reply = Some(reply(fold));
+        self.current.on_reply = Some(reply(fold));
         self
     }
 
@@ -441,7 +455,28 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> AfterPivot<D, W> {
     where
         N: Work + CannotBeRefused,
     {
-        AfterPivot::<D, N>::after(self.draft, self.step, name, work)
+        AfterPivot::<D, N>::behind(self.draft, self.current, retriable(name, work), false)
+    }
+
+    /// Waits for a signal; if it does not come within that time, a person decides. One that came before is taken at
+    /// once.
+    pub fn wait<S: Signal>(
+        self,
+        name: &str,
+        within: Duration,
+        fold: impl Fn(&mut D, S) + Send + Sync + 'static,
+    ) -> AfterPivot<D, Awaits<S>> {
+        let mut step = waiting::<D, S>(name, StepKind::Retriable, within, fold);
+        step.on_timeout = OnTimeout::Park;
+        AfterPivot::<D, Awaits<S>>::behind(self.draft, self.current, step, false)
+    }
+
+    /// Another step, which can not be refused, side by side with the one before.
+    pub fn alongside<N>(self, name: &str, work: impl Does<D, N>) -> AfterPivot<D, N>
+    where
+        N: Work + CannotBeRefused,
+    {
+        AfterPivot::<D, N>::behind(self.draft, self.current, retriable(name, work), true)
     }
 
     /// The saga, if it is right.
@@ -449,7 +484,7 @@ impl<D: Serialize + DeserializeOwned + 'static, W: Work> AfterPivot<D, W> {
     /// # Errors
     /// [`Kind::Definition`](crate::Kind::Definition), with every fault.
     pub fn build(mut self) -> Result<Saga<D>, Error> {
-        self.draft.push(self.step);
+        self.draft.push(self.current);
         Ok(Saga { definition: self.draft.build()?, data: PhantomData })
     }
 }
@@ -477,6 +512,12 @@ fn new_step(name: &str, kind: StepKind, work: Inner) -> Step {
         on_reply: None,
         on_refused: None,
     }
+}
+
+fn retriable<D, W>(name: &str, work: impl Does<D, W>) -> Step {
+    let mut step = new_step(name, StepKind::Retriable, work.inner().0);
+    step.retry = Retry::RETRIABLE;
+    step
 }
 
 fn waiting<D, S: Signal>(
@@ -532,18 +573,18 @@ impl<D> fmt::Debug for Branches<D> {
 
 impl<P: fmt::Debug, W> fmt::Debug for StepNeedsCompensation<P, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StepNeedsCompensation").field(&self.place).field(&self.step).finish()
+        f.debug_tuple("StepNeedsCompensation").field(&self.place).field(&self.current).finish()
     }
 }
 
 impl<D, W> fmt::Debug for Pivot<D, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pivot").field(&self.draft).field(&self.step).finish()
+        f.debug_tuple("Pivot").field(&self.draft).field(&self.current).finish()
     }
 }
 
 impl<D, W> fmt::Debug for AfterPivot<D, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("AfterPivot").field(&self.draft).field(&self.step).finish()
+        f.debug_tuple("AfterPivot").field(&self.draft).field(&self.current).finish()
     }
 }

@@ -94,11 +94,7 @@ struct Assumptions {
 }
 
 impl Assumptions {
-    const SHIPPED: Self = Self {
-        rules: Rules::EXPLORED,
-        knows: Knows::Barrier,
-        forgets: true,
-    };
+    const SHIPPED: Self = Self { rules: Rules::EXPLORED, knows: Knows::Barrier, forgets: true };
 }
 
 fn check_by(definition: &Definition, by: Assumptions) -> Result<Coverage, Counterexample> {

@@ -57,6 +57,7 @@ mod explore;
 mod faults;
 mod react;
 mod reaction;
+mod savepoint;
 mod service;
 
 pub use clock::{Overdue, Starter};
@@ -186,6 +187,11 @@ impl Choreography {
     /// A name that is not declared is a fault of [`Service::run`].
     pub fn service<S: Send + Sync + 'static>(&self, service: &str) -> Service<S> {
         Service::new(self.clone(), service)
+    }
+
+    /// All events, and the service that emits each.
+    pub fn events(&self) -> BTreeMap<&str, &str> {
+        self.0.events()
     }
 
     pub(crate) fn map(&self) -> &Map {

@@ -349,14 +349,19 @@ impl Step {
         })
     }
 
-    fn signature(&self) -> String {
+    /// What it is for the saga and who does it: as long as that is the same, it is the same step.
+    pub(crate) fn nature(&self) -> String {
         let work = match &self.work {
             Work::Command { topic, message_type, .. } => format!("command {topic} {message_type}"),
             Work::Local { .. } => "local".to_owned(),
             Work::Part { definition, .. } => format!("part {}", definition.identity().name),
             Work::Wait { signal_type } => format!("wait {signal_type}"),
         };
-        format!("{} {} {} {work}\n", self.group, self.name, self.kind.as_str())
+        format!("{} {work}", self.kind.as_str())
+    }
+
+    fn signature(&self) -> String {
+        format!("{} {} {}\n", self.group, self.name, self.nature())
     }
 }
 

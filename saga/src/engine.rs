@@ -29,8 +29,8 @@ mod time;
 use apply::Applied;
 pub(crate) use metrics::Tally;
 pub use metrics::{Counters, Report};
-use registry::Registry;
 pub use registry::Quarantined;
+use registry::Registry;
 pub use sagas::{Sagas, Started};
 
 /// After so long without a sign of life an engine counts as gone.
@@ -295,9 +295,7 @@ fn consumer(config: Config, core: &Arc<Core>) -> Consumer {
         .on_batch::<serde_json::Value>(PART_TYPE, intake::Parts(Arc::clone(core)))
 }
 
-async fn begin_transaction(
-    conn: &mut PgConnection,
-) -> Result<Transaction<'_, Postgres>, Error> {
+async fn begin_transaction(conn: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Error> {
     conn.begin().await.map_err(|error| Error::database("a transaction cannot be begun", error))
 }
 
@@ -336,3 +334,6 @@ impl std::fmt::Debug for Prepared {
         f.debug_struct("Prepared").field("core", &self.core).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ pub mod choreography;
 mod command;
 mod correlation;
 mod definition;
+pub mod diagram;
 mod draft;
 mod engine;
 mod error;
@@ -28,11 +29,14 @@ mod fixture;
 mod instance;
 mod local;
 mod machine;
+mod migrate;
 pub mod participant;
 mod retry;
 mod rules;
 pub mod schema;
 mod store;
+pub mod story;
+pub mod testing;
 mod transition;
 mod unreadable;
 mod work;
@@ -52,6 +56,7 @@ pub use instance::{
 };
 pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
 pub use machine::step;
+pub use migrate::{Mapping, migrate};
 pub use participant::Participant;
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
 pub use transition::{
@@ -59,5 +64,5 @@ pub use transition::{
     Tick, Timer, Transition, Verb, Verdict,
 };
 pub use work::{
-    Asks, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,
+    Asks, Awaits, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,
 };

@@ -49,6 +49,25 @@ pub(crate) fn step_by(
     Ok(turn.end(instance))
 }
 
+/// A saga that was changed from outside goes on from there. Its timers are wished for anew.
+pub(crate) fn go_on(
+    definition: &Definition,
+    instance: &Instance,
+    what: Happening,
+    now: SystemTime,
+) -> Result<Transition, Error> {
+    let mut turn = Turn::begin(Rules::SHIPPED, definition, instance, now)?;
+    turn.note(None, what);
+    for at in 0..instance.steps.len() {
+        turn.wish_again(at);
+    }
+    if let Some(due) = instance.deadline {
+        turn.out.timers.push(Timer { due, tick: Tick::Deadline });
+    }
+    turn.advance();
+    Ok(turn.end(instance))
+}
+
 /// One input on its way through a saga.
 struct Turn<'d> {
     rules: Rules,
@@ -544,8 +563,14 @@ impl<'d> Turn<'d> {
 
     fn set_timer(&mut self, at: usize, wait: std::time::Duration) {
         let due = self.now.checked_add(wait).map(micros::floor);
-        let state = self.state_mut(at);
-        state.due = due;
+        self.state_mut(at).due = due;
+        self.wish_again(at);
+    }
+
+    /// The timer of a step that has one.
+    fn wish_again(&mut self, at: usize) {
+        let state = self.state(at);
+        let due = state.due;
         let (step, epoch, attempt) = (state.name.clone(), state.epoch, state.attempts);
         if let Some(due) = due {
             self.out.timers.push(Timer { due, tick: Tick::Step { step, epoch, attempt } });

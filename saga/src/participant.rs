@@ -1,11 +1,12 @@
 //! A service that carries out the commands of sagas.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
-use tailrace_idempotency::{Config, Consumer, Report};
+use tailrace_idempotency::{CallHandler, Config, Consumer, Report};
 use tailrace_outbox::{Outbox, Store};
 
 use crate::barrier::rows;
@@ -15,12 +16,13 @@ use crate::schema;
 
 mod carry_out;
 mod handler;
-pub(crate) mod savepoint;
+mod outside;
 
 use carry_out::Step;
 pub(crate) use handler::BoxFuture;
 pub use handler::{Action, Cx, Undo};
 use handler::{AnyAction, AnyUndo, Plain};
+pub use outside::{Outside, Prepare, Record};
 
 /// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.
 ///
@@ -32,7 +34,7 @@ use handler::{AnyAction, AnyUndo, Plain};
 /// - an action that comes after its compensation, or after its deadline, does not run,
 /// - a compensation is given what its action had answered, also where the orchestrator never heard of it.
 ///
-/// Needs the tables of [`schema`](crate::schema) and of [`tailrace_idempotency::schema`], and a relay for the replies.
+/// Needs the tables of [`schema`] and of [`tailrace_idempotency::schema`], and a relay for the replies.
 ///
 /// ```no_run
 /// # use serde::{Deserialize, Serialize};
@@ -98,7 +100,7 @@ pub struct Participant<S = ()> {
 #[must_use = "a participant does nothing until it runs or has joined a consumer"]
 pub struct Handling<S, C: Command> {
     participant: Participant<S>,
-    action: Arc<dyn AnyAction<S, C>>,
+    action: Box<dyn Acts<S, C>>,
 }
 
 impl<S: Send + Sync + 'static> Participant<S> {
@@ -128,7 +130,11 @@ impl<S: Send + Sync + 'static> Participant<S> {
         self,
         action: impl for<'a> Action<'a, S, C> + 'static,
     ) -> Handling<S, C> {
-        Handling { participant: self, action: Arc::new(Plain(action)) }
+        self.acts(Box::new(Arc::new(Plain(action)) as Arc<dyn AnyAction<S, C>>))
+    }
+
+    fn acts<C: Command>(self, action: Box<dyn Acts<S, C>>) -> Handling<S, C> {
+        Handling { participant: self, action }
     }
 
     /// Adds topic and handlers to a consumer, which may have others.
@@ -182,6 +188,23 @@ impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
         self.with(None).handle(action)
     }
 
+    /// As [`Participant::call`]; the action before it cannot be undone.
+    pub fn call<D, I, A>(
+        self,
+        steps: Outside<
+            impl for<'a> Prepare<'a, S, D, I> + 'static,
+            impl for<'a> CallHandler<'a, S, I, A> + 'static,
+            impl for<'a> Record<'a, S, D, I, A> + 'static,
+        >,
+    ) -> Handling<S, D>
+    where
+        D: Command,
+        I: Serialize + DeserializeOwned + Send + 'static,
+        A: Send + Sync + 'static,
+    {
+        self.with(None).call(steps)
+    }
+
     /// As [`Participant::join`]; the last action cannot be undone.
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
         self.with(None).join(consumer)
@@ -201,16 +224,37 @@ impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
 
     fn with(self, undo: Option<Arc<dyn AnyUndo<S, C>>>) -> Participant<S> {
         let Self { mut participant, action } = self;
-        participant.steps.push(Box::new(Operations { action, undo, command: PhantomData }));
+        participant.steps.push(Box::new(Operations { action, undo }));
         participant
+    }
+}
+
+/// The action of a command, in whichever way it is done.
+trait Acts<S, C: Command>: Send + Sync {
+    /// Registers it, with its compensation.
+    fn join(
+        self: Box<Self>,
+        undo: Option<Arc<dyn AnyUndo<S, C>>>,
+        voice: Arc<carry_out::Voice>,
+        consumer: Consumer<S>,
+    ) -> Consumer<S>;
+}
+
+impl<S: Send + Sync + 'static, C: Command> Acts<S, C> for Arc<dyn AnyAction<S, C>> {
+    fn join(
+        self: Box<Self>,
+        undo: Option<Arc<dyn AnyUndo<S, C>>>,
+        voice: Arc<carry_out::Voice>,
+        consumer: Consumer<S>,
+    ) -> Consumer<S> {
+        consumer.on::<C>(C::TYPE, Step { action: *self, undo, voice })
     }
 }
 
 /// What is registered for a command.
 struct Operations<S, C: Command> {
-    action: Arc<dyn AnyAction<S, C>>,
+    action: Box<dyn Acts<S, C>>,
     undo: Option<Arc<dyn AnyUndo<S, C>>>,
-    command: PhantomData<fn() -> C>,
 }
 
 /// [`Operations`] without the type of their command.
@@ -222,8 +266,8 @@ trait Registered<S>: Send + Sync {
 
 impl<S: Send + Sync + 'static, C: Command> Registered<S> for Operations<S, C> {
     fn join(self: Box<Self>, voice: Arc<carry_out::Voice>, consumer: Consumer<S>) -> Consumer<S> {
-        let Self { action, undo, .. } = *self;
-        consumer.on::<C>(C::TYPE, Step { action, undo, voice })
+        let Self { action, undo } = *self;
+        action.join(undo, voice, consumer)
     }
 
     fn command(&self) -> &'static str {

@@ -271,7 +271,8 @@ pub(crate) async fn take_timers(
     rows.iter()
         .map(|row| {
             let saga = SagaId::from_uuid(row.try_get(0).map_err(reading)?);
-            let tick = serde_json::from_str(row.try_get(1).map_err(reading)?).map_err(unreadable)?;
+            let tick =
+                serde_json::from_str(row.try_get(1).map_err(reading)?).map_err(unreadable)?;
             Ok((saga, tick))
         })
         .collect()
@@ -417,7 +418,8 @@ fn json(value: &impl serde::Serialize) -> Result<String, Error> {
 
 fn unreadable(error: serde_json::Error) -> Error {
     let place = format!("line {}, column {}", error.line(), error.column());
-    Error::new(Kind::Schema, "what is stored of a saga is not known to this version").caused_by(place)
+    Error::new(Kind::Schema, "what is stored of a saga is not known to this version")
+        .caused_by(place)
 }
 
 fn reading(error: sqlx::Error) -> Error {

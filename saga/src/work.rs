@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::builder::Saga;
+use crate::builder::{Saga, Signal};
 use crate::command::{Command, Compensable, Irrefusable};
 use crate::definition::{Closure, Work as Inner};
 use crate::local::{Local, Undone};
@@ -42,6 +42,13 @@ pub enum Part<D> {
     Never(std::convert::Infallible, PhantomData<D>),
 }
 
+/// Waits for this signal.
+#[derive(Debug)]
+pub enum Awaits<S> {
+    #[doc(hidden)]
+    Never(std::convert::Infallible, PhantomData<S>),
+}
+
 impl<C: Command> Work for Asks<C> {
     type Reply = C::Reply;
     type Refusal = C::Refusal;
@@ -56,6 +63,11 @@ impl<D: DeserializeOwned> Work for Part<D> {
     type Reply = D;
     /// The part says why it was undone in its own journal.
     type Refusal = Option<Irrefusable>;
+}
+
+impl<S: Signal> Work for Awaits<S> {
+    type Reply = S;
+    type Refusal = Irrefusable;
 }
 
 /// Work that can be undone.

@@ -17,7 +17,7 @@ use crate::run::{LEAD_MAX, STOP_MAX, node, stop};
 /// All messages have their effect by then.
 const APPLY_MAX: Duration = Duration::from_secs(90);
 
-fn produce(brokers: &str, topic: &str, numbers: std::ops::Range<i64>) {
+pub(crate) fn produce(brokers: &str, topic: &str, numbers: std::ops::Range<i64>) {
     let producer: BaseProducer =
         ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer is made");
     for number in numbers {
@@ -34,7 +34,7 @@ fn produce(brokers: &str, topic: &str, numbers: std::ops::Range<i64>) {
     producer.flush(APPLY_MAX).expect("the broker takes the records");
 }
 
-async fn applied(pool: &PgPool, count: i64) {
+pub(crate) async fn applied(pool: &PgPool, count: i64) {
     let looking = async {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         loop {

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
+use sqlx::{Connection, Executor};
 use tailrace_cdc_relay::Milestone;
 use tailrace_stack::{Needs, Stack};
 use tests::crash_point::CrashPoint;
+use tests::process::Process;
 use tests::writers::Dice;
 use tests::{Site, Variant};
 
+use crate::consumer_zombie;
 use crate::run::{LEAD_MAX, PUBLISH_MAX, all_is_well, node, published, stop};
 
 /// A server that nobody keeps from stopping has stopped by then.
@@ -56,4 +59,48 @@ async fn a_relay_survives_the_death_of_kafka_and_of_postgres() {
     // It is the same process all the while.
     stop(&mut relay).await;
     all_is_well(&site, &written).await;
+}
+
+/// One of two consumers ends while Postgres is stopped, so that its partitions are assigned without a database.
+#[tokio::test]
+async fn consumers_wait_for_a_postgres_that_is_stopped_and_go_on_when_it_is_back() {
+    let stack = Stack::start(Needs::BOTH.breakable()).await.unwrap();
+    let site = Site::new(&stack, "outages_consumers", 1, &node()).await;
+    let mut connection = site.connect().await;
+    tailrace_idempotency::schema::install(&mut connection).await.unwrap();
+    connection.execute("CREATE TABLE effect (message_id uuid, number bigint)").await.unwrap();
+    connection.close().await.unwrap();
+    let topic = site.topics.first().expect("a site has topics");
+    let consumer = || {
+        let settings = [
+            ("--database-url", site.url.as_str()),
+            ("--kafka-brokers", &site.brokers),
+            ("--group", "shop"),
+            ("--topic", topic),
+            ("--session-ms", "6000"),
+            ("--lanes", "2"),
+        ];
+        let words = settings.iter().flat_map(|(name, value)| [*name, *value]);
+        Process::start(&node(), ["consumer"].into_iter().chain(words))
+    };
+    let (mut first, mut second) = (consumer(), consumer());
+    consumer_zombie::produce(&site.brokers, topic, 0..100);
+    consumer_zombie::applied(&site.pool, 100).await;
+
+    stack.postgres().stop().await.unwrap();
+    consumer_zombie::produce(&site.brokers, topic, 100..300);
+    second.says("postgres is away", LEAD_MAX).await;
+    first.signal(Signal::TERM);
+    first.ends(LEAD_MAX).await;
+    second.says("partitions are owned once postgres is back", LEAD_MAX).await;
+    stack.postgres().restart().await.unwrap();
+    second.says("postgres is back", LEAD_MAX).await;
+    consumer_zombie::applied(&site.pool, 300).await;
+    stop(&mut second).await;
+
+    let doubled =
+        "SELECT count(*) - count(DISTINCT message_id), count(DISTINCT number) FROM effect";
+    let (doubled, numbers): (i64, i64) =
+        sqlx::query_as(doubled).fetch_one(&site.pool).await.unwrap();
+    assert_eq!((doubled, numbers), (0, 300), "{}", second.log());
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use rustix::process::Signal;
 use serde::Deserialize;
 use sqlx::PgPool;
-use tailrace_idempotency::{BoxError, Config, Consumer, Counters, Cx, Outcome};
+use tailrace_idempotency::{BoxError, Config, Consumer, Counters, Cx, Dedupe, Outcome};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{interval, sleep};
 
@@ -49,6 +49,9 @@ pub(crate) struct ConsumerArgs {
     /// How long every fourth sequenced message takes
     #[arg(long)]
     take_ms: Option<u64>,
+    /// Know messages by the sequence of their relay
+    #[arg(long)]
+    by_position: bool,
     /// Say again and again what was counted, for whoever kills it
     #[arg(long)]
     tell: bool,
@@ -184,6 +187,9 @@ fn consumer(arguments: ConsumerArgs, pool: PgPool) -> Consumer<Troubles> {
             .kafka_property("session.timeout.ms", session.to_string())
             // With it a member learns of a rebalance.
             .kafka_property("heartbeat.interval.ms", (session / 20).to_string());
+    }
+    if arguments.by_position {
+        config = config.dedupe(Dedupe::Position);
     }
     if let Some(wait) = arguments.parked_wait_ms.map(Duration::from_millis) {
         config = config.parked_wait(wait, wait);

@@ -119,7 +119,8 @@ pub async fn prove(bench: Bench<'_>) -> Report {
         bench.bar.set_position(standing.ended().unsigned_abs());
         if standing.all - standing.ended() < measure.backlog_max {
             let until = measure.sagas.min(placed + measure.portion);
-            let orders: Vec<Order> = (placed..until).map(|at| order(at, customers, &mut dice)).collect();
+            let orders: Vec<Order> =
+                (placed..until).map(|at| order(at, customers, &mut dice)).collect();
             site.place(&orders).await;
             placed = until;
         }
@@ -147,7 +148,8 @@ pub async fn prove(bench: Bench<'_>) -> Report {
     let last_fault = started.elapsed();
     let drained = drain(&site, &mut cast, i64::try_from(placed).unwrap_or(i64::MAX)).await;
     // Behind what may still be on its way: an order of each customer, which all services know by name.
-    let last: Vec<Order> = (0..customers).map(|at| order(placed + at, customers, &mut Dice::from_seed(1))).collect();
+    let last: Vec<Order> =
+        (0..customers).map(|at| order(placed + at, customers, &mut Dice::from_seed(1))).collect();
     site.place(&last).await;
     let all = i64::try_from(placed + customers).unwrap_or(i64::MAX);
     let drained = drained.and(drain(&site, &mut cast, all).await);

@@ -100,7 +100,8 @@ pub(crate) async fn orchestrate(arguments: EngineArgs) -> ExitCode {
 pub(crate) async fn participate(arguments: ParticipantArgs) -> ExitCode {
     node::log();
     let ParticipantArgs { place, service, slow_every, slow_for_ms } = arguments;
-    let manners = Manners { slow_every, slow_for: Duration::from_millis(slow_for_ms) };
+    let provider = Some(PgPool::connect_lazy(&place.database_url).expect("the url is one"));
+    let manners = Manners { provider, slow_every, slow_for: Duration::from_millis(slow_for_ms) };
     let config = place.config(service.name()).state(manners);
     tracing::info!(service = service.name(), "a participant begins");
     ended(participant(service, &place.prefix).run(config, terminated()).await)

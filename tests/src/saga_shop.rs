@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
-use tailrace_idempotency::BoxError;
-use tailrace_saga::participant::Cx;
+use sqlx::{PgConnection, PgPool};
+use tailrace_idempotency::{Answer, BoxError, CallCx};
+use tailrace_saga::participant::{Cx, Outside};
 use tailrace_saga::{
-    Command, Compensable, Decision, Error, Forward, Irrefusable, LocalCx, OnTimeout, Participant,
-    Retry, Saga, local,
+    Command, Compensable, Error, Forward, Irrefusable, LocalCx, OnTimeout, Participant, Retry,
+    Saga, local,
 };
 
 /// The topic of the orders that are placed.
@@ -106,8 +106,10 @@ impl Compensable for ReserveCredit {}
 impl Compensable for AllocateStock {}
 
 /// How a service behaves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Manners {
+    /// Where payments are charged, outside of the service's transactions.
+    pub provider: Option<PgPool>,
     /// Of so many commands one takes long.
     pub slow_every: u64,
     /// How long.
@@ -157,14 +159,17 @@ pub fn participant(service: Service, prefix: &str) -> Participant<Manners> {
         Service::Warehouse => {
             participant.handle(allocate_stock).undo(free_stock).handle(quote_shipping).done()
         }
-        Service::Payments => participant.handle(capture_payment).done(),
+        Service::Payments => {
+            participant.call(Outside::new(prepare_payment, charge, record_payment)).done()
+        }
     }
 }
 
 /// The tables of a service or of the orchestrator.
 pub const TABLES: &str = "
     CREATE TABLE account (customer text PRIMARY KEY, free_cents bigint NOT NULL, held_cents bigint NOT NULL DEFAULT 0);
-    CREATE TABLE effect (written bigint GENERATED ALWAYS AS IDENTITY, saga uuid, step text, delta integer, cents bigint)";
+    CREATE TABLE effect (written bigint GENERATED ALWAYS AS IDENTITY, saga uuid, step text, delta integer, cents bigint);
+    CREATE TABLE charge (key uuid PRIMARY KEY, saga uuid UNIQUE, cents bigint)";
 
 async fn effect(
     conn: &mut PgConnection,
@@ -185,7 +190,7 @@ async fn effect(
 
 /// Some commands take long, by their saga and not by chance of the process.
 async fn dawdle(cx: &Cx<'_, Manners>) {
-    let Manners { slow_every, slow_for } = *cx.state;
+    let Manners { slow_every, slow_for, .. } = *cx.state;
     let at = cx.saga.saga.as_uuid().as_u128() as u64;
     if slow_every > 0 && at.is_multiple_of(slow_every) {
         tokio::time::sleep(slow_for).await;
@@ -254,16 +259,48 @@ async fn quote_shipping(
     Ok(Ok(490))
 }
 
-async fn capture_payment(
-    cx: Cx<'_, Manners>,
-    command: CapturePayment,
-) -> Result<Result<(), String>, BoxError> {
-    dawdle(&cx).await;
-    effect(cx.conn, cx.saga.saga.as_uuid(), "capture-payment", 1, command.cents).await?;
-    Ok(if command.refuse { Err("the card is declined".to_owned()) } else { Ok(()) })
+/// What the provider is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Charge {
+    saga: uuid::Uuid,
+    cents: i64,
 }
 
-async fn approve_order(cx: LocalCx<'_>, _: Order) -> Result<Decision, BoxError> {
+async fn prepare_payment(
+    cx: Cx<'_, Manners>,
+    command: CapturePayment,
+) -> Result<Result<Charge, String>, BoxError> {
+    let saga = *cx.saga.saga.as_uuid();
+    if command.refuse {
+        effect(cx.conn, &saga, "capture-payment", 1, command.cents).await?;
+        return Ok(Err("the card is declined".to_owned()));
+    }
+    Ok(Ok(Charge { saga, cents: command.cents }))
+}
+
+/// The provider is a table that the transactions of the service have no part in.
+async fn charge(cx: CallCx<'_, Manners>, charge: Charge) -> Result<Answer<i64>, BoxError> {
+    let pool = cx.state.provider.as_ref().ok_or("there is no provider")?;
+    sqlx::query("INSERT INTO charge (key, saga, cents) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+        .bind(cx.key.as_uuid())
+        .bind(charge.saga)
+        .bind(charge.cents)
+        .execute(pool)
+        .await?;
+    Ok(Answer::Done(charge.cents))
+}
+
+async fn record_payment(
+    cx: Cx<'_, Manners>,
+    charge: Charge,
+    cents: i64,
+) -> Result<Result<(), String>, BoxError> {
+    dawdle(&cx).await;
+    effect(cx.conn, &charge.saga, "capture-payment", 1, cents).await?;
+    Ok(Ok(()))
+}
+
+async fn approve_order(cx: LocalCx<'_>, _: Order) -> Result<Result<(), Irrefusable>, BoxError> {
     effect(cx.conn, cx.saga.as_uuid(), "approve-order", 1, 0).await?;
-    Ok(Decision::Done(()))
+    Ok(Ok(()))
 }

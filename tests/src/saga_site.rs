@@ -1,6 +1,6 @@
 //! The databases, topics and processes of the shop, and what is true of its sagas in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -119,7 +119,8 @@ impl SagaSite {
             services.insert(service.name(), Home::new(postgres, &of, &customers).await);
         }
         let orders = Home::new(postgres, &format!("{name}_orders"), &[]).await;
-        let site = SagaSite { orders, services, prefix, brokers: brokers.to_owned(), node: node.clone() };
+        let site =
+            SagaSite { orders, services, prefix, brokers: brokers.to_owned(), node: node.clone() };
         site.make_topics().await;
         site
     }
@@ -221,6 +222,34 @@ impl SagaSite {
             compensated: row.get(2),
             parked: row.get(3),
         }
+    }
+
+    /// Waits until the orders with these numbers have sagas, which follow this version.
+    ///
+    /// # Panics
+    ///
+    /// When they do not within `limit`, or follow another one.
+    pub async fn follow(&self, numbers: std::ops::Range<i64>, version: u32, limit: Duration) {
+        let looking = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            loop {
+                tick.tick().await;
+                let versions: Vec<i64> = sqlx::query_scalar(
+                    "SELECT version FROM tailrace.saga_instance
+                     WHERE (instance -> 'data' ->> 'number')::bigint BETWEEN $1 AND $2 - 1",
+                )
+                .bind(numbers.start)
+                .bind(numbers.end)
+                .fetch_all(&self.orders.pool)
+                .await
+                .expect("the sagas are read");
+                if versions.len() == numbers.clone().count() {
+                    return versions;
+                }
+            }
+        };
+        let versions = tokio::time::timeout(limit, looking).await.expect("the sagas begin");
+        assert!(versions.iter().all(|of| *of == i64::from(version)), "{numbers:?}: {versions:?}");
     }
 
     /// Waits until so many sagas have ended.
@@ -361,6 +390,18 @@ impl SagaSite {
         let (free, on_hold, accounts): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
         if free + on_hold != accounts * CREDIT_CENTS || row.get::<i64, _>(3) > 0 {
             faults.push(format!("{accounts} accounts have {free} and {on_hold} cents"));
+        }
+        let charged: Vec<Uuid> = sqlx::query_scalar("SELECT saga FROM charge")
+            .fetch_all(&self.home(Service::Payments).pool)
+            .await
+            .expect("the charges are read");
+        let charged: BTreeSet<Uuid> = charged.into_iter().collect();
+        let completed = sagas.iter().filter(|(_, (status, _))| status == "completed");
+        if charged.iter().any(|saga| sagas.get(saga).is_some_and(|(status, _)| status == "compensated"))
+            || completed.clone().any(|(saga, _)| !charged.contains(saga))
+        {
+            let (charged, completed) = (charged.len(), completed.count());
+            faults.push(format!("{charged} sagas are charged, and {completed} are completed"));
         }
         if self.standing().await.parked == 0 && on_hold != held {
             faults.push(format!("{on_hold} cents are held, and {held} of completed sagas"));

@@ -49,7 +49,8 @@ impl Dedupe {
         for (topic, way) in &before.topics {
             let how = if way == named { "begins anew, by" } else { "changes to" };
             // A string takes any text.
-            let _ = writeln!(text, "{consumer}: topic {topic} is known by {way}, and {how} {named}");
+            let _ =
+                writeln!(text, "{consumer}: topic {topic} is known by {way}, and {how} {named}");
         }
         Ok(hand.answer(text))
     }

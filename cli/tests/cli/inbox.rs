@@ -91,6 +91,31 @@ async fn a_change_is_told_first_and_made_with_yes_and_audited() {
 }
 
 #[tokio::test]
+async fn how_a_consumer_knows_messages_is_told_and_changed_with_yes() {
+    let (database, mut connection) = fresh("inbox_dedupe").await;
+    let url = database.url();
+    tailrace(url, &["inbox", "install"]).await.good();
+    connection.execute(SET_ASIDE).await.unwrap();
+    let to = |way: &'static str| ["inbox", "dedupe", "--consumer=billing", way];
+    let by = ["--yes", "--actor=anna"];
+
+    let told = tailrace(url, &to("--by=position")).await;
+    let done = tailrace(url, &[&to("--by=position")[..], &by].concat()).await.good();
+    let runs = tailrace(url, &to("--by=ids")).await;
+    let nobody = tailrace(url, &["inbox", "dedupe", "--consumer=nobody", "--by=ids"]).await;
+
+    let line = "billing: topic orders is known by ids, and changes to position\n";
+    assert_eq!((told.code, done.as_str()), (Some(8), line), "{told:?}");
+    let changed = "SELECT count(*) FROM tailrace.consumer_dedupe
+        JOIN tailrace.consumer_progress USING (consumer, topic)
+        JOIN tailrace.inbox_audit USING (consumer)
+        WHERE dedupe = 'position' AND epoch = 4 AND action = 'dedupe' AND before = '{\"orders\": \"ids\"}'";
+    assert_eq!(count(&mut connection, changed).await, 1);
+    runs.refuses(5, &["so it runs", "stop every process"]);
+    nobody.refuses(5, &["there is no progress", "check the name"]);
+}
+
+#[tokio::test]
 async fn a_payload_is_replaced_and_a_refusal_says_the_way_on() {
     let (database, mut connection) = fresh("inbox_edit").await;
     let url = database.url();

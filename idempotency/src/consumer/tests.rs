@@ -5,10 +5,12 @@ mod calls;
 mod faults;
 mod lanes;
 mod leaving;
+mod outages;
 mod ownership;
 mod parking;
 mod position;
 mod topics;
+mod watching;
 
 use std::sync::Arc;
 
@@ -55,15 +57,16 @@ async fn bed(name: &str) -> Bed {
 /// A consumer that runs until told to stop.
 struct Started {
     counters: Counters,
+    health: Health,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<Report, Error>>,
 }
 
 fn start<S: Send + Sync + 'static>(consumer: Consumer<S>) -> Started {
-    let counters = consumer.counters();
+    let (counters, health) = (consumer.counters(), consumer.health());
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(consumer.run(async move { drop(stopped.await) }));
-    Started { counters, stop, task }
+    Started { counters, health, stop, task }
 }
 
 impl Started {

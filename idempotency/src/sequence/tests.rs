@@ -39,8 +39,7 @@ fn another_relay_has_an_order_of_its_own_and_another_incarnation_is_told() {
 
     check(&[(0, sequence("orders", 1, 9, 0)), (1, other)], Ok(()));
     check(&[(0, sequence("orders", 1, 9, 0)), (1, sequence("orders", 2, 1, 0))], Err(anew));
-    let many: Vec<_> =
-        (0..=64i64).map(|n| (n, sequence(&format!("relay-{n}"), 1, 1, 0))).collect();
+    let many: Vec<_> = (0..=64i64).map(|n| (n, sequence(&format!("relay-{n}"), 1, 1, 0))).collect();
     check(&many[..64], Ok(()));
     check(&many, Err(Break::Relays));
 }
@@ -65,7 +64,8 @@ fn what_no_relay_writes_is_unreadable() {
 
 #[test]
 fn what_the_topic_had_before_it_was_made_anew_may_not_stand_in_it_again() {
-    let stored = Highest { place: Place(50), offset: Offset::new(-1) };
+    let place = Place::read(&format!("{:032x}", 50)).unwrap();
+    let stored = Highest { place, offset: Offset::new(-1) };
     let admit = |digits: u128| {
         let mut sequences = Sequences::default();
         sequences.know("r".to_owned(), stored);

@@ -111,6 +111,25 @@ pub(crate) async fn remember_all(
     outbox.write_all(conn, messages).await.map(drop).map_err(Error::of_outbox)
 }
 
+/// Stores what is remembered from now on, where there is nothing to answer yet.
+pub(crate) async fn store(
+    conn: &mut PgConnection,
+    correlation: &Correlation,
+    barrier: Barrier,
+) -> Result<(), Error> {
+    sqlx::query(REMEMBER)
+        .bind(*correlation.saga.as_uuid())
+        .bind(&*correlation.step)
+        .bind(barrier.action.map(|past| i64::from(past.epoch.get())))
+        .bind(barrier.action.map(|past| past.ended.as_str()))
+        .bind(None::<&[u8]>)
+        .bind(barrier.compensation.map(|epoch| i64::from(epoch.get())))
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(|error| Error::database("what is done for a step cannot be stored", error))
+}
+
 fn bound<'o>(
     merge: tailrace_outbox::Merge<'o>,
     correlation: &Correlation,

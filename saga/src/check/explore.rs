@@ -198,7 +198,7 @@ fn walk(stage: &mut Stage<'_>, seed: u64) -> Result<(), Walked> {
 }
 
 /// Numbers from a seed: the same seed, the same schedule (splitmix64).
-fn roll(dice: &mut u64, sides: usize) -> usize {
+pub(super) fn roll(dice: &mut u64, sides: usize) -> usize {
     *dice = dice.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut mixed = *dice;
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

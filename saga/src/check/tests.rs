@@ -245,3 +245,78 @@ fn two_steps() -> Saga<Order> {
         .build()
         .unwrap()
 }
+
+/// One step of each sort, behind one another.
+fn sorts() -> Saga<Order> {
+    Saga::define("sorts", 1)
+        .step("plain", AllocateStock::of)
+        .compensate()
+        .step("deciding", ReserveCredit::of)
+        .on_refused(|_, _| OnRefused::Retry)
+        .compensate()
+        .step("quote", QuoteShipping::of)
+        .no_effect()
+        .step("note", local(note).undo(forget))
+        .compensate()
+        .wait::<Confirmed>("confirmed", SECOND, OnTimeout::Compensate, |_, _| {})
+        .pivot("pay", CapturePayment::of)
+        .retriable("mail", SendMail::of)
+        .retriable("approve", local(approve))
+        .build()
+        .unwrap()
+}
+
+/// A saga of up to three steps, by a seed.
+fn random(seed: u64) -> Definition {
+    let mut dice = seed;
+    let mut pick = |sides| explore::roll(&mut dice, sides);
+    let sorts = sorts();
+    let sort = |at: usize| window::bare(&sorts.definition().0.steps[at]);
+    let mut steps = Vec::new();
+    let mut groups = 0;
+    let before = pick(3);
+    for _ in 0..before {
+        let mut step = sort(pick(5));
+        groups += usize::from(pick(2) == 0);
+        step.group = groups;
+        if step.signal_type().is_none() {
+            step.on_timeout = [OnTimeout::Retry, OnTimeout::Compensate, OnTimeout::Park][pick(3)];
+        }
+        steps.push(step);
+    }
+    groups += 1;
+    let mut pivot = sort(5);
+    pivot.group = groups;
+    steps.push(pivot);
+    if before < 2 {
+        groups += 1;
+        let mut step = sort(6 + pick(2));
+        step.group = groups;
+        steps.push(step);
+    }
+    for (at, step) in steps.iter_mut().enumerate() {
+        step.name = format!("{}-{at}", step.name).into();
+    }
+    Definition(std::sync::Arc::new(crate::definition::Graph {
+        identity: sorts.definition().identity().clone(),
+        replies: "replies".into(),
+        deadline: (pick(2) == 0).then_some(SECOND),
+        upcasters: Vec::new(),
+        starts: Vec::new(),
+        steps,
+    }))
+}
+
+#[test]
+fn every_promise_holds_for_sagas_of_every_sort() {
+    let seeds = match std::env::var("SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (0..24).collect(),
+    };
+    for seed in seeds {
+        let coverage = check(&random(seed));
+
+        let coverage = coverage.unwrap_or_else(|found| panic!("SEED={seed}\n{found}"));
+        assert!(coverage.is_exhaustive(), "SEED={seed}\n{coverage}");
+    }
+}

@@ -47,7 +47,7 @@ fn cut(definition: &Definition, window: Range<usize>) -> Definition {
 }
 
 /// A step without the user's code, which does not run in an exploration.
-fn bare(step: &Step) -> Step {
+pub(super) fn bare(step: &Step) -> Step {
     let work = match &step.work {
         Work::Command { topic, message_type, .. } => Work::Command {
             topic,

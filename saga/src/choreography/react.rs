@@ -8,12 +8,12 @@ use tailrace_idempotency::{BoxError, Codec, Handler, Meta, Outcome};
 use tailrace_outbox::{Message, Outbox};
 
 use super::reaction::{AnyReact, Emitted, Reaction};
-use super::{Choreography, Kind, Role, Step, clock, decide, epoch};
+use super::{Choreography, Kind, Role, Step, clock, decide, epoch, savepoint};
 use crate::barrier::rows::{self, Held};
 use crate::barrier::{Decision, Ended, Request};
 use crate::correlation::{Answer, Correlation, Operation, SagaId};
 use crate::error::{Error, Kind as Fault};
-use crate::participant::{BoxFuture, Cx, savepoint};
+use crate::participant::{BoxFuture, Cx};
 
 /// How a service speaks.
 #[derive(Debug, Clone)]

@@ -284,7 +284,9 @@ impl Turn<'_> {
         let cx = LocalCx { conn: &mut *conn, saga: self.instance.id() };
         let data = self.instance.data();
         let running = local::run(self.definition, &of.step, of.operation, data, cx);
-        let ran = super::caught(running).await.unwrap_or_else(|super::Panicked| Err("it panicked".into()));
+        let ran = super::caught(running)
+            .await
+            .unwrap_or_else(|super::Panicked| Err("it panicked".into()));
         match ran {
             Ok((answer, payload)) => {
                 if answer == Answer::Refused {
@@ -371,7 +373,8 @@ fn told(error: &(dyn std::error::Error + 'static)) -> String {
 async fn statement(conn: &mut PgConnection, text: &'static str) -> Result<(), Spoilt> {
     match sqlx::raw_sql(text).execute(conn).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(Spoilt::from(Error::database("a savepoint cannot be set or undone", error))),
+        Err(error) => {
+            Err(Spoilt::from(Error::database("a savepoint cannot be set or undone", error)))
+        }
     }
 }
-

@@ -62,9 +62,8 @@ impl Registry {
         let version = current.get(name).copied();
         drop(current);
         let chosen = version.and_then(|version| self.definitions.get(&(name.into(), version)));
-        chosen.or_else(|| {
-            self.all().filter(|definition| *definition.identity().name == *name).last()
-        })
+        chosen
+            .or_else(|| self.all().filter(|definition| *definition.identity().name == *name).last())
     }
 
     /// Says that this engine lives and what it can run, and learns what all others can.
@@ -104,7 +103,11 @@ impl Registry {
             ));
         }
         let chosen = choose(&runs);
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = chosen;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current != chosen {
+            tracing::info!(versions = ?chosen, "new sagas follow another version");
+            *current = chosen;
+        }
         Ok(())
     }
 
@@ -188,9 +191,7 @@ mod tests {
     fn check(runs: &[(u128, &str, u32)], expected: &[(&str, u32)]) {
         let runs: Vec<_> = runs
             .iter()
-            .map(|(engine, name, version)| {
-                (Uuid::from_u128(*engine), (*name).to_owned(), *version)
-            })
+            .map(|(engine, name, version)| (Uuid::from_u128(*engine), (*name).to_owned(), *version))
             .collect();
 
         let chosen = choose(&runs);

@@ -41,31 +41,32 @@ pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receive
     }
 }
 
-async fn round(
-    core: &Core,
-    pool: &PgPool,
-    beaten: &mut Option<Instant>,
-) -> Result<(), BoxError> {
+async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Result<(), BoxError> {
     let mut conn = pool.acquire().await?;
     if beaten.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
         core.registry.beat(&mut conn, SILENCE_MAX).await?;
         let mine = core.registry.identities();
-        core.counters
-            .quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
+        core.counters.quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
         let expired = store::expire(&mut conn, TAKE_MAX).await?;
         if expired > 0 {
-            tracing::warn!(inputs = expired, "what came for unknown sagas has waited in vain, and is dropped");
+            tracing::warn!(
+                inputs = expired,
+                "what came for unknown sagas has waited in vain, and is dropped"
+            );
         }
         *beaten = Some(Instant::now());
     }
-    while timers(core, &mut conn).await? == TAKE_MAX as usize {}
+    while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
     while inputs(core, &mut conn).await? == TAKE_MAX as usize {}
     Ok(())
 }
 
 /// Takes timers that are due, and says how many.
-async fn timers(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
-    let now = SystemTime::now();
+pub(super) async fn timers(
+    core: &Core,
+    conn: &mut PgConnection,
+    now: SystemTime,
+) -> Result<usize, BoxError> {
     let mut tx = super::begin_transaction(conn).await?;
     let due = store::take_timers(&mut tx, &core.registry.identities(), now, TAKE_MAX).await?;
     let taken = due.len();
@@ -89,7 +90,7 @@ async fn timers(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError>
 }
 
 /// Tells sagas what has waited for them, and says how much.
-async fn inputs(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
+pub(super) async fn inputs(core: &Core, conn: &mut PgConnection) -> Result<usize, BoxError> {
     let now = SystemTime::now();
     let mut tx = super::begin_transaction(conn).await?;
     let waiting = store::waiting(&mut tx, &core.registry.identities(), TAKE_MAX).await?;
@@ -121,4 +122,3 @@ fn tickets(deferred: &[Deferred], reason: Reason) -> Vec<i64> {
     let of = deferred.iter().filter(|deferred| deferred.reason == reason);
     of.filter_map(|deferred| deferred.ticket).collect()
 }
-

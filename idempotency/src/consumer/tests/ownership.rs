@@ -75,7 +75,8 @@ async fn rebalance(protocol: GroupProtocol, lanes: u16) {
 
 /// Makes the test the owner of a partition with one lane.
 async fn own(bed: &Bed, consumer: &str, partition: &Partition) -> Owned {
-    let wanted = [Wanted { partition: partition.clone(), start: None, topic_id: None, partitions: None }];
+    let wanted =
+        [Wanted { partition: partition.clone(), start: None, topic_id: None, partitions: None }];
     let takeover = Takeover { lanes: Lanes::new(1), deadline: DEADLINE, dedupe: Dedupe::default() };
     let mut conn = bed.pool.acquire().await.unwrap();
     let taken = progress::take(&mut conn, consumer, &wanted, takeover).await.unwrap().remove(0);

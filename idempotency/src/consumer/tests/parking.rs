@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use super::*;
 use crate::handler::{BatchCx, Item};
+use crate::inbox::{self, By};
 use crate::retry::{OnFailure, OutOfHorizon};
 
 /// Parked messages are tried again soon.
@@ -523,4 +524,27 @@ async fn a_fault_of_the_database_that_one_message_always_meets_holds_back_its_ke
 
     assert_eq!((report.applied, report.parked), (6, 2));
     assert_eq!(bed.count("SELECT count(*) FROM effect WHERE key = 'key-2'").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_is_put_back_is_applied_by_the_consumer_that_runs() {
+    let bed = bed("parking_put_back").await;
+    let topic = bed.topic("parking_put_back", 1).await;
+    let poison = Poison::of([1]);
+    let config = config(&bed, &topic).on_failure(OnFailure::DeadLetter);
+    let running = start(
+        Consumer::new(config.state(Arc::clone(&poison))).topic(&topic).on("numbered.v1", poisoned),
+    );
+    produce(bed.brokers(), &topic, &records(3, 3));
+    running.delivered(3).await;
+    poison.cure();
+
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let letter = inbox::get(&mut conn, &"dead:1".parse().unwrap()).await.unwrap();
+    inbox::retry(&mut conn, &letter, inbox::RETRIES_MAX, &By::new("anna")).await.unwrap();
+    running.applied(3).await;
+    running.stop().await.unwrap();
+
+    assert_eq!((bed.count(PARKED).await, bed.count(LETTERS).await), (0, 0));
+    assert_eq!(bed.count(EFFECTS).await, 3);
 }

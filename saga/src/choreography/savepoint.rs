@@ -4,16 +4,16 @@ use sqlx::PgConnection;
 
 use crate::error::Error;
 
-pub(crate) async fn set(conn: &mut PgConnection) -> Result<(), Error> {
+pub(super) async fn set(conn: &mut PgConnection) -> Result<(), Error> {
     statement(conn, "SAVEPOINT tailrace_step").await
 }
 
-pub(crate) async fn release(conn: &mut PgConnection) -> Result<(), Error> {
+pub(super) async fn release(conn: &mut PgConnection) -> Result<(), Error> {
     statement(conn, "RELEASE SAVEPOINT tailrace_step").await
 }
 
-pub(crate) async fn undo(conn: &mut PgConnection) -> Result<(), Error> {
-    statement(conn, "ROLLBACK TO SAVEPOINT tailrace_step").await
+pub(super) async fn undo(conn: &mut PgConnection) -> Result<(), Error> {
+    statement(conn, "ROLLBACK TO SAVEPOINT tailrace_step; RELEASE SAVEPOINT tailrace_step").await
 }
 
 async fn statement(conn: &mut PgConnection, text: &'static str) -> Result<(), Error> {

@@ -1,0 +1,375 @@
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::apply::{Begun, Told, apply};
+use super::*;
+use crate::bed::{Bed, installed};
+use crate::correlation::{Answer, Correlation, Epoch, Operation, SagaId};
+use crate::definition::{Forward, OnTimeout};
+use crate::fixture::{Order, ReserveCredit, order};
+use crate::instance::{Instance, Status};
+use crate::local::{LocalCx, local};
+use crate::store::{self, Cause, Reason};
+use crate::transition::{Input, Verb};
+
+/// A reply with this makes the saga's code panic.
+const PANICS: i64 = 13;
+
+async fn approve(cx: LocalCx<'_>, order: Order) -> Result<Result<(), String>, sqlx::Error> {
+    sqlx::query("INSERT INTO approved (saga) VALUES ($1)")
+        .bind(cx.saga.as_uuid())
+        .execute(&mut *cx.conn)
+        .await?;
+    if order.hold == Some(-2) {
+        sqlx::query("SELECT 1 / 0").execute(&mut *cx.conn).await?;
+    }
+    if order.hold == Some(-1) {
+        return Ok(Err("no".to_owned()));
+    }
+    Ok(Ok(()))
+}
+
+fn definition(version: u32) -> Saga<Order> {
+    Saga::define("create-order", version)
+        .step("reserve-credit", ReserveCredit::of)
+        .timeout(Duration::from_secs(20), OnTimeout::Retry)
+        .on_reply(|order, reply| {
+            assert!(reply.hold != PANICS, "this reply is too much");
+            order.hold = Some(reply.hold);
+        })
+        .compensate()
+        .pivot("approve", local(approve))
+        .timeout(Duration::from_secs(20), Forward::Retry)
+        .build()
+        .unwrap()
+}
+
+struct Shop {
+    bed: Bed,
+    core: Arc<Core>,
+}
+
+async fn shop(name: &str) -> Shop {
+    let bed = installed(name).await;
+    bed.execute("CREATE TABLE approved (saga uuid)").await;
+    Shop { bed, core: core(&[1]) }
+}
+
+fn core(versions: &[u32]) -> Arc<Core> {
+    let definitions = versions.iter().map(|version| definition(*version).definition().clone());
+    Arc::new(Core {
+        registry: Registry::new(definitions.collect()),
+        outbox: Outbox::new(Store::Wal),
+        source: "/orders".to_owned(),
+        prefix: String::new(),
+        unknown: Unknown::Park(Duration::from_secs(60)),
+        counters: Counters::default(),
+    })
+}
+
+fn sagas(shop: &Shop) -> Sagas {
+    Sagas::new(Arc::clone(&shop.core))
+}
+
+fn new_id() -> SagaId {
+    SagaId::from_uuid(Uuid::now_v7())
+}
+
+fn reply(saga: SagaId, answer: Answer, payload: Value) -> Told {
+    let correlation = Correlation {
+        saga,
+        definition: "create-order/1".into(),
+        step: "reserve-credit".into(),
+        operation: Operation::Action,
+        epoch: Epoch::FIRST,
+    };
+    let input = Input::Reply { correlation, answer, payload };
+    Told { saga, input, cause: Cause::new(), ticket: None }
+}
+
+fn reserved(saga: SagaId, hold: i64) -> Told {
+    reply(saga, Answer::Done, json!({ "hold": hold }))
+}
+
+impl Shop {
+    async fn started(&self, count: usize) -> Vec<SagaId> {
+        let mut tx = self.bed.begin().await;
+        let mut ids = Vec::new();
+        for _ in 0..count {
+            ids.push(new_id());
+            let started =
+                sagas(self).start(&mut tx, "create-order", ids[ids.len() - 1], &order()).await;
+            assert_eq!(started.unwrap(), Started::Now);
+        }
+        tx.commit().await.unwrap();
+        ids
+    }
+
+    /// Tells sagas in a transaction, and says what could not be told.
+    async fn tell(&self, told: Vec<Told>) -> Vec<(SagaId, Reason)> {
+        let mut tx = self.bed.begin().await;
+        let applied =
+            apply(&self.core, &mut tx, Vec::new(), told, SystemTime::now()).await.unwrap();
+        store::defer(&mut tx, &applied.deferred, 60.0).await.unwrap();
+        tx.commit().await.unwrap();
+        applied.deferred.iter().map(|deferred| (deferred.saga, deferred.reason)).collect()
+    }
+
+    async fn find(&self, saga: SagaId) -> Instance {
+        let mut conn = self.bed.pool.acquire().await.unwrap();
+        sagas(self).find(&mut conn, saga).await.unwrap().unwrap()
+    }
+
+    async fn status(&self, saga: SagaId) -> Status {
+        self.find(saga).await.status()
+    }
+
+    async fn conn(&self) -> sqlx::pool::PoolConnection<sqlx::Postgres> {
+        self.bed.pool.acquire().await.unwrap()
+    }
+
+    /// Everything that is due so far ahead, and everything that waits.
+    async fn keep_time(&self, ahead: Duration) -> (usize, usize) {
+        let mut conn = self.conn().await;
+        let due = SystemTime::now() + ahead;
+        let timers = time::timers(&self.core, &mut conn, due).await.unwrap();
+        (timers, time::inputs(&self.core, &mut conn).await.unwrap())
+    }
+}
+
+#[tokio::test]
+async fn many_sagas_are_told_in_one_transaction_and_go_on_with_their_local_steps() {
+    let shop = shop("engine_many").await;
+    let ids = shop.started(50).await;
+
+    let deferred = shop.tell(ids.iter().map(|id| reserved(*id, 7)).collect()).await;
+
+    assert_eq!(deferred, []);
+    for id in ids {
+        assert_eq!(shop.status(id).await, Status::Completed);
+    }
+    assert_eq!(shop.bed.count("SELECT count(*) FROM approved").await, 50);
+    let journal = "SELECT count(DISTINCT saga_id) FROM tailrace.saga_journal";
+    assert_eq!(shop.bed.count(journal).await, 50);
+}
+
+#[tokio::test]
+async fn the_same_wish_twice_is_the_same_saga() {
+    let shop = shop("engine_twice").await;
+    let ids = shop.started(1).await;
+    let mut conn = shop.conn().await;
+
+    let again = sagas(&shop).start(&mut conn, "create-order", ids[0], &order()).await.unwrap();
+    let nobodys = sagas(&shop).start(&mut conn, "refund", new_id(), &order()).await.unwrap_err();
+
+    assert_eq!(again, Started::Before);
+    assert_eq!(nobodys.kind(), Kind::Definition);
+}
+
+#[tokio::test]
+async fn a_saga_whose_code_panics_waits_and_holds_up_no_other() {
+    let shop = shop("engine_panics").await;
+    let ids = shop.started(3).await;
+
+    let told = vec![reserved(ids[0], 7), reserved(ids[1], PANICS), reserved(ids[2], 7)];
+    let deferred = shop.tell(told).await;
+    let retried = shop.keep_time(Duration::ZERO).await;
+
+    assert_eq!(deferred, [(ids[1], Reason::Failed)]);
+    assert_eq!(shop.status(ids[0]).await, Status::Completed);
+    assert_eq!(shop.status(ids[1]).await, Status::Running);
+    assert_eq!(shop.status(ids[2]).await, Status::Completed);
+    // It is tried again later, not at once.
+    assert_eq!(retried, (0, 0));
+    let waits =
+        "SELECT count(*) FROM tailrace.saga_input WHERE reason = 'failed' AND not_before > now()";
+    assert_eq!(shop.bed.count(waits).await, 1);
+}
+
+#[tokio::test]
+async fn a_local_step_that_is_refused_leaves_nothing_and_one_that_fails_is_tried_again() {
+    let shop = shop("engine_local").await;
+    let ids = shop.started(2).await;
+
+    let deferred = shop.tell(vec![reserved(ids[0], -1), reserved(ids[1], -2)]).await;
+
+    assert_eq!(deferred, []);
+    assert_eq!(shop.status(ids[0]).await, Status::Compensating);
+    assert_eq!(shop.status(ids[1]).await, Status::Running);
+    assert_eq!(shop.bed.count("SELECT count(*) FROM approved").await, 0);
+    let (timers, _) = shop.keep_time(Duration::from_secs(600)).await;
+    assert!(timers >= 2, "{timers}");
+    let attempts = shop.find(ids[1]).await.step("approve").unwrap().attempts();
+    assert_eq!(attempts, 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_its_saga_waits_for_it() {
+    let shop = shop("engine_unknown").await;
+    let id = new_id();
+
+    let deferred = shop.tell(vec![reserved(id, 7)]).await;
+    let too_early = shop.keep_time(Duration::ZERO).await;
+    let mut conn = shop.conn().await;
+    sagas(&shop).start(&mut conn, "create-order", id, &order()).await.unwrap();
+    let then = shop.keep_time(Duration::ZERO).await;
+
+    assert_eq!(deferred, [(id, Reason::Unknown)]);
+    assert_eq!((too_early, then), ((0, 0), (0, 1)));
+    assert_eq!(shop.status(id).await, Status::Completed);
+    assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_input").await, 0);
+}
+
+#[tokio::test]
+async fn what_waits_for_an_unknown_saga_in_vain_is_dropped_in_the_end() {
+    let shop = shop("engine_expired").await;
+    shop.tell(vec![reserved(new_id(), 7), reserved(new_id(), 7)]).await;
+    shop.bed.execute("UPDATE tailrace.saga_input SET expires_at = now() WHERE id = 1").await;
+
+    let dropped = store::expire(&mut *shop.conn().await, 100).await.unwrap();
+
+    assert_eq!(dropped, 1);
+    assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_input").await, 1);
+}
+
+#[tokio::test]
+async fn a_timer_asks_again_once_and_one_that_is_stale_changes_nothing() {
+    let shop = shop("engine_timer").await;
+    let ids = shop.started(2).await;
+    shop.tell(vec![reserved(ids[0], 7)]).await;
+
+    let nothing_is_due = shop.keep_time(Duration::ZERO).await;
+    let due = shop.keep_time(Duration::from_secs(30)).await;
+
+    assert_eq!(nothing_is_due, (0, 0));
+    // Two of the first saga, which is over, and the one of the second.
+    assert_eq!(due, (3, 0));
+    assert_eq!(shop.status(ids[0]).await, Status::Completed);
+    assert_eq!(shop.find(ids[1]).await.step("reserve-credit").unwrap().attempts(), 2);
+    assert_eq!(shop.core.counters.report().timers, 3);
+}
+
+#[tokio::test]
+async fn a_saga_that_somebody_works_at_keeps_no_other_from_its_timers() {
+    let shop = shop("engine_skips").await;
+    let ids = shop.started(2).await;
+
+    let mut elsewhere = shop.bed.begin().await;
+    store::lock(&mut elsewhere, &ids[..1]).await.unwrap();
+    let passed_over = shop.keep_time(Duration::from_secs(30)).await;
+    elsewhere.rollback().await.unwrap();
+    let then = shop.keep_time(Duration::from_secs(30)).await;
+
+    assert_eq!((passed_over, then), ((1, 0), (1, 0)));
+    for id in ids {
+        assert_eq!(shop.find(id).await.step("reserve-credit").unwrap().attempts(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_people_want_is_told_to_the_saga_and_written_down() {
+    let shop = shop("engine_operator").await;
+    let ids = shop.started(2).await;
+    let mut conn = shop.conn().await;
+    let retry = Verb::Retry { step: Some("reserve-credit".into()) };
+
+    sagas(&shop).operate(&mut conn, ids[0], "ada", retry).await.unwrap();
+    sagas(&shop).cancel(&mut conn, ids[1]).await.unwrap();
+    let told = shop.keep_time(Duration::ZERO).await;
+
+    assert_eq!(told, (0, 2));
+    let epoch = shop.find(ids[0]).await.step("reserve-credit").unwrap().epoch();
+    assert_eq!(epoch, Epoch::new(2));
+    assert_eq!(shop.status(ids[1]).await, Status::Compensating);
+    let by_name = "SELECT count(*) FROM tailrace.saga_journal WHERE entries::text LIKE '%ada%'";
+    assert_eq!(shop.bed.count(by_name).await, 1);
+}
+
+#[tokio::test]
+async fn sagas_of_a_version_that_nobody_runs_are_listed_and_what_comes_for_them_waits() {
+    let mut shop = shop("engine_versions").await;
+    let ids = shop.started(2).await;
+    let old = std::mem::replace(&mut shop.core, core(&[2]));
+
+    let deferred = shop.tell(vec![reserved(ids[0], 7)]).await;
+    let nothing = shop.keep_time(Duration::from_secs(30)).await;
+    let mine = shop.core.registry.identities();
+    let listed = registry::quarantined(&mut *shop.conn().await, SILENCE_MAX, &mine).await.unwrap();
+    shop.core = old;
+    let told = shop.keep_time(Duration::ZERO).await;
+
+    assert_eq!(deferred, [(ids[0], Reason::Foreign)]);
+    assert_eq!(nothing, (0, 0));
+    assert_eq!(listed.iter().map(|it| it.sagas).collect::<Vec<_>>(), [2]);
+    assert_eq!(listed[0].definition.to_string(), "create-order/1");
+    assert_eq!(told, (0, 1));
+    assert_eq!(shop.status(ids[0]).await, Status::Completed);
+}
+
+#[tokio::test]
+async fn a_living_engine_keeps_new_sagas_on_the_version_that_it_knows() {
+    let shop = shop("engine_registry").await;
+    let mut conn = shop.conn().await;
+    let (old, new) = (core(&[1]), core(&[1, 2]));
+    let current = |core: &Core| core.registry.current("create-order").unwrap().identity().version;
+
+    old.registry.beat(&mut conn, SILENCE_MAX).await.unwrap();
+    new.registry.beat(&mut conn, SILENCE_MAX).await.unwrap();
+    let while_both_live = current(&new);
+    old.registry.leave(&mut conn).await.unwrap();
+    new.registry.beat(&mut conn, SILENCE_MAX).await.unwrap();
+
+    assert_eq!((while_both_live, current(&new)), (1, 2));
+}
+
+#[tokio::test]
+async fn a_running_saga_is_rewritten_on_its_page_without_its_indexes() {
+    let shop = shop("engine_hot").await;
+    let ids = shop.started(20).await;
+    let mut tx = shop.bed.begin().await;
+    let retry = || Input::Operator {
+        by: "ada".into(),
+        verb: Verb::Retry { step: Some("reserve-credit".into()) },
+    };
+    let told = |id: &SagaId| Told { saga: *id, input: retry(), cause: Cause::new(), ticket: None };
+
+    apply(&shop.core, &mut tx, Vec::new(), ids.iter().map(told).collect(), SystemTime::now())
+        .await
+        .unwrap();
+
+    let (updated, hot): (i64, i64) = sqlx::query_as(
+        "SELECT pg_stat_get_xact_tuples_updated('tailrace.saga_instance'::regclass),
+                pg_stat_get_xact_tuples_hot_updated('tailrace.saga_instance'::regclass)",
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .unwrap();
+    assert_eq!((updated, hot), (20, 20));
+}
+
+#[tokio::test]
+async fn a_saga_that_begins_twice_under_one_id_fails_the_second_transaction_alone() {
+    let shop = shop("engine_collision").await;
+    let (id, saga) = (new_id(), definition(1));
+    let begun = |now| Begun {
+        instance: saga.instance(id, &order(), now).unwrap(),
+        definition: saga.definition().clone(),
+        cause: Cause::new(),
+    };
+    let begin = async |conn: &mut PgConnection| {
+        let now = SystemTime::now();
+        apply(&shop.core, conn, vec![begun(now)], Vec::new(), now).await
+    };
+
+    let mut first = shop.bed.begin().await;
+    begin(&mut first).await.unwrap();
+    first.commit().await.unwrap();
+    let mut second = shop.bed.begin().await;
+    let error = begin(&mut second).await.unwrap_err();
+
+    assert!(error.to_string().contains("cannot be stored"), "{error}");
+    assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_instance").await, 1);
+}

@@ -1,0 +1,5 @@
+use crate::given::*;
+
+fn wrong() {
+    Saga::define("order", 1).step("pay", capture_payment).compensate();
+}
