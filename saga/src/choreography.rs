@@ -52,6 +52,7 @@ use crate::correlation::{Epoch, Operation};
 mod clock;
 mod decide;
 mod declaration;
+pub mod diagram;
 #[cfg(test)]
 mod explore;
 mod faults;

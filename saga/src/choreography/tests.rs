@@ -5,7 +5,7 @@ use super::explore::{Explored, Rules, explore};
 use super::{Choreography, Declaration, Role};
 
 /// An order: credit, stock, payment.
-fn order() -> Declaration {
+pub(super) fn order() -> Declaration {
     Choreography::define("create-order", 1)
         .starts("orders", "place-order")
         .emits("order.placed")
