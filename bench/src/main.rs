@@ -3,6 +3,7 @@
 //! A figure is a ratio inside one run: what is measured and what it is measured against take turns
 //! in short slices, so that a machine that is busy with something else is busy for both.
 
+mod calls;
 mod consumer;
 mod consumer_by_hand;
 mod consumer_topic;
@@ -57,6 +58,8 @@ enum Scenario {
     Consumer(consumer::Options),
     /// What one poisoned key costs the others
     Parking(parking::Options),
+    /// How many effects outside Postgres a lane makes
+    Calls(calls::Options),
     /// What it takes to forget claims, and what claims notice of it
     Retention(retention::Options),
     /// The sidecar, which the scenarios of the relay start as a process of its own
@@ -77,6 +80,7 @@ async fn main() -> ExitCode {
         Scenario::RelayStart(options) => Box::pin(relay_start::measure(options)).await,
         Scenario::Consumer(options) => Box::pin(consumer::measure(options)).await,
         Scenario::Parking(options) => Box::pin(parking::measure(options)).await,
+        Scenario::Calls(options) => Box::pin(calls::measure(options)).await,
         Scenario::Retention(options) => Box::pin(retention::measure(options)).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);

@@ -1,8 +1,9 @@
-//! The operator's command line: `tailrace outbox …` and `tailrace inbox …`.
+//! The operator's command line: `tailrace outbox …`, `tailrace inbox …` and `tailrace http-key …`.
 
 mod answer;
 mod database;
 mod error;
+mod http_key;
 mod inbox;
 mod outbox;
 
@@ -46,6 +47,9 @@ enum Command {
     /// Commands that change something tell first what they would change, and do it with --yes.
     #[command(subcommand, after_help = EXIT_CODES)]
     Inbox(inbox::Command),
+    /// What is kept for HTTP requests with an Idempotency-Key
+    #[command(subcommand, after_help = EXIT_CODES)]
+    HttpKey(http_key::Command),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -69,6 +73,7 @@ async fn run(command: Command) -> Result<Answer, Error> {
     match command {
         Command::Outbox(command) => Box::pin(outbox::run(command)).await.map(Answer::from),
         Command::Inbox(command) => Box::pin(inbox::run(command)).await,
+        Command::HttpKey(command) => http_key::run(command).await,
     }
 }
 

@@ -6,6 +6,7 @@ use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
+use crate::calling::TOGETHER_MAX;
 use crate::calls::Calls;
 use crate::consumer::Unhandled;
 use crate::dead_letter::{self, Letter};
@@ -33,6 +34,8 @@ pub(crate) struct Effects {
     pub(crate) calls: Calls,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) looked_for_put_back: Instant,
+    /// How many calls are recorded in one transaction.
+    pub(crate) answers: Width,
     width: Width,
 }
 
@@ -85,8 +88,16 @@ impl Effects {
             parked.set(queue, Some(head), now);
         }
         let width = Width::new(shared.batch_records_max);
-        let (owned, calls) = (owned.clone(), Calls::default());
-        Ok(Self { shared, owned, parked, calls, stop, looked_for_put_back: now, width })
+        Ok(Self {
+            shared,
+            owned: owned.clone(),
+            parked,
+            calls: Calls::default(),
+            stop,
+            looked_for_put_back: now,
+            answers: Width::new(TOGETHER_MAX),
+            width,
+        })
     }
 
     /// Whether so many keys are parked that nothing more is taken.

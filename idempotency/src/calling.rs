@@ -1,30 +1,64 @@
-//! What the owner of a partition does around a call: it prepares it in one transaction and records it in another.
+//! What the owner of a partition does around calls: it prepares them in one transaction and records them in another.
 //!
 //! A message that makes a call is parked from the start, so order, ownership and replay are those of parked messages.
 //! Its row is the intent: it says `calling` before the call is made, and leaves with what records the call. Between the
 //! two no transaction is open; whoever owns the partition next finds the row, and repeats the call with the same key.
+//!
+//! Calls of several keys share a transaction, since its commit costs more than all else that is done here: those that
+//! are due are prepared together, and those that have ended meanwhile are recorded together.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
-use crate::attempt::{Effects, head_of};
+use crate::attempt::{Effects, call_of, commit, head_of, roll_back};
 use crate::breaker::Permit;
 use crate::call::Answer;
 use crate::calls::{Called, Start};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, in_time};
 use crate::metrics::Tally;
-use crate::parked_rows::{Ready, Row};
+use crate::parked_rows::Row;
 use crate::parking::{Head, Queue};
-use crate::plan::{Plan, Width};
+use crate::plan::{Aside, Plan, SAVEPOINTS_MAX, Width};
 use crate::position::Offset;
 use crate::progress::{self, Fenced};
-use crate::replay::{FAULT_WAIT, Replayed};
+use crate::replay::FAULT_WAIT;
 use crate::retry::OnFailure;
 use crate::route::RouteId;
-use crate::trial::{Mark, Step, Trial};
+use crate::trial::{Mark, Step, Stumble, Trial, Work};
+
+/// Messages whose calls are prepared, or recorded, in one transaction: as many as may have a savepoint each.
+pub(crate) const TOGETHER_MAX: usize = SAVEPOINTS_MAX;
+
+/// What a transaction with the heads of several queues comes to, if it commits.
+#[derive(Default)]
+struct Together {
+    tally: Tally,
+    heads: Vec<(Queue, Option<Head>)>,
+    /// The calls to be made then.
+    starts: Vec<(Queue, Start)>,
+    /// Queues whose first message is another one than was thought, or was given up.
+    others: Vec<Queue>,
+}
+
+/// The head of a queue that is worked at.
+struct Chosen {
+    queue: Queue,
+    route: RouteId,
+    attempts: u32,
+}
+
+/// What follows for it.
+enum End {
+    /// Its call is made with this.
+    Calls(Vec<u8>),
+    Applied,
+    Buried(Cause, u32),
+    Fails(Cause, u32),
+}
 
 impl Effects {
     /// Waits for the calls that are being made and records them.
@@ -38,134 +72,316 @@ impl Effects {
         LaneEnd::Stopped
     }
 
-    /// When a call of this handler may be made; none where the end of another one tells.
-    pub(crate) fn free_at(&self, route: RouteId, now: Instant) -> Option<Instant> {
-        let limits = self.shared.dispatch.limits(route)?;
+    /// When calls can be prepared; none while none is due, or the end of one that is being made will tell.
+    pub(crate) fn call_at(&self) -> Option<Instant> {
+        let now = Instant::now();
         let room = self.calls.len() < self.shared.calls_max;
-        limits.breaker.free_at(now).filter(|_| room)
+        room.then(|| self.parked.call_at(|route| self.free_at(route, now))).flatten()
     }
 
-    /// Whether something can be done about a head that is ready.
-    pub(crate) fn is_in_turn(&self, ready: Ready, call: Option<RouteId>, now: Instant) -> bool {
-        if self.calls.holds(ready.offset) {
-            return false;
-        }
-        let free = |route| self.free_at(route, now).is_some_and(|at| at <= now);
-        ready.over || call.is_none_or(free)
+    /// When the breaker of a handler lets a call through; none where the end of another one tells.
+    fn free_at(&self, route: RouteId, now: Instant) -> Option<Instant> {
+        self.shared.dispatch.limits(route)?.breaker.free_at(now)
     }
 
     fn permit(&self, route: RouteId) -> Option<Permit> {
-        let limits = self.shared.dispatch.limits(route)?;
-        let room = self.calls.len() < self.shared.calls_max;
-        room.then(|| limits.breaker.permit(Instant::now())).flatten()
+        self.shared.dispatch.limits(route)?.breaker.permit(Instant::now())
     }
 
-    /// The first transaction of a call: its intent is stored, unless it is already.
-    pub(crate) async fn prepare_call(
-        &self,
-        conn: &mut PgConnection,
-        queue: &Queue,
-        mut row: Row,
-        route: RouteId,
-        fenced: &Fenced,
-    ) -> Result<Replayed, Error> {
-        let (offset, attempts) = (Offset::new(row.stored.offset), row.attempts);
-        let head = |wait| Some(Head { offset, wait, call: Some(route) });
-        let Some(permit) = self.permit(route) else {
-            return Ok(Replayed::idle(head(Some(Duration::ZERO))));
-        };
-        let stored = row.intent.take();
-        let work = self.restore(vec![row])?;
-        let intent = match stored {
-            Some(intent) => intent,
-            None => {
-                let mut plan = alone();
-                let mut trial = Trial::new(&self.shared, &work, Mark::First);
-                let until = self.run(conn, &mut trial, &mut plan).await?;
-                let open = progress::still_open(conn, fenced);
-                in_time("the transaction of a call cannot be checked", open).await?;
-                match trial.step {
-                    Step::Prepared(intent) if plan.aside(0).is_none() => intent,
-                    _ => return self.release(conn, queue, &work, &plan, &[attempts], until).await,
+    /// Prepares the calls that are due, as many as may be made, and makes them.
+    ///
+    /// Where one of them fails they are prepared again behind savepoints, and where the database gives the transaction
+    /// up for the sake of a handler, one by one.
+    pub(crate) async fn prepare_calls(&mut self) -> Result<(), LaneEnd> {
+        let now = Instant::now();
+        let room = self.shared.calls_max.saturating_sub(self.calls.len()).min(TOGETHER_MAX);
+        let is_free = |route| self.free_at(route, now).is_some_and(|at| at <= now);
+        let queues = self.parked.due_calls(now, is_free, room);
+        if queues.is_empty() {
+            return Ok(());
+        }
+        for guarded in [false, true] {
+            match self.prepare(&queues, guarded).await {
+                Ok(Some(together)) => return self.settled(together).await,
+                Ok(None) => return Err(LaneEnd::NotOurs),
+                Err(Stumble::Blame(_)) => {}
+                Err(Stumble::Error(error)) if in_handler(&error) => {}
+                Err(Stumble::Error(error)) => {
+                    let heads = queues.into_iter().map(|queue| (self.parked.head(&queue), queue));
+                    let heads = heads.filter_map(|(head, queue)| Some((queue, head?))).collect();
+                    return self.put_off(heads, error);
                 }
             }
-        };
-        let table = self.table();
-        let storing = table.calling(conn, offset, &intent);
-        in_time("the intent of a call cannot be stored", storing).await?;
-        let record = work.records.into_iter().next();
-        let start = record.map(|record| Start { route, record, intent, permit });
-        Ok(Replayed { head: head(None), tally: Tally::default(), start })
+        }
+        for queue in queues {
+            match self.prepare(std::slice::from_ref(&queue), true).await {
+                Ok(Some(together)) => self.settled(together).await?,
+                Ok(None) => return Err(LaneEnd::NotOurs),
+                Err(stumble) => {
+                    let error = stumble.into_error();
+                    if !error.is_transient() {
+                        return Err(LaneEnd::Failed(error));
+                    }
+                    let head = self.postponed(&queue, &error, self.parked.head(&queue)).await?;
+                    self.parked.set(queue, head, Instant::now());
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// A call has ended: the second transaction. A fault of the database leaves the row as it is, so that the call is
-    /// repeated with the same key.
-    pub(crate) async fn called(&mut self, called: Result<Called, Error>) -> Result<(), LaneEnd> {
-        let called = called.map_err(LaneEnd::Failed)?;
-        let queue = called.queue.clone();
-        let (offset, call) = (called.offset, Some(called.route));
-        let head = Head { offset, wait: Some(FAULT_WAIT), call };
-        let replayed = match self.record_call(called).await {
-            Ok(Some(replayed)) => replayed,
-            Ok(None) => return Err(LaneEnd::NotOurs),
-            Err(error) if error.is_transient() => {
-                Replayed::idle(self.postponed(&queue, &error, Some(head)).await?)
+    /// One transaction; none when the partition has another owner.
+    async fn prepare(&self, queues: &[Queue], guarded: bool) -> Result<Option<Together>, Stumble> {
+        let mut tx = self.begin().await?;
+        match self.prepare_in(&mut tx, queues, guarded).await {
+            Ok(Some(together)) => {
+                // After a commit whose answer was lost the rows are read again, and say what is prepared.
+                commit(tx).await?;
+                Ok(Some(together))
             }
-            Err(error) => return Err(LaneEnd::Failed(error)),
+            other => {
+                roll_back(tx).await;
+                other
+            }
+        }
+    }
+
+    async fn prepare_in(
+        &self,
+        conn: &mut PgConnection,
+        queues: &[Queue],
+        guarded: bool,
+    ) -> Result<Option<Together>, Stumble> {
+        let Some(fenced) = self.hold(conn).await? else { return Ok(None) };
+        let heads: Vec<Offset> =
+            queues.iter().filter_map(|queue| Some(self.parked.head(queue)?.offset)).collect();
+        let table = self.table();
+        let reading = table.read_heads(conn, &heads);
+        let rows = in_time("parked messages cannot be read", reading).await?;
+        let mut together = Together { others: queues.to_vec(), ..Together::default() };
+        let (mut chosen, mut permits, mut intents, mut kept) =
+            (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
+        for mut row in rows {
+            let Some((head, permit)) = self.choose(&row, &mut together) else { continue };
+            if let Some(intent) = row.intent.take() {
+                intents.insert(chosen.len(), intent);
+            }
+            chosen.push(head);
+            permits.push(permit);
+            kept.push(row);
+        }
+        let work = self.restore(kept)?;
+        let ends = self.prepared(conn, &work, &chosen, intents, guarded, &fenced).await?;
+        self.write(conn, &chosen, &work, &ends, &mut together).await?;
+        let parts = chosen.into_iter().zip(permits).zip(work.records).zip(ends);
+        for (((Chosen { queue, route, .. }, permit), record), end) in parts {
+            if let End::Calls(intent) = end {
+                together.starts.push((queue, Start { route, record, intent, permit }));
+            }
+        }
+        Ok(Some(together))
+    }
+
+    /// Whether the call of a head is prepared now. What is not, and is no matter of another one, is said to `together`.
+    fn choose(&self, row: &Row, together: &mut Together) -> Option<(Chosen, Permit)> {
+        let offset = Offset::new(row.stored.offset);
+        let queue = Queue::of(row.stored.key.as_deref(), offset);
+        let route = call_of(&self.shared, &row.stored.message_type);
+        let route = route.filter(|_| !row.discarded)?;
+        together.others.retain(|other| *other != queue);
+        let head = |wait| Some(Head { offset, wait, call: Some(route) });
+        if !row.ready || self.calls.holds(offset) {
+            together.heads.push((queue, head(row.wait.filter(|_| !row.ready))));
+            return None;
+        }
+        let Some(permit) = self.permit(route) else {
+            together.heads.push((queue, head(Some(Duration::ZERO))));
+            return None;
         };
-        self.shared.counters.count_committed(replayed.tally);
-        self.parked.set(queue, replayed.head, Instant::now());
+        Some((Chosen { queue, route, attempts: row.attempts }, permit))
+    }
+
+    /// Runs the first step of those calls that have no intent yet.
+    async fn prepared(
+        &self,
+        conn: &mut PgConnection,
+        work: &Work,
+        chosen: &[Chosen],
+        intents: BTreeMap<usize, Vec<u8>>,
+        guarded: bool,
+        fenced: &Fenced,
+    ) -> Result<Vec<End>, Stumble> {
+        let count = chosen.len();
+        let mut plan = match guarded {
+            true => Plan::each(count),
+            false => Plan::new(vec![None; count], |_: &&[u8]| false, Width::new(count.max(1)), 0),
+        };
+        let mut trial = Trial::new(&self.shared, work, Mark::First);
+        for (at, intent) in intents {
+            plan.condemn(at, Fate::Call);
+            trial.steps.insert(at, Step::Prepared(intent));
+        }
+        if count > 0 {
+            self.run(conn, &mut trial, &mut plan).await?;
+        }
+        let open = progress::still_open(conn, fenced);
+        if let Err(error) = in_time("the transaction of calls cannot be checked", open).await {
+            return Err(trial.blame(0..count, error));
+        }
+        Ok(ends(chosen, &plan, trial.steps))
+    }
+
+    /// A call has ended: the second transaction, with those that have ended meanwhile. A fault of the database leaves
+    /// the rows as they are, so that the calls are repeated with the same keys.
+    pub(crate) async fn called(&mut self, first: Result<Called, Error>) -> Result<(), LaneEnd> {
+        let mut called = vec![first.map_err(LaneEnd::Failed)?];
+        while called.len() < self.answers.now()
+            && let Some(next) = self.calls.next_ended()
+        {
+            called.push(next.map_err(LaneEnd::Failed)?);
+        }
+        let count = called.len();
+        let head = |called: &Called| {
+            let (offset, call) = (called.offset, Some(called.route));
+            (called.queue.clone(), Head { offset, wait: Some(FAULT_WAIT), call })
+        };
+        let mut heads: Vec<(Queue, Head)> = called.iter().map(head).collect();
+        let error = match self.record_calls(called).await {
+            Ok(Some(together)) => {
+                self.answers.grow();
+                return self.settled(together).await;
+            }
+            Ok(None) => return Err(LaneEnd::NotOurs),
+            Err(stumble) => stumble.into_error(),
+        };
+        // In company nobody knows whose fault it was.
+        if in_handler(&error)
+            && count == 1
+            && let Some((queue, head)) = heads.pop()
+        {
+            let head = self.postponed(&queue, &error, Some(head)).await?;
+            self.parked.set(queue, head, Instant::now());
+            return Ok(());
+        }
+        self.answers.halve(count);
+        self.put_off(heads, error)
+    }
+
+    /// Several heads are tried again later, by a fault that is none of theirs.
+    fn put_off(&mut self, heads: Vec<(Queue, Head)>, error: Error) -> Result<(), LaneEnd> {
+        if !error.is_transient() {
+            return Err(LaneEnd::Failed(error));
+        }
+        tracing::warn!(
+            error = %error, code = error.database_code(), topic = %self.owned.partition.topic,
+            partition = self.owned.partition.number, calls = heads.len(), "calls are put off"
+        );
+        self.shared.counters.count_retry();
+        let now = Instant::now();
+        for (queue, head) in heads {
+            self.parked.set(queue, Some(Head { wait: Some(FAULT_WAIT), ..head }), now);
+        }
+        Ok(())
+    }
+
+    /// Remembers what is in the database now, and makes the calls.
+    async fn settled(&mut self, together: Together) -> Result<(), LaneEnd> {
+        let now = Instant::now();
+        self.shared.counters.count_committed(together.tally);
+        for (queue, head) in together.heads {
+            self.parked.set(queue, head, now);
+        }
+        for (queue, start) in together.starts {
+            self.calls.start(std::sync::Arc::clone(&self.shared), queue, start);
+        }
+        for queue in together.others {
+            self.replay_one(queue).await?;
+        }
         Ok(())
     }
 
     /// None when the partition has another owner.
-    async fn record_call(&self, called: Called) -> Result<Option<Replayed>, Error> {
+    async fn record_calls(&self, called: Vec<Called>) -> Result<Option<Together>, Stumble> {
         let mut tx = self.begin().await?;
-        let recorded = self.record_in(&mut tx, called).await;
-        self.end(tx, recorded).await
+        match self.record_in(&mut tx, called).await {
+            Ok(Some(together)) => {
+                // After a commit whose answer was lost the calls are repeated, and find their rows gone.
+                commit(tx).await?;
+                Ok(Some(together))
+            }
+            other => {
+                roll_back(tx).await;
+                other
+            }
+        }
     }
 
     async fn record_in(
         &self,
         conn: &mut PgConnection,
-        called: Called,
-    ) -> Result<Option<Replayed>, Error> {
-        let Called { queue, offset, intent, answer, .. } = called;
-        let holding = progress::hold(conn, &self.shared.consumer, &self.owned);
-        let Some(fenced) = in_time("the partition cannot be held", holding).await? else {
-            return Ok(None);
-        };
+        called: Vec<Called>,
+    ) -> Result<Option<Together>, Stumble> {
+        let Some(fenced) = self.hold(conn).await? else { return Ok(None) };
+        let offsets: Vec<Offset> = called.iter().map(|called| called.offset).collect();
         let table = self.table();
-        let single = Queue::Single(offset);
-        let reading = table.read(conn, &single, 1);
-        let rows = in_time("a message whose call was made cannot be read", reading).await?;
-        let Some(attempts) = rows.first().map(|row| row.attempts) else {
-            let promoting = table.promote(conn, &queue);
-            let next = in_time("parked messages cannot be read", promoting).await?;
-            return Ok(Some(Replayed::idle(next.map(|next| head_of(&self.shared, next)))));
-        };
-        let work = self.restore(rows)?;
-        let mut plan = alone();
-        let mut trial = Trial::new(&self.shared, &work, Mark::First);
-        let fate = match answer {
-            Ok(Answer::Done(result)) => {
-                trial.step = Step::Record { intent, result };
-                None
-            }
-            Ok(Answer::Retry { after }) => Some(Fate::Park(Cause::later(after))),
-            Ok(Answer::Reject { reason }) => {
-                Some(Fate::Bury(Cause::with_detail(Reason::Rejected, &reason)))
-            }
-            Err(error) => Some(self.after_failed_call(error)?),
-        };
-        let attempts = attempts.saturating_add(u32::from(fate.is_some()));
-        if let Some(fate) = fate {
-            plan.condemn(0, fate);
+        let reading = table.read_at(conn, &offsets);
+        let rows = in_time("messages whose calls were made cannot be read", reading).await?;
+        let mut called: BTreeMap<Offset, Called> =
+            called.into_iter().map(|called| (called.offset, called)).collect();
+        let (mut chosen, mut answers) = (Vec::new(), Vec::new());
+        for row in &rows {
+            let Some(called) = called.remove(&Offset::new(row.stored.offset)) else { continue };
+            let (queue, route) = (called.queue.clone(), called.route);
+            chosen.push(Chosen { queue, route, attempts: row.attempts });
+            answers.push(called);
         }
-        let until = self.run(conn, &mut trial, &mut plan).await?;
-        let open = progress::still_open(conn, &fenced);
-        in_time("the transaction of a call cannot be checked", open).await?;
-        self.release(conn, &queue, &work, &plan, &[attempts], until).await.map(Some)
+        // A person has taken away what is left over.
+        let others = called.into_values().map(|called| called.queue).collect();
+        let mut together = Together { others, ..Together::default() };
+        let work = self.restore(rows)?;
+        let ends = self.recorded(conn, &work, &mut chosen, answers, &fenced).await?;
+        self.write(conn, &chosen, &work, &ends, &mut together).await?;
+        Ok(Some(together))
+    }
+
+    /// Runs the last step of calls, each behind a savepoint: what a call has brought is there once.
+    async fn recorded(
+        &self,
+        conn: &mut PgConnection,
+        work: &Work,
+        chosen: &mut [Chosen],
+        answers: Vec<Called>,
+        fenced: &Fenced,
+    ) -> Result<Vec<End>, Stumble> {
+        let mut plan = Plan::each(chosen.len());
+        let mut trial = Trial::new(&self.shared, work, Mark::First);
+        for (at, (called, chosen)) in answers.into_iter().zip(&mut *chosen).enumerate() {
+            let Called { intent, answer, .. } = called;
+            let fate = match answer {
+                Ok(Answer::Done(result)) => {
+                    trial.steps.insert(at, Step::Record { intent, result });
+                    continue;
+                }
+                Ok(Answer::Retry { after }) => Fate::Park(Cause::later(after)),
+                Ok(Answer::Reject { reason }) => {
+                    Fate::Bury(Cause::with_detail(Reason::Rejected, &reason))
+                }
+                Err(error) => self.after_failed_call(error)?,
+            };
+            chosen.attempts = chosen.attempts.saturating_add(1);
+            plan.condemn(at, fate);
+        }
+        if !chosen.is_empty() {
+            self.run(conn, &mut trial, &mut plan).await?;
+        }
+        let open = progress::still_open(conn, fenced);
+        in_time("the transaction of calls cannot be checked", open).await?;
+        Ok(ends(chosen, &plan, trial.steps))
+    }
+
+    async fn hold(&self, conn: &mut PgConnection) -> Result<Option<Fenced>, Error> {
+        let holding = progress::hold(conn, &self.shared.consumer, &self.owned);
+        in_time("the partition cannot be held", holding).await
     }
 
     /// What an error of a call means for its message. No fault of a database is looked for in it: whatever the other
@@ -178,9 +394,87 @@ impl Effects {
             OnFailure::Halt => Err(error.halting()),
         }
     }
+
+    /// Stores intents, takes away what has ended, notes what failed, and says what is next in each queue.
+    async fn write(
+        &self,
+        conn: &mut PgConnection,
+        chosen: &[Chosen],
+        work: &Work,
+        ends: &[End],
+        together: &mut Together,
+    ) -> Result<(), Error> {
+        let table = self.table();
+        let (mut calling, mut intents) = (Vec::new(), Vec::new());
+        let (mut gone, mut letters, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for ((Chosen { queue, route, .. }, record), end) in
+            chosen.iter().zip(&work.records).zip(ends)
+        {
+            let offset = record.meta.position().offset;
+            match end {
+                End::Calls(intent) => {
+                    calling.push(offset);
+                    intents.push(intent.as_slice());
+                    let head = Head { offset, wait: None, call: Some(*route) };
+                    together.heads.push((queue.clone(), Some(head)));
+                    continue;
+                }
+                End::Fails(cause, attempts) => {
+                    let state = self.next_state(cause, *attempts);
+                    self.tell_parked(record, cause, *attempts, state);
+                    let postponing = table.postpone(conn, offset, state, *attempts, cause);
+                    in_time("a failed attempt cannot be noted", postponing).await?;
+                    let head = Head { offset, wait: state.wait(), call: Some(*route) };
+                    together.heads.push((queue.clone(), Some(head)));
+                    continue;
+                }
+                End::Buried(cause, attempts) => letters.push(self.letter(record, cause, *attempts)),
+                End::Applied => together.tally.replayed += 1,
+            }
+            gone.push(offset);
+            together.heads.push((queue.clone(), None));
+            keys.extend(queue.key());
+        }
+        together.tally.applied = together.tally.replayed;
+        together.tally.count_letters(&letters);
+        self.bury(conn, &letters).await?;
+        let next = in_time("calls cannot be stored or released", async {
+            if !calling.is_empty() {
+                table.calling(conn, &calling, &intents).await?;
+            }
+            if gone.is_empty() {
+                return Ok(Vec::new());
+            }
+            table.delete(conn, &gone).await?;
+            if keys.is_empty() { Ok(Vec::new()) } else { table.promote_all(conn, &keys).await }
+        });
+        for (key, first) in next.await? {
+            together.heads.push((Queue::Key(key), Some(head_of(&self.shared, first))));
+        }
+        Ok(())
+    }
 }
 
-/// The plan of one message.
-fn alone<'a>() -> Plan<&'a [u8]> {
-    Plan::suspicious(vec![None], Width::new(1))
+/// What each of them came to.
+fn ends(chosen: &[Chosen], plan: &Plan<&[u8]>, mut steps: BTreeMap<usize, Step>) -> Vec<End> {
+    let end = |(at, chosen): (usize, &Chosen)| {
+        let attempts = chosen.attempts.saturating_add(plan.failures(at));
+        match (plan.aside(at), steps.remove(&at)) {
+            (None | Some(Aside::Fate(Fate::Call)), Some(Step::Prepared(intent))) => {
+                End::Calls(intent)
+            }
+            (Some(Aside::Fate(Fate::Bury(cause))), _) => {
+                End::Buried(cause.clone(), attempts.max(1))
+            }
+            (Some(Aside::Fate(Fate::Park(cause))), _) => End::Fails(cause.clone(), attempts),
+            // Nobody stands behind another one here.
+            (None | Some(Aside::Behind | Aside::Fate(Fate::Call)), _) => End::Applied,
+        }
+    };
+    chosen.iter().enumerate().map(end).collect()
+}
+
+/// A fault that a handler met, and that may be its own.
+fn in_handler(error: &Error) -> bool {
+    error.kind() == Kind::Handler && error.is_transient()
 }

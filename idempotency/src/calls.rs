@@ -61,7 +61,17 @@ impl Calls {
         let Some(called) = self.tasks.join_next().await else {
             return std::future::pending().await;
         };
-        let called = called.map_err(|error: JoinError| {
+        self.ended(called)
+    }
+
+    /// A further call that has ended already.
+    pub(crate) fn next_ended(&mut self) -> Option<Result<Called, Error>> {
+        let called = self.tasks.try_join_next()?;
+        Some(self.ended(called))
+    }
+
+    fn ended(&mut self, called: Result<Called, JoinError>) -> Result<Called, Error> {
+        let called = called.map_err(|error| {
             Error::new(Kind::Internal, "the task of a call broke off").caused_by(error)
         })?;
         self.offsets.remove(&called.offset);

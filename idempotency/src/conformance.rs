@@ -37,7 +37,7 @@
 //! | the same again, under another name | state outside of the database, effects that depend on the clock or on chance |
 //! | each record comes twice | effects at a duplicate, which only a handler with ids of its own can have |
 //! | other keys first, one message in a transaction | effects that depend on the order across keys or on what shares a batch |
-//! | a death at each [`Milestone`] | effects outside of the transaction, state in memory |
+//! | deaths at five points: the transaction is fenced; its handlers have run; it is committed; a call is prepared; a call is made | effects outside of the transaction, state in memory |
 //! | the transaction is rolled back and repeated in the same process | the same |
 //! | a former owner goes on after the next one has taken its partition | effects outside of the transaction |
 //! | a second process joins within a batch | the same |
@@ -60,7 +60,6 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::consumer::Consumer;
 use crate::error::BoxError;
-pub use crate::milestone::Milestone;
 use crate::schema;
 
 use process::Plant;

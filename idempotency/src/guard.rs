@@ -184,6 +184,7 @@ async fn claim_batch(
                 "a partition of tailrace.processed_message was made and is still missing",
             ));
         }
+        let asked = ids.len();
         let found = try_claim(conn, consumer, ids, days, future_max).await?;
         if let (None, Some((day, claim))) = (beyond, found.outside.first_key_value()) {
             return Err(refusal(candidates, *day, *claim));
@@ -191,8 +192,15 @@ async fn claim_batch(
         if !found.missing.is_empty() {
             retention::make_partitions(conn, &found.missing).await?;
         } else if found.outside.is_empty() {
-            first = found.first;
             retention::note_late_claims(conn, &found.late).await?;
+            match found.first {
+                // As almost always: no id has to be looked up.
+                First::All if asked == candidates.len() => {
+                    return Ok(vec![Claim::First; candidates.len()]);
+                }
+                First::All => first = timed(candidates, &outside).0.into_iter().collect(),
+                First::These(ids) => first = ids,
+            }
             break;
         }
         outside.extend(found.outside);
@@ -242,10 +250,19 @@ fn opaque(
         .collect()
 }
 
+/// Which ids were claimed.
+#[derive(Default)]
+enum First {
+    /// All, each of which was asked for once.
+    #[default]
+    All,
+    These(HashSet<Uuid>),
+}
+
 /// What the statement found; nothing is inserted if a day is outside or missing.
 #[derive(Default)]
 struct Found {
-    first: HashSet<Uuid>,
+    first: First,
     outside: BTreeMap<Day, Claim>,
     missing: Vec<Day>,
     /// Days of long ago without a fresh mark of when they were claimed.
@@ -299,14 +316,14 @@ async fn try_claim(
     // Almost always all ids are new; then no list of them has to come back.
     let (claimed, days, states): (Option<Vec<Uuid>>, Vec<i32>, Vec<i32>) = sqlx::query_as(CLAIM)
         .bind(consumer)
-        .bind(&ids)
+        .bind(ids)
         .bind(days)
         .bind(future_max)
         .bind(PAST_DAYS_MAX)
         .fetch_one(conn)
         .await
         .map_err(cannot_claim)?;
-    let first = claimed.unwrap_or(ids).into_iter().collect();
+    let first = claimed.map_or(First::All, |ids| First::These(ids.into_iter().collect()));
     let mut found = Found { first, ..Found::default() };
     for (day, state) in days.into_iter().map(Day).zip(states) {
         match state {

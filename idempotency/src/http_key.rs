@@ -1,7 +1,8 @@
 //! The guard for HTTP: a request with an `Idempotency-Key` has its effect once, and its answer again.
 //!
 //! After [draft-ietf-httpapi-idempotency-key-header-07](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/),
-//! for any web framework: it takes texts and bytes and answers with a status. The answer is stored in the transaction of
+//! for any web framework: it takes texts and bytes and answers with a status. With the feature `tower` the module
+//! `http_layer` does so around a service of Tower. The answer is stored in the transaction of
 //! the handler's effect, so neither is there without the other.
 //!
 //! ```no_run
@@ -279,6 +280,21 @@ pub async fn finish(
     .await
     .map_err(|error| Error::database("the answer to a request cannot be stored", error))?;
     Ok(())
+}
+
+/// How many answers are older than this.
+///
+/// # Errors
+/// What Postgres answers.
+pub async fn plan_forget(conn: &mut PgConnection, older_than: Duration) -> Result<u64, Error> {
+    let count: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM tailrace.http_key WHERE created_at < now() - make_interval(secs => $1)",
+    )
+    .bind(older_than.as_secs_f64())
+    .fetch_one(conn)
+    .await
+    .map_err(|error| Error::database("old answers cannot be counted", error))?;
+    Ok(count.unsigned_abs())
 }
 
 /// Deletes answers that are older than this, at most 5,000, and says how many: call it until there are none.

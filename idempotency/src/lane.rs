@@ -101,25 +101,32 @@ impl Lane {
             Err(end) => return end,
         };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
+        let mut is_full_before = false;
         loop {
-            let (look_at, is_full) = (effects.look_at(), effects.is_full());
-            self.gauge.parked(effects.parked.len(), is_full);
-            tokio::select! {
+            let (call_at, look_at) = (effects.call_at(), effects.look_at());
+            let is_full = self.tell_parked(&effects, &mut is_full_before);
+            let gathered = tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return effects.finish_calls().await,
-                called = effects.calls.next() => match effects.called(called).await {
-                    Ok(()) => continue,
-                    Err(end) => return end,
-                },
-                () = reached(look_at) => match effects.replay().await {
-                    Ok(()) => continue,
-                    Err(end) => return end,
-                },
+                called = effects.calls.next() => effects.called(called).await.map(|()| false),
+                () = reached(call_at) => effects.prepare_calls().await.map(|()| false),
+                () = reached(look_at) => effects.replay().await.map(|()| false),
                 gathered = inlet.gather(&mut batch), if !is_full => {
                     if gathered.is_none() {
                         return effects.finish_calls().await;
                     }
+                    Ok(true)
                 }
+            };
+            match gathered {
+                Ok(true) => {}
+                // Calls that end again and again leave the others their turn.
+                Ok(false) => match effects.replay_if_due().await {
+                    Ok(()) if !effects.is_full() && inlet.gather_now(&mut batch) => {}
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
+                Err(end) => return end,
             }
             let (deliveries, behind, next_offset) = batch.into_parts();
             batch = Batch::new(next_offset, self.shared.batch_records_max);
@@ -148,6 +155,20 @@ impl Lane {
             self.owned.next_offset = Some(next_offset);
             self.gauge.committed.store(next_offset.get(), Ordering::Release);
         }
+    }
+
+    /// Says what is parked, and whether that is so much that nothing more is taken.
+    fn tell_parked(&self, effects: &Effects, is_full_before: &mut bool) -> bool {
+        let (keys, is_full) = (effects.parked.len(), effects.is_full());
+        self.gauge.parked(keys, is_full);
+        if is_full && !*is_full_before {
+            tracing::error!(
+                topic = %self.owned.partition.topic, partition = self.owned.partition.number, keys,
+                "too many keys are parked: nothing more is taken until fewer are"
+            );
+        }
+        *is_full_before = is_full;
+        is_full
     }
 }
 
@@ -187,6 +208,21 @@ impl Inlet {
             };
             self.accept(batch, chunk);
         }
+    }
+
+    /// Fills a batch with what is there, and answers whether it holds anything.
+    fn gather_now(&mut self, batch: &mut Batch) -> bool {
+        loop {
+            self.pour(batch);
+            if batch.is_full() {
+                break;
+            }
+            match self.queue.try_recv() {
+                Ok(chunk) => self.accept(batch, chunk),
+                Err(_) => break,
+            }
+        }
+        self.since.take().is_some()
     }
 
     /// Fills a batch as far as it goes. Whoever has something better to do drops this.

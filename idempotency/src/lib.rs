@@ -114,6 +114,8 @@ mod handler;
 #[cfg(feature = "kafka")]
 mod health;
 pub mod http_key;
+#[cfg(feature = "tower")]
+pub mod http_layer;
 #[cfg(feature = "kafka")]
 mod id_source;
 pub mod inbox;
@@ -125,6 +127,7 @@ mod known;
 mod lane;
 #[cfg(feature = "kafka")]
 mod lanes;
+#[cfg(feature = "kafka")]
 mod leaving;
 mod message_id;
 #[cfg(feature = "kafka")]

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use crate::handler::BoxFuture;
 
 /// A step of a consumer on the way of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Milestone {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Milestone {
     /// The transaction of a batch holds the fence and has moved progress; no handler has run.
     Fenced,
     /// The handlers of a batch have run; nothing is committed.
@@ -18,12 +17,6 @@ pub enum Milestone {
     Prepared,
     /// A call is made; its result is not recorded.
     Called,
-}
-
-impl Milestone {
-    /// All, in the order of a message's way.
-    pub const ALL: [Self; 5] =
-        [Self::Fenced, Self::Handled, Self::Committed, Self::Prepared, Self::Called];
 }
 
 /// Whoever comes to a milestone waits for what this answers with.

@@ -187,35 +187,63 @@ impl Table<'_> {
         queue: &Queue,
         rows_max: usize,
     ) -> Result<Vec<Row>, Error> {
-        let mut query = QueryBuilder::<Postgres>::new(
+        let mut query = self.rows();
+        of_queue(&mut query, queue);
+        query
+            .push(r#" ORDER BY "offset" LIMIT "#)
+            .push_bind(i64::try_from(rows_max).unwrap_or(i64::MAX));
+        locked(query, conn).await
+    }
+
+    /// The messages at these offsets, as far as they are there, locked against the command line.
+    pub(crate) async fn read_at(
+        &self,
+        conn: &mut PgConnection,
+        offsets: &[Offset],
+    ) -> Result<Vec<Row>, Error> {
+        let mut query = self.rows_at(offsets);
+        query.push(r#" ORDER BY "offset""#);
+        locked(query, conn).await
+    }
+
+    /// Those of the messages at these offsets that are the first of their queues, locked against the command line.
+    pub(crate) async fn read_heads(
+        &self,
+        conn: &mut PgConnection,
+        offsets: &[Offset],
+    ) -> Result<Vec<Row>, Error> {
+        let mut query = self.rows_at(offsets);
+        query.push(
+            r#" AND NOT EXISTS (
+                SELECT FROM tailrace.parked_message AS before
+                WHERE before.consumer = parked.consumer AND before.topic = parked.topic
+                  AND before.partition = parked.partition AND sha256(before.key) = sha256(parked.key)
+                  AND before.key = parked.key AND before."offset" < parked."offset")
+               ORDER BY "offset""#,
+        );
+        locked(query, conn).await
+    }
+
+    /// The partition's rows; conditions follow.
+    fn rows(&self) -> QueryBuilder<Postgres> {
+        let mut query = QueryBuilder::new(
             r#"SELECT "offset", key, message_id, message_type, payload, header_names, header_values,
                    (extract(epoch FROM written_at) * 1000)::bigint, attempts, state,
                    state IN ('discard', 'queued', 'calling') OR (state = 'waiting' AND retry_at <= now()),
                    extract(epoch FROM retry_at - now())::float8, intent
-               FROM tailrace.parked_message WHERE "#,
+               FROM tailrace.parked_message AS parked WHERE consumer = "#,
         );
-        self.of_queue(&mut query, queue);
-        query
-            .push(r#" ORDER BY "offset" LIMIT "#)
-            .push_bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
-            .push(" FOR UPDATE");
-        let rows: Vec<Columns> = query.build_query_as().fetch_all(conn).await.map_err(unread)?;
-        Ok(rows.into_iter().map(Row::from).collect())
-    }
-
-    fn of_queue(&self, query: &mut QueryBuilder<Postgres>, queue: &Queue) {
-        query.push("consumer = ").push_bind(self.consumer);
+        query.push_bind(self.consumer);
         query.push(" AND topic = ").push_bind(&*self.partition.topic);
         query.push(" AND partition = ").push_bind(self.partition.number);
-        match queue {
-            // The index holds a hash: a key may be larger than an entry of an index.
-            Queue::Key(key) => query
-                .push(" AND sha256(key) = sha256(")
-                .push_bind(key)
-                .push(") AND key = ")
-                .push_bind(key),
-            Queue::Single(offset) => query.push(r#" AND "offset" = "#).push_bind(offset.get()),
-        };
+        query
+    }
+
+    fn rows_at(&self, offsets: &[Offset]) -> QueryBuilder<Postgres> {
+        let offsets: Vec<i64> = offsets.iter().map(|offset| offset.get()).collect();
+        let mut query = self.rows();
+        query.push(r#" AND "offset" = ANY("#).push_bind(offsets).push(")");
+        query
     }
 
     /// Parks messages.
@@ -289,22 +317,25 @@ impl Table<'_> {
         Ok(())
     }
 
-    /// The call of a message is about to be made with this.
+    /// The calls of messages are about to be made with these.
     pub(crate) async fn calling(
         &self,
         conn: &mut PgConnection,
-        offset: Offset,
-        intent: &[u8],
+        offsets: &[Offset],
+        intents: &[&[u8]],
     ) -> Result<(), Error> {
+        let offsets: Vec<i64> = offsets.iter().map(|offset| offset.get()).collect();
         sqlx::query(
-            r#"UPDATE tailrace.parked_message SET state = 'calling', retry_at = NULL, intent = $5
-               WHERE consumer = $1 AND topic = $2 AND partition = $3 AND "offset" = $4"#,
+            r#"UPDATE tailrace.parked_message AS parked
+               SET state = 'calling', retry_at = NULL, intent = prepared.intent
+               FROM unnest($4::bigint[], $5::bytea[]) AS prepared ("offset", intent)
+               WHERE consumer = $1 AND topic = $2 AND partition = $3 AND parked."offset" = prepared."offset""#,
         )
         .bind(self.consumer)
         .bind(&*self.partition.topic)
         .bind(self.partition.number)
-        .bind(offset.get())
-        .bind(intent)
+        .bind(offsets)
+        .bind(intents)
         .execute(conn)
         .await
         .map_err(unwritten)?;
@@ -356,6 +387,65 @@ impl Table<'_> {
         let wait = Some(Duration::ZERO);
         Ok(Some(First { offset, message_type: next.stored.message_type, wait }))
     }
+
+    /// The messages that are next in these queues after others have left, by key: they are tried at once. A queue that
+    /// is empty is not among them.
+    pub(crate) async fn promote_all(
+        &self,
+        conn: &mut PgConnection,
+        keys: &[&[u8]],
+    ) -> Result<Vec<(Vec<u8>, First)>, Error> {
+        let next: Vec<(Vec<u8>, i64, String)> = sqlx::query_as(
+            r#"WITH next AS MATERIALIZED (
+                   SELECT asked.key, first."offset", first.message_type
+                   FROM unnest($4::bytea[]) AS asked (key)
+                   CROSS JOIN LATERAL (
+                       SELECT parked."offset", parked.message_type FROM tailrace.parked_message AS parked
+                       WHERE parked.consumer = $1 AND parked.topic = $2 AND parked.partition = $3
+                         AND sha256(parked.key) = sha256(asked.key) AND parked.key = asked.key
+                       ORDER BY parked."offset" LIMIT 1) AS first
+               ), promoted AS (
+                   UPDATE tailrace.parked_message AS parked SET state = 'waiting', retry_at = now()
+                   FROM next
+                   WHERE parked.consumer = $1 AND parked.topic = $2 AND parked.partition = $3
+                     AND parked."offset" = next."offset" AND parked.state = 'queued'
+               )
+               SELECT key, "offset", message_type FROM next"#,
+        )
+        .bind(self.consumer)
+        .bind(&*self.partition.topic)
+        .bind(self.partition.number)
+        .bind(keys)
+        .fetch_all(conn)
+        .await
+        .map_err(unwritten)?;
+        let next = next.into_iter().map(|(key, offset, message_type)| {
+            let wait = Some(Duration::ZERO);
+            (key, First { offset: Offset::new(offset), message_type, wait })
+        });
+        Ok(next.collect())
+    }
+}
+
+fn of_queue(query: &mut QueryBuilder<Postgres>, queue: &Queue) {
+    match queue {
+        // The index holds a hash: a key may be larger than an entry of an index.
+        Queue::Key(key) => query
+            .push(" AND sha256(key) = sha256(")
+            .push_bind(key)
+            .push(") AND key = ")
+            .push_bind(key),
+        Queue::Single(offset) => query.push(r#" AND "offset" = "#).push_bind(offset.get()),
+    };
+}
+
+async fn locked(
+    mut query: QueryBuilder<Postgres>,
+    conn: &mut PgConnection,
+) -> Result<Vec<Row>, Error> {
+    query.push(" FOR UPDATE");
+    let rows: Vec<Columns> = query.build_query_as().fetch_all(conn).await.map_err(unread)?;
+    Ok(rows.into_iter().map(Row::from).collect())
 }
 
 type HeadColumns = (Option<Vec<u8>>, i64, String, bool, Option<f64>);

@@ -3,7 +3,7 @@
 //! Only the owner adds and removes rows, so what it remembers is what the table holds. The command line changes
 //! states, which the owner finds when it looks, once a second while anything is parked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::position::Offset;
@@ -88,25 +88,37 @@ impl Parked {
         self.looked = Some(now);
     }
 
-    /// When to look at the table again; none while nothing is parked. `free_at` says when a call may be made, and none
-    /// where somebody will tell.
-    pub(crate) fn look_at(
-        &self,
-        now: Instant,
-        free_at: impl Fn(RouteId) -> Option<Instant>,
-    ) -> Option<Instant> {
+    /// When to look at the table again; none while nothing is parked. Calls need no look.
+    pub(crate) fn look_at(&self, now: Instant) -> Option<Instant> {
         if self.len() == 0 {
             return None;
         }
         let looked = self.looked.unwrap_or(now);
-        let due = self.all().filter_map(|due| match due.call {
-            None => due.at,
-            Some(route) => Some(due.at?.max(free_at(route)?)),
-        });
-        let due = due.min();
+        let due = self.all().filter(|due| due.call.is_none()).filter_map(|due| due.at).min();
         let latest = looked + LOOK_EVERY;
         let earliest = self.looked.map_or(now, |looked| looked + LOOK_AGAIN);
         Some(due.map_or(latest, |due| due.min(latest).max(earliest)))
+    }
+
+    /// When the next call is due; none where there is none, or somebody will tell. `free_at` says when one may be made.
+    pub(crate) fn call_at(&self, free_at: impl Fn(RouteId) -> Option<Instant>) -> Option<Instant> {
+        self.all().filter_map(|due| Some(due.at?.max(free_at(due.call?)?))).min()
+    }
+
+    /// The oldest heads that make calls and are due.
+    pub(crate) fn due_calls(
+        &self,
+        now: Instant,
+        is_free: impl Fn(RouteId) -> bool,
+        max: usize,
+    ) -> Vec<Queue> {
+        let is_due =
+            |due: &Due| due.at.is_some_and(|at| at <= now) && due.call.is_some_and(&is_free);
+        let mut due: Vec<Offset> =
+            self.all().filter(|due| is_due(due)).map(|due| due.offset).collect();
+        due.sort_unstable();
+        due.truncate(max);
+        self.queues(&due)
     }
 
     pub(crate) fn head(&self, queue: &Queue) -> Option<Head> {
@@ -136,9 +148,17 @@ impl Parked {
         self.queues(&[head]).pop()
     }
 
-    /// The heads that make calls, with their handlers.
-    pub(crate) fn calls(&self) -> HashMap<Offset, RouteId> {
-        self.all().filter_map(|due| Some((due.offset, due.call?))).collect()
+    /// The heads that make calls.
+    pub(crate) fn calls(&self) -> HashSet<Offset> {
+        self.all().filter(|due| due.call.is_some()).map(|due| due.offset).collect()
+    }
+
+    /// A head may be seen to at once.
+    pub(crate) fn is_due(&mut self, head: Offset, now: Instant) {
+        let all = self.keys.values_mut().chain(self.singles.values_mut());
+        for due in all.filter(|due| due.offset == head) {
+            due.at = Some(now);
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = &Due> {
@@ -160,7 +180,7 @@ mod tests {
     }
 
     fn look_in(parked: &Parked, now: Instant) -> Option<u128> {
-        parked.look_at(now, |_| None).map(|at| at.saturating_duration_since(now).as_millis())
+        parked.look_at(now).map(|at| at.saturating_duration_since(now).as_millis())
     }
 
     #[test]
@@ -184,19 +204,31 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_looked_after_when_it_may_be_made() {
+    fn a_call_is_due_when_it_may_be_made_and_needs_no_look() {
         let now = Instant::now();
         let mut parked = Parked::default();
-        let call = Some(RouteId::new(0));
-        parked.set(key("a"), head(1, Some(0)).map(|head| Head { call, ..head }), now);
+        let calling = |offset, wait_ms| {
+            head(offset, wait_ms).map(|head| Head { call: Some(RouteId::new(0)), ..head })
+        };
+        parked.set(key("a"), calling(2, Some(0)), now);
+        parked.set(key("b"), calling(1, Some(0)), now);
+        parked.set(key("later"), calling(3, Some(500)), now);
+        parked.set(key("being made"), calling(4, None), now);
         parked.looked(now);
-        let look_in = |free_ms: Option<u64>| {
+        let call_in = |free_ms: Option<u64>| {
             let free_at = free_ms.map(|free| now + Duration::from_millis(free));
-            parked.look_at(now, |_| free_at).unwrap().saturating_duration_since(now).as_millis()
+            parked.call_at(|_| free_at).map(|at| at.saturating_duration_since(now).as_millis())
         };
 
-        assert_eq!([look_in(Some(0)), look_in(Some(300)), look_in(None)], [20, 300, 1000]);
-        assert_eq!(parked.calls().len(), 1);
+        assert_eq!(
+            [call_in(Some(0)), call_in(Some(300)), call_in(None)],
+            [Some(0), Some(300), None]
+        );
+        assert_eq!(look_in(&parked, now), Some(1000));
+        assert_eq!(parked.due_calls(now, |_| true, 1), [key("b")]);
+        assert_eq!(parked.due_calls(now, |_| true, 9).len(), 2);
+        assert_eq!(parked.due_calls(now, |_| false, 9), []);
+        assert_eq!(parked.calls().len(), 4);
     }
 
     #[test]

@@ -69,11 +69,16 @@ impl Width {
         Self { now: max, max }
     }
 
-    fn halve(&mut self, tried: usize) {
+    /// How many that is now.
+    pub(crate) fn now(self) -> usize {
+        self.now
+    }
+
+    pub(crate) fn halve(&mut self, tried: usize) {
         self.now = (self.now.min(tried) / 2).max(1);
     }
 
-    fn grow(&mut self) {
+    pub(crate) fn grow(&mut self) {
         self.now = self.now.saturating_mul(2).min(self.max);
     }
 }
@@ -116,6 +121,17 @@ impl<K: Hash + Eq + Clone> Plan<K> {
                 plan.segments.insert(1, behind);
             }
         }
+        plan
+    }
+
+    /// As many messages as share a transaction, each known to have failed, or not to be run twice: each has a savepoint
+    /// of its own, and no second try.
+    pub(crate) fn each(count: usize) -> Self {
+        debug_assert!(count <= SAVEPOINTS_MAX);
+        let keys = std::iter::repeat_with(|| None).take(count).collect();
+        let mut plan = Self::new(keys, |_| false, Width::new(count.max(1)), 0);
+        plan.guarded = true;
+        plan.segments = (0..count).map(|at| at..at + 1).collect();
         plan
     }
 

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::attempt::{Effects, acquire, call_of, commit, head_of, roll_back};
-use crate::calls::Start;
 use crate::consumer::Unhandled;
 use crate::error::{Error, Kind};
 use crate::failure::{Cause, Fate, Reason};
@@ -36,22 +35,19 @@ pub(crate) const FAULT_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Replayed {
     pub(crate) head: Option<Head>,
     pub(crate) tally: Tally,
-    /// The call to be made then.
-    pub(crate) start: Option<Start>,
 }
 
 impl Replayed {
     /// Nothing was done.
     pub(crate) fn idle(head: Option<Head>) -> Self {
-        Self { head, tally: Tally::default(), start: None }
+        Self { head, tally: Tally::default() }
     }
 }
 
 impl Effects {
     /// When to look for parked messages that may be tried.
     pub(crate) fn look_at(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let known = self.parked.look_at(now, |route| self.free_at(route, now));
+        let known = self.parked.look_at(Instant::now());
         let others = self.looked_for_put_back + PUT_BACK_EVERY;
         Some(known.map_or(others, |known| known.min(others)))
     }
@@ -60,6 +56,8 @@ impl Effects {
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
         let Some(permit) = self.shared.gate.permit() else {
             self.parked.looked(Instant::now());
+            // It is looked for later too; else the lane would turn in circles until the gate opens.
+            self.looked_for_put_back = Instant::now();
             return Ok(());
         };
         let ready = self.look().await;
@@ -74,42 +72,54 @@ impl Effects {
             Err(error) => return Err(LaneEnd::Failed(error)),
         };
         let calls = self.parked.calls();
-        let in_turn = |ready: &Ready| {
-            self.is_in_turn(*ready, calls.get(&ready.offset).copied(), Instant::now())
-        };
-        let ready: Vec<Ready> = ready.into_iter().filter(in_turn).collect();
-        if ready.len() <= QUEUES_MAX {
+        let mut due = Vec::new();
+        for Ready { offset, over } in ready {
+            match calls.contains(&offset) && !over {
+                _ if self.calls.holds(offset) => {}
+                // A person may have said so.
+                true => self.parked.is_due(offset, Instant::now()),
+                false => due.push(offset),
+            }
+        }
+        if due.len() <= QUEUES_MAX {
             self.parked.looked(Instant::now());
         }
-        for ready in ready.into_iter().take(QUEUES_MAX) {
+        for head in due.into_iter().take(QUEUES_MAX) {
             if *self.stop.borrow() || self.shared.gate.is_shut() {
                 return Ok(());
             }
-            // Those before it may have taken the last places of calls.
-            if !self.is_in_turn(ready, calls.get(&ready.offset).copied(), Instant::now()) {
-                continue;
-            }
-            let Some(queue) = self.parked.queue(ready.offset) else { continue };
-            let replayed = match self.replay_queue(&queue).await {
-                Ok(Some(replayed)) => replayed,
-                Ok(None) => return Err(LaneEnd::NotOurs),
-                Err((error, head)) if error.is_transient() => {
-                    Replayed::idle(self.postponed(&queue, &error, head).await?)
-                }
-                Err((error, _)) => return Err(LaneEnd::Failed(error)),
-            };
-            if replayed.head.is_none() {
-                tracing::info!(
-                    topic = %self.owned.partition.topic, partition = self.owned.partition.number,
-                    "a key is not parked any more"
-                );
-            }
-            self.shared.counters.count_committed(replayed.tally);
-            self.parked.set(queue.clone(), replayed.head, Instant::now());
-            if let Some(start) = replayed.start {
-                self.calls.start(std::sync::Arc::clone(&self.shared), queue, start);
+            if let Some(queue) = self.parked.queue(head) {
+                self.replay_one(queue).await?;
             }
         }
+        Ok(())
+    }
+
+    pub(crate) async fn replay_if_due(&mut self) -> Result<(), LaneEnd> {
+        match self.look_at() {
+            Some(at) if at <= Instant::now() => self.replay().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Replays a queue; a fault of the database only postpones it.
+    pub(crate) async fn replay_one(&mut self, queue: Queue) -> Result<(), LaneEnd> {
+        let replayed = match self.replay_queue(&queue).await {
+            Ok(Some(replayed)) => replayed,
+            Ok(None) => return Err(LaneEnd::NotOurs),
+            Err((error, head)) if error.is_transient() => {
+                Replayed::idle(self.postponed(&queue, &error, head).await?)
+            }
+            Err((error, _)) => return Err(LaneEnd::Failed(error)),
+        };
+        if replayed.head.is_none() {
+            tracing::info!(
+                topic = %self.owned.partition.topic, partition = self.owned.partition.number,
+                "a key is not parked any more"
+            );
+        }
+        self.shared.counters.count_committed(replayed.tally);
+        self.parked.set(queue, replayed.head, Instant::now());
         Ok(())
     }
 
@@ -209,7 +219,7 @@ impl Effects {
     }
 
     /// Commits what was done, if the partition is still ours.
-    pub(crate) async fn end(
+    async fn end(
         &self,
         tx: Transaction<'static, Postgres>,
         replayed: Result<Option<Replayed>, Error>,
@@ -247,9 +257,9 @@ impl Effects {
             let wait = first.wait.filter(|_| !first.ready);
             return Ok(Some(Replayed::idle(Some(Head { offset, wait, call }))));
         }
-        if let Some(route) = call.filter(|_| !first.discarded) {
-            let row = rows.swap_remove(0);
-            return self.prepare_call(conn, queue, row, route, &fenced).await.map(Some);
+        if call.is_some() && !first.discarded {
+            let wait = Some(Duration::ZERO);
+            return Ok(Some(Replayed::idle(Some(Head { offset, wait, call }))));
         }
         let makes_call =
             |row: &Row| !row.discarded && call_of(&self.shared, &row.stored.message_type).is_some();
@@ -269,7 +279,7 @@ impl Effects {
             plan.condemn(at, fate);
         }
         let mut trial = Trial::new(&self.shared, &work, Mark::First);
-        let until = self.run(conn, &mut trial, &mut plan).await?;
+        let until = self.run(conn, &mut trial, &mut plan).await.map_err(Stumble::into_error)?;
         let open = progress::still_open(conn, &fenced);
         in_time("the replay's transaction cannot be checked", open).await?;
         self.release(conn, queue, &work, &plan, &attempts, until).await.map(Some)
@@ -286,31 +296,32 @@ impl Effects {
         Ok(work)
     }
 
+    /// Runs a plan up to its first commit. Blame comes out only where no savepoint was set.
     pub(crate) async fn run<'w>(
         &self,
         conn: &mut PgConnection,
         trial: &mut Trial<'_, 'w>,
         plan: &mut Plan<&'w [u8]>,
-    ) -> Result<usize, Error> {
+    ) -> Result<usize, Stumble> {
         loop {
             match plan.next() {
                 Next::Run { records, guarded } => {
                     match trial.run(conn, plan, records, guarded).await {
                         Ok(()) => plan.ran(),
-                        Err(Stumble::Blame(blame)) => self.blamed(plan, blame),
-                        Err(Stumble::Error(error)) => return Err(error),
+                        Err(Stumble::Blame(blame)) if guarded => self.blamed(plan, blame),
+                        Err(stumble) => return Err(stumble),
                     }
                 }
                 Next::Commit { until } => return Ok(until),
                 Next::Done => {
-                    return Err(Error::new(Kind::Internal, "an empty queue was replayed"));
+                    return Err(Error::new(Kind::Internal, "an empty queue was replayed").into());
                 }
             }
         }
     }
 
     /// Takes away what has ended, notes the failure of what has not, and says what is next.
-    pub(crate) async fn release(
+    async fn release(
         &self,
         conn: &mut PgConnection,
         queue: &Queue,
@@ -357,6 +368,6 @@ impl Effects {
             Ok(Some(Head { offset, wait: state.wait(), call }))
         })
         .await?;
-        Ok(Replayed { head, tally, start: None })
+        Ok(Replayed { head, tally })
     }
 }

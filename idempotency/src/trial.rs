@@ -1,5 +1,6 @@
 //! The records of a batch inside one transaction: claims, savepoints, handlers.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -46,20 +47,18 @@ pub(crate) struct Trial<'s, 'a> {
     pub(crate) shared: &'s Shared,
     pub(crate) work: &'a Work,
     pub(crate) marks: Vec<Mark>,
-    /// Where the one record of this transaction makes a call: how far that is.
-    pub(crate) step: Step,
+    /// How far the calls of records are; what is not here is to be prepared.
+    pub(crate) steps: BTreeMap<usize, Step>,
 }
 
 /// How far the call of a record is.
 pub(crate) enum Step {
-    /// To be prepared.
-    Prepare,
     /// Prepared, with what it is made with.
     Prepared(Vec<u8>),
     /// Made, to be recorded.
     Record { intent: Vec<u8>, result: Outcall },
-    /// Recorded.
-    Recorded,
+    /// Recorded, or ended without a call.
+    Over,
 }
 
 /// Why the records of a call have no effect.
@@ -80,6 +79,18 @@ pub(crate) enum Stumble {
     Error(Error),
 }
 
+impl Stumble {
+    /// Where every message has its savepoint, nobody is blamed outside of it.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Error(error) => error,
+            Self::Blame(_) => {
+                Error::new(Kind::Internal, "a message was blamed behind its savepoint")
+            }
+        }
+    }
+}
+
 impl From<Error> for Stumble {
     fn from(error: Error) -> Self {
         Self::Error(error)
@@ -88,7 +99,7 @@ impl From<Error> for Stumble {
 
 impl<'s, 'a> Trial<'s, 'a> {
     pub(crate) fn new(shared: &'s Shared, work: &'a Work, mark: Mark) -> Self {
-        Self { shared, work, marks: vec![mark; work.records.len()], step: Step::Prepare }
+        Self { shared, work, marks: vec![mark; work.records.len()], steps: BTreeMap::new() }
     }
 
     /// Runs the records of a segment that are to be run. After blame behind a savepoint, all that they did is undone.
@@ -241,7 +252,7 @@ impl<'s, 'a> Trial<'s, 'a> {
         let handling = async {
             match records.as_slice() {
                 [record] if self.shared.dispatch.limits(route).is_some() => {
-                    self.step(conn, route, record).await
+                    self.step(conn, route, *first, record).await
                 }
                 records => self.shared.dispatch.handle(conn, route, records).await,
             }
@@ -269,12 +280,18 @@ impl<'s, 'a> Trial<'s, 'a> {
     }
 
     /// The part of a call that belongs into a transaction. What does not decode is told as such.
-    async fn step(&mut self, conn: &mut PgConnection, route: RouteId, record: &Record) -> Handled {
+    async fn step(
+        &mut self,
+        conn: &mut PgConnection,
+        route: RouteId,
+        at: usize,
+        record: &Record,
+    ) -> Handled {
         let dispatch = &self.shared.dispatch;
-        let ended = match std::mem::replace(&mut self.step, Step::Recorded) {
-            Step::Prepare => match dispatch.prepare(conn, route, record).await {
+        let ended = match self.steps.insert(at, Step::Over) {
+            None => match dispatch.prepare(conn, route, record).await {
                 Ok(Prepared::Call(intent)) => {
-                    self.step = Step::Prepared(intent);
+                    self.steps.insert(at, Step::Prepared(intent));
                     Ok(Outcome::Done)
                 }
                 Ok(Prepared::End(outcome)) => Ok(outcome),
@@ -283,11 +300,11 @@ impl<'s, 'a> Trial<'s, 'a> {
                 }
                 Err(error) => Err(error),
             },
-            Step::Record { intent, result } => {
+            Some(Step::Record { intent, result }) => {
                 let recorded = dispatch.record(conn, route, record, &intent, result).await;
                 recorded.map(|()| Outcome::Done)
             }
-            Step::Prepared(_) | Step::Recorded => {
+            Some(Step::Prepared(_) | Step::Over) => {
                 Err(Error::new(Kind::Internal, "a step of a call was made twice"))
             }
         };

@@ -21,7 +21,7 @@ use crate::transition::{PART_TYPE, REPLY_TYPE};
 
 mod apply;
 mod intake;
-mod metrics;
+pub mod metrics;
 mod registry;
 mod sagas;
 mod time;
@@ -31,7 +31,7 @@ pub(crate) use metrics::Tally;
 pub use metrics::{Counters, Report};
 pub use registry::Quarantined;
 use registry::Registry;
-pub use sagas::{Sagas, Started};
+pub use sagas::{Sagas, Started, tell};
 
 /// After so long without a sign of life an engine counts as gone.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -118,7 +118,7 @@ impl Core {
 
 impl Engine {
     /// An engine without sagas. The name in the configuration is that of its consumer; the database is that of the
-    /// orchestrator.
+    /// orchestrator. At most 200 records share a transaction, whatever the configuration says.
     pub fn new(config: Config) -> Self {
         Self {
             config: config.batch_records_max(BATCH_RECORDS_MAX),
@@ -232,6 +232,7 @@ impl Prepared {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Report, Error> {
         let Self { config, core, strict } = self;
         let pool = config.pool().clone();
+        metrics::describe();
         begin(&core, &pool, strict).await?;
         let consumer = consumer(config, &core);
         let (ending, ends) = watch::channel(false);
@@ -299,8 +300,9 @@ async fn begin_transaction(conn: &mut PgConnection) -> Result<Transaction<'_, Po
     conn.begin().await.map_err(|error| Error::database("a transaction cannot be begun", error))
 }
 
-/// Wakes whoever reads the log.
-fn tell(applied: &Applied) {
+/// Counts, and wakes whoever reads the log.
+fn report(applied: &Applied) {
+    metrics::tell(applied);
     for alert in &applied.alerts {
         tracing::error!(saga = %alert.saga, step = %alert.step, operation = alert.operation.as_str(),
             trouble = ?alert.trouble, "a saga waits for a person");

@@ -49,7 +49,8 @@ pub use command::{Command, Compensable, Irrefusable};
 pub use correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 pub use definition::{Definition, Forward, Identity, OnRefused, OnTimeout, Step, StepKind};
 pub use draft::{DEPTH_MAX, NAME_BYTES_MAX, STEPS_MAX};
-pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown};
+pub use engine::metrics;
+pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown, tell};
 pub use error::{Error, Kind};
 pub use instance::{
     Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tailrace_stack::Stack;
 use tests::process::Process;
 use tests::saga_shop::{Order, SERVICES, Service};
@@ -103,4 +104,45 @@ async fn sagas_stay_on_their_version_through_a_deploy_and_wait_where_nobody_runs
     for participant in &mut participants {
         stop(participant).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_engine_takes_the_answers_that_came_meanwhile_and_a_killed_participant_goes_on() {
+    let (site, _relays) = site("saga_killed").await;
+    let mut first = engine(&site, &["1"]).await;
+    let orders: Vec<Order> = (0..20).map(|number| order(number, None)).collect();
+    site.place(&orders).await;
+    site.follow(0..20, 1, END_MAX).await;
+
+    // Its commands are on their way, and it hears no answer.
+    first.signal(Signal::KILL);
+    first.ends(END_MAX).await;
+    let mut participants = SERVICES.map(|service| site.participant(service, &[]));
+    site.carried_out(Service::Customers, 20, END_MAX).await;
+    let _second = engine(&site, &["1"]).await;
+    site.carried_out(Service::Warehouse, 1, END_MAX).await;
+    for participant in &mut participants {
+        participant.signal(Signal::KILL);
+        participant.ends(END_MAX).await;
+    }
+    let _others = SERVICES.map(|service| site.participant(service, &[]));
+    let standing = site.ended(20, END_MAX).await;
+
+    assert_eq!((standing.completed, standing.compensated), (20, 0));
+    assert_eq!(site.faults().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn participants_slower_than_every_time_out_neither_hold_a_saga_for_ever_nor_act_twice() {
+    let (site, _relays) = site("saga_slow").await;
+    let slow = ["--slow-every", "1", "--slow-for-ms", "1500"];
+    let _participants = SERVICES.map(|service| site.participant(service, &slow));
+    let _engine = site.engine(&["--time-out-ms", "1000"]);
+
+    let orders: Vec<Order> = (0..6).map(|number| order(number, None)).collect();
+    site.place(&orders).await;
+    let standing = site.ended(6, END_MAX).await;
+
+    assert_eq!((standing.all, standing.parked), (6, 0));
+    assert_eq!(site.faults().await, [""; 0]);
 }

@@ -16,8 +16,6 @@ mod members;
 use ground::Ground;
 use members::{Members, seconds};
 
-/// Between two rebalances, where nothing takes longer.
-const ROUND: Duration = Duration::from_millis(1_200);
 /// All has its effect by then after the last fault.
 const DRAIN_MAX: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -26,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 struct Measure {
     messages: usize,
     keys: u64,
+    /// Between two rebalances, where nothing takes longer.
+    round: Duration,
     /// Messages that are produced in a round.
     portion: usize,
     /// At so many without an effect nothing more is produced.
@@ -44,6 +44,7 @@ impl Measure {
             Scale::Small => Measure {
                 messages: 20_000,
                 keys: 300,
+                round: Duration::from_millis(1_200),
                 portion: 5_000,
                 backlog_max: usize::MAX,
                 calm: 0,
@@ -53,6 +54,7 @@ impl Measure {
             Scale::Full => Measure {
                 messages: 1_000_000,
                 keys: 5_000,
+                round: Duration::from_secs(2),
                 portion: 10_000,
                 backlog_max: 40_000,
                 calm: 8,
@@ -90,7 +92,8 @@ pub async fn prove(bench: Bench<'_>) -> Report {
     // One of its own: that of the other tests is not to be killed.
     let servers = Stack::start(Needs::POSTGRES.breakable()).await.expect("there is a Postgres");
     let Measure { messages, keys, .. } = measure;
-    let mut ground = Ground::new(bench.stack, servers.postgres(), messages, keys, &mut dice).await;
+    let mut ground =
+        Ground::new(bench.stack.kafka(), servers.postgres(), messages, keys, &mut dice).await;
     let mut members = Members::start(&bench.node, &ground, dice.fork()).await;
 
     let started = Instant::now();
@@ -100,7 +103,7 @@ pub async fn prove(bench: Bench<'_>) -> Report {
     let mut faults = shuffled(measure.calm, &mut dice);
     // Those that take long to end begin first; the last is the first to come.
     faults.sort_by_key(|fault| matches!(fault, Some(Fault::Stop | Fault::Kill)));
-    let mut round = interval(ROUND);
+    let mut round = interval(measure.round);
     round.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !ground.all_is_produced() {
         round.tick().await;
@@ -147,7 +150,7 @@ fn shuffled(calm: usize, dice: &mut Dice) -> Vec<Option<Fault>> {
 }
 
 /// Waits until nothing is left to do.
-async fn drain(ground: &Ground, members: &mut Members, done: &mut Done, report: &mut Report) {
+async fn drain(ground: &Ground<'_>, members: &mut Members, done: &mut Done, report: &mut Report) {
     let ends = ground.ends().await;
     let since = Instant::now();
     let mut look = interval(LOOK_EVERY);

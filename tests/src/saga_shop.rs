@@ -11,7 +11,7 @@ use tailrace_idempotency::{Answer, BoxError, CallCx};
 use tailrace_saga::participant::{Cx, Outside};
 use tailrace_saga::{
     Command, Compensable, Error, Forward, Irrefusable, LocalCx, OnTimeout, Participant, Retry,
-    Saga, local,
+    Saga, SagaId, local,
 };
 
 /// The topic of the orders that are placed.
@@ -262,7 +262,7 @@ async fn quote_shipping(
 /// What the provider is asked for.
 #[derive(Debug, Serialize, Deserialize)]
 struct Charge {
-    saga: uuid::Uuid,
+    saga: SagaId,
     cents: i64,
 }
 
@@ -270,9 +270,9 @@ async fn prepare_payment(
     cx: Cx<'_, Manners>,
     command: CapturePayment,
 ) -> Result<Result<Charge, String>, BoxError> {
-    let saga = *cx.saga.saga.as_uuid();
+    let saga = cx.saga.saga;
     if command.refuse {
-        effect(cx.conn, &saga, "capture-payment", 1, command.cents).await?;
+        effect(cx.conn, saga.as_uuid(), "capture-payment", 1, command.cents).await?;
         return Ok(Err("the card is declined".to_owned()));
     }
     Ok(Ok(Charge { saga, cents: command.cents }))
@@ -283,7 +283,7 @@ async fn charge(cx: CallCx<'_, Manners>, charge: Charge) -> Result<Answer<i64>, 
     let pool = cx.state.provider.as_ref().ok_or("there is no provider")?;
     sqlx::query("INSERT INTO charge (key, saga, cents) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
         .bind(cx.key.as_uuid())
-        .bind(charge.saga)
+        .bind(*charge.saga.as_uuid())
         .bind(charge.cents)
         .execute(pool)
         .await?;
@@ -296,7 +296,7 @@ async fn record_payment(
     cents: i64,
 ) -> Result<Result<(), String>, BoxError> {
     dawdle(&cx).await;
-    effect(cx.conn, &charge.saga, "capture-payment", 1, cents).await?;
+    effect(cx.conn, charge.saga.as_uuid(), "capture-payment", 1, cents).await?;
     Ok(Ok(()))
 }
 

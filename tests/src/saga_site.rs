@@ -252,6 +252,28 @@ impl SagaSite {
         assert!(versions.iter().all(|of| *of == i64::from(version)), "{numbers:?}: {versions:?}");
     }
 
+    /// Waits until a service has carried out so many commands.
+    ///
+    /// # Panics
+    ///
+    /// When it does not within `limit`.
+    pub async fn carried_out(&self, service: Service, commands: i64, limit: Duration) {
+        let looking = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                tick.tick().await;
+                let done: i64 = sqlx::query_scalar("SELECT count(*) FROM tailrace.saga_barrier")
+                    .fetch_one(&self.home(service).pool)
+                    .await
+                    .expect("the barrier is read");
+                if done >= commands {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(limit, looking).await.expect("the commands are carried out");
+    }
+
     /// Waits until so many sagas have ended.
     ///
     /// # Panics
@@ -397,7 +419,9 @@ impl SagaSite {
             .expect("the charges are read");
         let charged: BTreeSet<Uuid> = charged.into_iter().collect();
         let completed = sagas.iter().filter(|(_, (status, _))| status == "completed");
-        if charged.iter().any(|saga| sagas.get(saga).is_some_and(|(status, _)| status == "compensated"))
+        if charged
+            .iter()
+            .any(|saga| sagas.get(saga).is_some_and(|(status, _)| status == "compensated"))
             || completed.clone().any(|(saga, _)| !charged.contains(saga))
         {
             let (charged, completed) = (charged.len(), completed.count());

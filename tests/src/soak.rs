@@ -28,12 +28,9 @@ const CUT_EVERY: usize = 4;
 /// Frames of a round that are no message.
 const BAD: usize = 3;
 
-/// How much the relay may have grown: less than a leak of 100 bytes for each message would come to.
+/// How much the relay may have grown: less than a leak of 100 bytes for each message, or of 200 kB for each session,
+/// would come to.
 const GROWTH_MAX: u64 = 8 * 1024 * 1024;
-/// What a session may leave behind, as docs/guarantees.md says: its producers' threads have arenas of
-/// their own in glibc, which keep what was freed (with `MALLOC_ARENA_MAX=1` there is no such growth).
-const GROWTH_OF_A_SESSION_MAX: u64 = 200 * 1024;
-
 /// How much of it is done.
 struct Measure {
     /// Rounds, of which the first quarter fills what is kept on purpose: pools, caches, queues.
@@ -154,9 +151,7 @@ fn judge(report: &mut Report, resident: &[u64]) {
     report.figure("MB resident, second quarter", mb(early));
     report.figure("MB resident, last quarter", mb(late));
     report.figure("MB resident, most", mb(resident.iter().copied().max().unwrap_or_default()));
-    let sessions = resident.len() / CUT_EVERY / 2;
-    let allowed = GROWTH_MAX + GROWTH_OF_A_SESSION_MAX * sessions as u64;
-    if late > early + allowed {
+    if late > early + GROWTH_MAX {
         report.faults.push(format!("from {} MB it grew to {} MB", mb(early), mb(late)));
     }
 }

@@ -166,3 +166,22 @@ async fn maintain_drops_what_is_due_and_check_tells_when_it_does_not_run() {
         (3.into(), serde_json::json!([]))
     );
 }
+
+#[tokio::test]
+async fn answers_of_requests_are_forgotten_by_age_and_told_before() {
+    let (database, mut connection) = fresh("http_key_forget").await;
+    let url = database.url();
+    tailrace(url, &["inbox", "install"]).await.good();
+    let answers = "INSERT INTO tailrace.http_key
+            (scope, key, fingerprint, status, header_names, header_values, body, created_at)
+        SELECT 'anna', n::text, '', 201, '{}', '{}', '', now() - n * interval '1 day' FROM generate_series(0, 9) AS n";
+    connection.execute(answers).await.unwrap();
+
+    let told = tailrace(url, &["http-key", "forget", "--older-than=5d"]).await;
+    let done = tailrace(url, &["http-key", "forget", "--older-than=5d", "--yes"]).await.good();
+
+    assert_eq!(told.code, Some(8), "{told:?}");
+    assert_eq!(told.stdout, "5 answers are deleted\nnothing was changed: --yes does it\n");
+    assert_eq!(done, "5 answers are deleted\n");
+    assert_eq!(count(&mut connection, "SELECT count(*) FROM tailrace.http_key").await, 5);
+}

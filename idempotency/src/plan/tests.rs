@@ -228,6 +228,35 @@ fn a_message_that_collides_for_ever_is_given_up_alone() {
 }
 
 #[test]
+fn each_message_has_a_savepoint_of_its_own_where_none_may_run_twice() {
+    let mut plan: Plan<&str> = Plan::each(SAVEPOINTS_MAX);
+    let mut ran = Vec::new();
+
+    loop {
+        match plan.next() {
+            Next::Run { records, guarded } => {
+                assert!(guarded && records.len() == 1);
+                ran.push(records.start);
+                if records.start == 3 && plan.aside(3).is_none() {
+                    plan.failed(records, Fate::Park(Cause::new(Reason::Failed)), true);
+                } else {
+                    plan.ran();
+                }
+            }
+            Next::Commit { until } => {
+                assert_eq!(until, SAVEPOINTS_MAX);
+                break;
+            }
+            Next::Done => unreachable!(),
+        }
+    }
+
+    let expected: Vec<usize> = (0..=3).chain(3..SAVEPOINTS_MAX).collect();
+    assert_eq!(ran, expected);
+    assert!(plan.aside(3).is_some() && plan.aside(4).is_none());
+}
+
+#[test]
 fn a_head_that_is_known_to_fail_gets_a_savepoint_at_once_and_no_second_try() {
     let mut plan = Plan::suspicious(vec![Some("a"); 3], Width::new(100));
     let mut world = World::new(&[Fails(9), Good, Good], false);

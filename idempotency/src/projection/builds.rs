@@ -402,8 +402,9 @@ impl Builds {
     }
 }
 
-/// A build that is further behind is not worth holding the live one up for.
-const BEHIND_MAX: i64 = 1_000;
+/// A build that is further behind is not worth holding the live one up for. Both follow their topics in batches, so a
+/// busy one is seldom level.
+const BEHIND_MAX: i64 = 50_000;
 
 /// A view or a table outside of a schema that needs something inside of it.
 const LEANING: &str = "SELECT min(leaning.oid::regclass::text)

@@ -176,6 +176,8 @@ async fn a_build_that_dies_is_continued_and_several_processes_build_together() {
     let next = site.projection(1).on_progress(move |progress| tell.lock().unwrap().push(*progress));
     let (next, other) = (start(next), start(site.projection(1)));
     site.shows(600, 1).await;
+    let is_live = || told.lock().unwrap().last().is_some_and(|last| last.phase == Phase::Live);
+    until(async || is_live()).await;
     let (next, other) = (next.stop().await, other.stop().await);
 
     assert_eq!(unseen, None);

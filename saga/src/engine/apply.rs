@@ -51,6 +51,7 @@ struct Sheet {
     messages: Vec<Message>,
     alerts: Vec<Alert>,
     tally: Tally,
+    turned: Vec<(Box<str>, Status)>,
 }
 
 /// What came of it.
@@ -61,6 +62,8 @@ pub(crate) struct Applied {
     /// Counts, once the transaction has committed.
     pub(crate) tally: Tally,
     pub(crate) alerts: Vec<Alert>,
+    /// Sagas that stand otherwise than before, by the name of their definition.
+    pub(crate) turned: Vec<(Box<str>, Status)>,
 }
 
 /// Why nothing came of an input.
@@ -142,12 +145,12 @@ pub(crate) async fn apply(
         }
     }
     sheet.write(core, conn).await?;
-    let Sheet { mut tally, alerts, .. } = sheet;
+    let Sheet { mut tally, alerts, turned, .. } = sheet;
     let of = |reason| deferred.iter().filter(|deferred| deferred.reason == reason).count() as u64;
     tally.unknown += of(Reason::Unknown);
     tally.foreign += of(Reason::Foreign);
     tally.failed += of(Reason::Failed);
-    Ok(Applied { deferred, tally, alerts })
+    Ok(Applied { deferred, tally, alerts, turned })
 }
 
 impl Told {
@@ -206,6 +209,10 @@ impl Turn<'_> {
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
                 }
                 count_status(&before, &self.instance, &mut draft.tally);
+                let (is, begins) = (self.instance.status(), before.revision() == 0);
+                if is != before.status() || begins {
+                    sheet.turned.push((self.instance.definition().name.clone(), is));
+                }
                 let id = self.instance.id();
                 sheet.noted.append(&mut draft.noted);
                 sheet.timers.extend(draft.timers.into_iter().map(|timer| (id, timer)));

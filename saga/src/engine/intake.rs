@@ -231,7 +231,7 @@ async fn settle(
         return Ok(Outcome::reject("there is no such saga"));
     }
     store::defer(conn, &applied.deferred, core.unknown_for_secs()).await?;
-    super::tell(&applied);
+    super::report(&applied);
     core.counters.count(applied.tally);
     Ok(Outcome::Done)
 }

@@ -1,10 +1,66 @@
-//! What an engine has done so far.
+//! What an engine has done so far, and its metrics, through the facade of the crate `metrics`: they go to whatever
+//! recorder the process has installed, and cost next to nothing without one.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
 use crate::engine::Quarantined;
+use crate::engine::apply::Applied;
+
+/// Sagas that have begun, ended or turned round, by [`DEFINITION`] and [`STATUS`].
+pub const TURNED: &str = "tailrace_saga_turned_total";
+/// Steps that came to wait for a person, by [`STEP`] and [`OPERATION`].
+pub const STUCK: &str = "tailrace_saga_stuck_total";
+/// What sagas were told, by [`VERDICT`]: `applied`, `stale`, `duplicate`, `unknown`, `foreign` or `failed`.
+pub const INPUTS: &str = "tailrace_saga_inputs_total";
+/// Running sagas that no living engine can run, by [`DEFINITION`] with its version.
+pub const QUARANTINED: &str = "tailrace_saga_quarantined";
+
+/// A label: the name of a definition.
+pub const DEFINITION: &str = "definition";
+/// A label: how a saga stands, as [`Status::as_str`](crate::Status::as_str) has it.
+pub const STATUS: &str = "status";
+/// A label: the name of a step.
+pub const STEP: &str = "step";
+/// A label: `action` or `compensation`.
+pub const OPERATION: &str = "operation";
+/// A label: what became of an input.
+pub const VERDICT: &str = "verdict";
+
+/// Tells the recorder what the metrics mean.
+pub fn describe() {
+    describe_counter!(TURNED, Unit::Count, "Sagas that have begun, ended or turned round");
+    describe_counter!(STUCK, Unit::Count, "Steps that came to wait for a person");
+    describe_counter!(INPUTS, Unit::Count, "What sagas were told, by what became of it");
+    describe_gauge!(QUARANTINED, Unit::Count, "Running sagas that no living engine can run");
+}
+
+/// What a committed transaction has done. In the transaction of a batch it is said before the commit, and so again if
+/// that is repeated.
+pub(super) fn tell(applied: &Applied) {
+    for (definition, status) in &applied.turned {
+        counter!(TURNED, DEFINITION => definition.to_string(), STATUS => status.as_str())
+            .increment(1);
+    }
+    for alert in &applied.alerts {
+        let (step, operation) = (alert.step.to_string(), alert.operation.as_str());
+        counter!(STUCK, STEP => step, OPERATION => operation).increment(1);
+    }
+    let tally = &applied.tally;
+    for (verdict, inputs) in [
+        ("applied", tally.transitions),
+        ("stale", tally.stale),
+        ("duplicate", tally.duplicates),
+        ("unknown", tally.unknown),
+        ("foreign", tally.foreign),
+        ("failed", tally.failed),
+    ] {
+        counter!(INPUTS, VERDICT => verdict).increment(inputs);
+    }
+}
 
 /// A cheap handle to an engine's live counters, and to what it cannot run.
 #[derive(Debug, Clone, Default)]
@@ -120,6 +176,15 @@ impl Counters {
 
     pub(crate) fn quarantine(&self, found: Vec<Quarantined>) {
         let mut known = self.0.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in
+            known.iter().filter(|it| found.iter().all(|now| now.definition != it.definition))
+        {
+            gauge!(QUARANTINED, DEFINITION => gone.definition.to_string()).set(0.0);
+        }
+        for it in &found {
+            let sagas = u32::try_from(it.sagas).unwrap_or(u32::MAX);
+            gauge!(QUARANTINED, DEFINITION => it.definition.to_string()).set(f64::from(sagas));
+        }
         if *known != found {
             for it in &found {
                 tracing::error!(definition = %it.definition, hash = %it.definition.hash, sagas = it.sagas,

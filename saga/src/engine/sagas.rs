@@ -62,7 +62,7 @@ impl Sagas {
         let applied = apply(core, conn, begun, Vec::new(), now).await.map_err(|error| {
             Error::new(Kind::Database, "the saga cannot be started").caused_by(error)
         })?;
-        super::tell(&applied);
+        super::report(&applied);
         core.counters.count(applied.tally);
         Ok(Started::Now)
     }
@@ -116,8 +116,18 @@ impl Sagas {
     }
 
     async fn tell(&self, conn: &mut PgConnection, saga: SagaId, input: Input) -> Result<(), Error> {
-        let reason = Reason::Told;
-        let told = Deferred { saga, input, cause: Cause::new(), reason, ticket: None };
-        store::defer(conn, &[told], self.0.unknown_for_secs()).await
+        tell(conn, saga, input).await
     }
+}
+
+/// Tells a saga something in the transaction that is open, by no more than the orchestrator's database: an engine that
+/// can run the saga does the rest after the commit.
+///
+/// # Errors
+/// What Postgres says.
+pub async fn tell(conn: &mut PgConnection, saga: SagaId, input: Input) -> Result<(), Error> {
+    let reason = Reason::Told;
+    let told = Deferred { saga, input, cause: Cause::new(), reason, ticket: None };
+    // What was told to a saga by name waits for as long as it takes.
+    store::defer(conn, &[told], 0.0).await
 }

@@ -82,7 +82,7 @@ pub(super) async fn timers(
     let applied = apply(core, &mut tx, Vec::new(), told.collect(), now).await?;
     store::defer(&mut tx, &applied.deferred, core.unknown_for_secs()).await?;
     tx.commit().await?;
-    super::tell(&applied);
+    super::report(&applied);
     let mut tally = applied.tally;
     tally.timers = taken as u64;
     core.counters.count(tally);
@@ -113,7 +113,7 @@ pub(super) async fn inputs(core: &Core, conn: &mut PgConnection) -> Result<usize
     let is_done = |id: &i64| deferred.iter().all(|deferred| deferred.ticket != Some(*id));
     store::told(&mut tx, &ids.into_iter().filter(is_done).collect::<Vec<_>>()).await?;
     tx.commit().await?;
-    super::tell(&applied);
+    super::report(&applied);
     core.counters.count(applied.tally);
     Ok(taken)
 }

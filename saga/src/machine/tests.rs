@@ -761,3 +761,5 @@ fn a_message_starts_a_saga_with_the_data_that_is_made_of_it() {
     assert_eq!(unread.kind(), crate::Kind::Unreadable);
     definition.start_data("orders", "other", &payload).unwrap_err();
 }
+
+mod corners;

@@ -17,7 +17,7 @@ use crate::participant::handler::{AnyAction, AnyUndo, BoxFuture, Cx, Ran};
 use crate::transition::REPLY_TYPE;
 
 /// How long a command waits that meets a call of its step.
-const WAIT: Duration = Duration::from_secs(1);
+const WAIT: Duration = Duration::from_secs(30);
 
 /// How a participant answers.
 pub(crate) struct Voice {

@@ -1,5 +1,6 @@
 //! Runs proofs in full: `cargo run --release -p tests --bin prove -- NAME`.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use tests::node;
 use tests::process::Node;
 use tests::proof::Bench;
 use tests::{PROOFS, Proof, Scale};
+use tokio::time::interval;
+
+const TELL_EVERY: Duration = Duration::from_secs(15);
 
 // As the sidecar has it: what is run here is its processes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -63,7 +67,9 @@ async fn main() -> ExitCode {
     for proof in chosen {
         let bench = Bench { stack: &stack, node: node.clone(), scale, bar: bar(proof.name) };
         let bar = bench.bar.clone();
+        let telling = tokio::spawn(tell(proof.name, bar.clone()));
         let report = (proof.body)(bench).await;
+        telling.abort();
         bar.finish_and_clear();
         say(&format!("{}: {}", proof.name, proof.claim));
         for (name, value) in &report.figures {
@@ -84,6 +90,20 @@ fn bar(name: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(0).with_style(style).with_prefix(name);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+/// Where nobody sees the bar its numbers are said now and then.
+async fn tell(name: &'static str, bar: ProgressBar) {
+    if std::io::stderr().is_terminal() {
+        return;
+    }
+    let mut tick = interval(TELL_EVERY);
+    tick.tick().await;
+    loop {
+        tick.tick().await;
+        let (done, all) = (bar.position(), bar.length().unwrap_or_default());
+        say(&format!("{name}: {done} of {all} after {} s", bar.elapsed().as_secs()));
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "what it finds is for the person who asked")]

@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use sqlx::PgPool;
 use tailrace_idempotency::inbox::{self, By, Filter};
 use tailrace_idempotency::{Kind, schema};
-use tailrace_stack::{Database, Postgres, Stack};
+use tailrace_stack::{Database, Kafka, Postgres};
 use uuid::Uuid;
 
 use crate::proof::Report;
@@ -36,7 +36,8 @@ struct Message {
     sequence: i64,
 }
 
-pub(super) struct Ground {
+pub(super) struct Ground<'a> {
+    kafka: &'a Kafka,
     pub(super) database: Database,
     pub(super) brokers: String,
     pub(super) topic: String,
@@ -48,21 +49,22 @@ pub(super) struct Ground {
     produced: usize,
 }
 
-impl Ground {
+impl<'a> Ground<'a> {
     pub(super) async fn new(
-        kafka: &Stack,
+        kafka: &'a Kafka,
         postgres: &Postgres,
         messages: usize,
         keys: u64,
         dice: &mut Dice,
     ) -> Self {
         let database = postgres.fresh_database("consumer_chaos").await.expect("a database is made");
-        let topic = kafka.kafka().fresh_topic("consumer_chaos", PARTITIONS).await;
-        let brokers = kafka.kafka().brokers().to_owned();
+        let topic = kafka.fresh_topic("consumer_chaos", PARTITIONS).await;
+        let brokers = kafka.brokers().to_owned();
         let mut config = ClientConfig::new();
         // A record that the client sends again must not pass the next of its key.
         config.set("bootstrap.servers", &brokers).set("enable.idempotence", "true");
         let ground = Ground {
+            kafka,
             pool: PgPool::connect_lazy(database.url()).expect("the stack's url is one"),
             database,
             brokers,
@@ -74,6 +76,12 @@ impl Ground {
         };
         ground.prepare().await;
         ground
+    }
+
+    /// Until when brokers wait for members of the group that they do not hear of.
+    pub(super) async fn set_session(&self, session: Duration) {
+        let set = self.kafka.set_group_session(&self.topic, session).await;
+        set.expect("the brokers take a session as short as that");
     }
 
     async fn prepare(&self) {

@@ -16,7 +16,8 @@ const BEGIN_MAX: Duration = Duration::from_secs(90);
 /// A process that is asked to stop has ended by then.
 const END_MAX: Duration = Duration::from_secs(120);
 
-/// The shortest time that brokers allow by default after which a member is taken for dead.
+/// The shortest time that brokers allow by default after which a member of the classic protocol is taken for dead. Until
+/// then its partitions are nobody's; with that protocol, whoever comes or goes waits as long.
 const SESSION: Duration = Duration::from_secs(6);
 /// How long former owners may hold up the next ones: less than the session, so that the server ends a stopped one
 /// before anybody takes over, and more, so that the next owner has to.
@@ -25,6 +26,9 @@ const REBALANCE_DEADLINES_MS: [&str; 2] = ["2000", "8000"];
 const STOPPED_FOR: Duration = Duration::from_secs(9);
 
 const LANES: [&str; 2] = ["1", "4"];
+/// A group may have members of both, as while a service is rolled out.
+const PROTOCOLS: [&str; 2] = [CLASSIC, "that of kip-848"];
+const CLASSIC: &str = "classic";
 const FAIL_EVERY: &str = "307";
 const PARKED_WAIT_MS: &str = "100";
 const ATTEMPTS_MAX: &str = "2";
@@ -52,19 +56,20 @@ pub(super) struct Members {
     leaving: Vec<Process>,
     killed: Vec<Process>,
     started: usize,
+    classic: usize,
     changed_at: Instant,
     unchanged_longest: Duration,
     woken: usize,
 }
 
 impl Members {
-    pub(super) async fn start(node: &Node, ground: &Ground, dice: Dice) -> Self {
+    pub(super) async fn start(node: &Node, ground: &Ground<'_>, dice: Dice) -> Self {
+        ground.set_session(SESSION).await;
         let arguments = [
             ("--database-url", ground.database.url()),
             ("--kafka-brokers", &ground.brokers),
             ("--group", &ground.topic),
             ("--topic", &ground.topic),
-            ("--session-ms", &SESSION.as_millis().to_string()),
             ("--batch-records", "100"),
             ("--fail-every", FAIL_EVERY),
             ("--parked-wait-ms", PARKED_WAIT_MS),
@@ -85,6 +90,7 @@ impl Members {
             leaving: Vec::new(),
             killed: Vec::new(),
             started: 0,
+            classic: 0,
             changed_at: Instant::now(),
             unchanged_longest: Duration::ZERO,
             woken: 0,
@@ -101,7 +107,13 @@ impl Members {
     async fn join(&mut self) {
         let lanes = self.one_of(LANES);
         let deadline = self.one_of(REBALANCE_DEADLINES_MS);
-        let own = ["--lanes", lanes, "--rebalance-deadline-ms", deadline].map(str::to_owned);
+        let mut own =
+            ["--lanes", lanes, "--rebalance-deadline-ms", deadline].map(str::to_owned).to_vec();
+        // Only members of the classic protocol say by themselves how long their session is.
+        if self.one_of(PROTOCOLS) == CLASSIC {
+            own.extend(["--session-ms".to_owned(), SESSION.as_millis().to_string()]);
+            self.classic += 1;
+        }
         let mut member = Process::start(&self.node, self.arguments.iter().chain(&own));
         member.says("a consumer begins", BEGIN_MAX).await;
         self.running.push(member);
@@ -182,6 +194,7 @@ impl Members {
             member.signal(Signal::TERM);
         }
         report.figure("consumers started", self.started);
+        report.figure("of the classic group protocol", self.classic);
         report.figure("asked to stop", self.leaving.len());
         report.figure("killed", self.killed.len());
         report.figure("stopped and woken", self.woken);

@@ -5,9 +5,11 @@ mod broker;
 mod cluster;
 #[cfg(feature = "docker")]
 mod container;
+mod group;
 mod libraries;
 mod node;
 mod properties;
+mod request;
 mod secure;
 mod topic;
 
@@ -134,6 +136,18 @@ impl Kafka {
             topic::borrow(&self.brokers, &topic);
         }
         Ok(topic)
+    }
+
+    /// Has a consumer group of the newer protocol (KIP-848) take a member for dead that was not heard of for so long, of
+    /// at least 2 s. In the classic protocol the members say so themselves.
+    ///
+    /// # Errors
+    ///
+    /// Where the brokers do not know the protocol, or are not ours and allow no session as short as that.
+    pub async fn set_group_session(&self, group: &str, session: Duration) -> Result<(), Error> {
+        let address = self.brokers.split(',').next().unwrap_or_default().to_owned();
+        let name = group.to_owned();
+        blocking(move || group::set_session(&address, &name, session)).await
     }
 
     /// The broker at this place, from 0.

@@ -377,3 +377,87 @@ async fn each_step_of_a_call_may_end_it_or_put_it_off_and_its_key_keeps_its_orde
     assert_eq!(bed.count("SELECT count(*) FROM prepared").await, 6);
     assert_eq!(bed.count(PARKED).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_several_keys_are_prepared_together_and_recorded_together() {
+    let bed = called_bed("calls_together").await;
+    // Behind a savepoint a row has the id of a subtransaction.
+    bed.execute("ALTER TABLE effect ADD COLUMN written_in xid8 DEFAULT pg_current_xact_id()").await;
+    let topic = bed.topic("calls_together", 1).await;
+    let provider = Provider::start(Mode::Holds).await;
+    produce(bed.brokers(), &topic, &records(24, 12));
+
+    let call = Call::new(prepare, charge, record).time_out(DEADLINE);
+    let config = paying(&bed, &topic, &provider).batch_wait(Duration::from_secs(1));
+    let running = start(Consumer::new(config).topic(&topic).on_call("numbered.v1", call));
+    until(async || provider.effects().len() == 12).await;
+    let prepared = "SELECT count(DISTINCT xmin::text) FROM prepared";
+    assert_eq!(bed.count(prepared).await, 1);
+    provider.mode.send_replace(Mode::Well);
+    running.applied(24).await;
+    running.stop().await.unwrap();
+
+    // The answers of twelve calls come at once; how many are found together is the machine's.
+    let recorded = "SELECT count(DISTINCT written_in) FROM effect";
+    assert!(bed.count(recorded).await < 24, "each was recorded by itself");
+    assert_eq!((provider.asked().len(), bed.count(EFFECTS).await), (24, 24));
+    assert_eq!((bed.count(ORDER_VIOLATIONS).await, bed.count(PARKED).await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_calls_that_share_a_transaction_only_the_one_that_fails_is_made_again() {
+    async fn prepared(
+        cx: Cx<'_, Arc<Script>>,
+        message: Numbered,
+    ) -> Result<Prepared<Intent>, BoxError> {
+        let (number, first) = (message.number, cx.state.first(message.number));
+        let conn = &mut *cx.conn;
+        match number {
+            2 => return Ok(Prepared::End(Outcome::Done)),
+            3 if first => {
+                sqlx::query("SELECT 1 / 0").execute(conn).await?;
+            }
+            4 if first => {
+                sqlx::query("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$").execute(conn).await?;
+            }
+            5 => return Ok(Prepared::End(Outcome::reject("not for us"))),
+            _ => {}
+        }
+        prepare(cx, message).await
+    }
+    async fn made(cx: CallCx<'_, Arc<Script>>, intent: Intent) -> Result<Answer<String>, BoxError> {
+        cx.state.keys.lock().unwrap().push((intent.number, cx.key.to_string()));
+        Ok(Answer::Done("done\n".to_owned()))
+    }
+    async fn recorded(
+        cx: Cx<'_, Arc<Script>>,
+        intent: Intent,
+        answer: String,
+    ) -> Result<(), BoxError> {
+        let fails = intent.number == 7 && cx.state.first(107);
+        record(cx, intent, answer).await?;
+        if fails { Err("planted".into()) } else { Ok(()) }
+    }
+    let bed = called_bed("calls_company").await;
+    let topic = bed.topic("calls_company", 1).await;
+    let script = Arc::new(Script::default());
+    let short = Duration::from_millis(50);
+    produce(bed.brokers(), &topic, &records(40, 20));
+
+    let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+        .parked_wait(short, short)
+        .state(Arc::clone(&script));
+    let call = Call::new(prepared, made, recorded);
+    let running = start(Consumer::new(config).topic(&topic).on_call("numbered.v1", call));
+    running.applied(39).await;
+    until(async || running.counters.report().dead_lettered == 1).await;
+    running.stop().await.unwrap();
+
+    let mut asked: Vec<i64> =
+        script.keys.lock().unwrap().iter().map(|(number, _)| *number).collect();
+    asked.sort_unstable();
+    let expected: Vec<i64> = (0..=7).chain(7..40).filter(|n| ![2, 5].contains(n)).collect();
+    assert_eq!(asked, expected);
+    assert_eq!((bed.count(EFFECTS).await, bed.count(DOUBLE_EFFECTS).await), (38, 0));
+    assert_eq!((bed.count(ORDER_VIOLATIONS).await, bed.count(PARKED).await), (0, 0));
+}

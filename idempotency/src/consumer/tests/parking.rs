@@ -279,6 +279,7 @@ async fn too_many_parked_keys_stop_the_intake_until_fewer_are() {
     let before = poison.calls.load(Ordering::Relaxed);
     until(async || poison.calls.load(Ordering::Relaxed) > before + 100).await;
     assert_eq!((bed.count(PARKED).await, bed.count(EFFECTS).await), (10, 0));
+    until(async || running.health.faults().join("; ").contains("too many keys of")).await;
     poison.cure();
     running.applied(40).await;
     running.stop().await.unwrap();

@@ -7,6 +7,10 @@ use super::node::Listeners;
 const SESSION_MS: u32 = 4_000;
 const HEARTBEAT_MS: u32 = 500;
 
+/// What a test may ask for its group; all other groups keep the defaults.
+const GROUP_SESSION_MIN_MS: u32 = 2_000;
+const GROUP_HEARTBEAT_MIN_MS: u32 = 100;
+
 /// Who comes without a log-in is the stack itself, and the brokers are among it.
 pub(super) const AUTHORIZER: &str = "
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
@@ -64,6 +68,8 @@ share.coordinator.state.topic.replication.factor={replicas}
 share.coordinator.state.topic.min.isr={in_sync}
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
+group.consumer.min.session.timeout.ms={GROUP_SESSION_MIN_MS}
+group.consumer.min.heartbeat.interval.ms={GROUP_HEARTBEAT_MIN_MS}
 broker.session.timeout.ms={SESSION_MS}
 broker.heartbeat.interval.ms={HEARTBEAT_MS}
 ",
