@@ -1,7 +1,7 @@
 -- Tables of tailrace-saga, version 3: what the service keeps that starts choreographed sagas.
 --
 -- Its role needs, beside what stands at the head of the first migration:
---   GRANT SELECT, INSERT, UPDATE ON tailrace.saga_choreography TO service;
+--   GRANT SELECT, INSERT, UPDATE, DELETE ON tailrace.saga_choreography TO service;
 
 CREATE TABLE tailrace.saga_choreography (
     saga_id uuid PRIMARY KEY,

@@ -61,7 +61,7 @@ mod reaction;
 mod savepoint;
 mod service;
 
-pub use clock::{Overdue, Starter};
+pub use clock::{Overdue, Starter, forget};
 pub use declaration::Declaration;
 pub use reaction::{React, Reaction};
 pub use service::Service;

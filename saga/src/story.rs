@@ -14,6 +14,7 @@ use tailrace_idempotency::{
 };
 use uuid::Uuid;
 
+use crate::barrier::rows;
 use crate::choreography::Choreography;
 use crate::correlation::{Answer, Correlation, Operation, SagaId};
 use crate::definition::Definition;
@@ -120,7 +121,8 @@ impl<'a> BatchHandler<'a, (), Unread> for Keep {
     fn call(&self, cx: BatchCx<'a>, messages: Vec<Item<'a, Unread>>) -> Self::Future {
         Box::pin(async move {
             // What belongs to no saga has no story, and what says so wrongly is a dead letter where it is taken.
-            let entries: Vec<(SagaId, Entry)> = messages.iter().filter_map(Entry::of_item).collect();
+            let entries: Vec<(SagaId, Entry)> =
+                messages.iter().filter_map(Entry::of_item).collect();
             keep(cx.conn, &entries).await?;
             Ok(Outcome::Done)
         })
@@ -179,7 +181,8 @@ impl Entry {
         let micros: i64 = row.try_get(1).map_err(unread)?;
         let operation: String = row.try_get(7).map_err(unread)?;
         let outcome: Option<String> = row.try_get(8).map_err(unread)?;
-        let unknown = || Error::new(Kind::Schema, "tailrace.saga_story has what this version does not know");
+        let unknown =
+            || Error::new(Kind::Schema, "tailrace.saga_story has what this version does not know");
         Ok(Self {
             message_id: row.try_get(0).map_err(unread)?,
             at: SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0)),
@@ -264,6 +267,30 @@ pub async fn timeline(conn: &mut PgConnection, saga: SagaId) -> Result<Timeline,
     Ok(Timeline::new(saga, entries))
 }
 
+/// Deletes the stories of sagas that began before this time, at most `rows_max` rows, and says how many. For a task that
+/// runs now and then, until it answers with 0.
+///
+/// # Errors
+/// [`Kind::Database`].
+pub async fn forget(
+    conn: &mut PgConnection,
+    begun_before: SystemTime,
+    rows_max: u32,
+) -> Result<u64, Error> {
+    let deleted = sqlx::query(
+        "DELETE FROM tailrace.saga_story AS told USING (
+             SELECT saga_id, message_id FROM tailrace.saga_story WHERE saga_id < $1
+             ORDER BY saga_id, message_id LIMIT $2) AS old
+         WHERE told.saga_id = old.saga_id AND told.message_id = old.message_id",
+    )
+    .bind(rows::first_id_of(begun_before))
+    .bind(i64::from(rows_max))
+    .execute(conn)
+    .await
+    .map_err(|error| Error::database("stories of sagas cannot be deleted", error))?;
+    Ok(deleted.rows_affected())
+}
+
 /// The story of one saga.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeline {
@@ -274,9 +301,7 @@ pub struct Timeline {
 impl Timeline {
     /// Puts messages in the order of their times, but none before the one that caused it: clocks of services differ.
     pub(crate) fn new(saga: SagaId, mut entries: Vec<Entry>) -> Self {
-        entries.sort_by(|one, other| {
-            (one.at, &one.message_id).cmp(&(other.at, &other.message_id))
-        });
+        entries.sort_by(|one, other| (one.at, &one.message_id).cmp(&(other.at, &other.message_id)));
         let mut waiting: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
         let known: BTreeSet<String> =
             entries.iter().map(|entry| entry.message_id.clone()).collect();

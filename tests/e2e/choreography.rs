@@ -8,7 +8,9 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rustix::process::Signal;
 use sqlx::{PgPool, Row};
+use tailrace_idempotency::Config;
 use tailrace_saga::SagaId;
+use tailrace_saga::story::{Observer, timeline};
 use tailrace_stack::{Database, Stack, unique};
 use tests::choreography_shop::{
     CHOREOGRAPHED, CHOREOGRAPHED_TABLES, OrderEvent, choreography, service,
@@ -98,27 +100,28 @@ impl Shop {
         );
     }
 
-    /// Waits until the first service sees a saga so, and every step of it has this sum and was done so often.
-    async fn ends(&self, saga: SagaId, status: &'static str, steps: &[(&str, i64, i64)]) {
-        let query = match status {
-            "completed" => {
-                "SELECT count(*) FROM tailrace.saga_choreography WHERE saga_id = $1 AND status = 'completed'"
-            }
-            _ => {
-                "SELECT count(*) FROM tailrace.saga_choreography WHERE saga_id = $1 AND status = 'undone'"
-            }
-        };
-        self.counts("orders", query, saga, 1).await;
-        let expected: BTreeMap<String, (i64, i64)> =
-            steps.iter().map(|(step, sum, done)| ((*step).to_owned(), (*sum, *done))).collect();
+    /// Waits until the first service sees a saga as completed, and every step of it was done once.
+    async fn completes(&self, saga: SagaId) {
+        self.counts("orders", COMPLETED, saga, 1).await;
+        let left = self.left(saga).await;
+        assert!(left.len() == 5 && left.values().all(|left| *left == (1, 1)), "{left:?}");
+    }
+
+    /// Waits until the first service sees a saga as undone, and nothing is left of it; no step was done twice, and the
+    /// pivot not at all.
+    async fn is_undone(&self, saga: SagaId) {
+        self.counts("orders", UNDONE, saga, 1).await;
         let looking = async {
             let mut tick = tokio::time::interval(Duration::from_millis(50));
-            while self.left(saga).await != expected {
+            while self.left(saga).await.values().any(|(sum, _)| *sum != 0) {
                 tick.tick().await;
             }
         };
         let looked = tokio::time::timeout(END_MAX, looking).await;
-        assert!(looked.is_ok(), "{:?} is not {expected:?}", self.left(saga).await);
+        let left = self.left(saga).await;
+        assert!(looked.is_ok(), "{left:?} is left");
+        assert!(left.values().all(|(_, done)| *done == 1), "{left:?}");
+        assert!(!left.contains_key("capture-payment"), "{left:?}");
     }
 
     /// The sum of every step, and how often it was done.
@@ -167,22 +170,28 @@ fn order(number: i64) -> OrderEvent {
     OrderEvent { number, ..OrderEvent::default() }
 }
 
-const COMPLETED: &[(&str, i64, i64)] = &[
-    ("place-order", 1, 1),
-    ("reserve-credit", 1, 1),
-    ("open-account", 1, 1),
-    ("capture-payment", 1, 1),
-    ("approve-order", 1, 1),
-];
-/// Everything was done, and is undone.
-const REFUSED_BY_PAYMENT: &[(&str, i64, i64)] =
-    &[("place-order", 0, 1), ("reserve-credit", 0, 1), ("open-account", 0, 1)];
-const UNDONE: &str = "SELECT count(*) FROM tailrace.saga_barrier WHERE saga_id = $1 AND compensation_epoch IS NOT NULL";
+const COMPLETED: &str =
+    "SELECT count(*) FROM tailrace.saga_choreography WHERE saga_id = $1 AND status = 'completed'";
+const UNDONE: &str =
+    "SELECT count(*) FROM tailrace.saga_choreography WHERE saga_id = $1 AND status = 'undone'";
+const BLOCKED: &str = "SELECT count(*) FROM tailrace.saga_barrier
+    WHERE saga_id = $1 AND compensation_epoch IS NOT NULL AND action_epoch IS NULL
+        AND step IN ('open-account', 'reserve-credit')";
+const PARKED: &str = "SELECT count(*) FROM tailrace.parked_message WHERE $1::uuid IS NOT NULL";
+const TOLD: &str = "SELECT count(*) FROM tailrace.saga_story WHERE saga_id = $1 AND type IN
+    ('order.placed.v1', 'credit.reserved.v1', 'payment.refused.v1', 'credit.released.v1')";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_that_react_to_each_other_complete_a_saga_or_undo_it() {
     let shop = Shop::new("choreography").await;
     let mut services = CHOREOGRAPHED.map(|service| shop.start(service));
+    let (ending, ends) = tokio::sync::oneshot::channel::<()>();
+    let name = format!("{}observer", shop.prefix);
+    let observer =
+        Observer::new(Config::new(name, shop.brokers.clone(), shop.pool("orders").clone()))
+            .choreography(&choreography(LONG).unwrap())
+            .topic_prefix(&shop.prefix);
+    let observing = tokio::spawn(observer.run(async { ends.await.unwrap_or_default() }));
 
     let completed = shop.place(order(1), LONG).await;
     let refused_by = Some("capture-payment".to_owned());
@@ -191,22 +200,30 @@ async fn services_that_react_to_each_other_complete_a_saga_or_undo_it() {
     let (refused_by, held_by) =
         (Some("reserve-credit".to_owned()), Some("open-account".to_owned()));
     let overtaken = shop.place(OrderEvent { refused_by, held_by, ..order(3) }, LONG).await;
-    // Nobody answers in time, and the customer's service wakes up when all is over.
+    // Nobody answers in time, and the customer's service gets to it when all is over.
     let held_by = Some("reserve-credit".to_owned());
     let expired = shop.place(OrderEvent { held_by, ..order(4) }, Duration::from_millis(500)).await;
 
-    shop.counts("payments", UNDONE, overtaken, 1).await;
+    shop.counts("payments", BLOCKED, overtaken, 1).await;
     shop.open("payments", 3).await;
-    shop.counts("customers", UNDONE, expired, 1).await;
+    shop.counts("customers", BLOCKED, expired, 1).await;
     shop.open("customers", 4).await;
-    shop.ends(completed, "completed", COMPLETED).await;
-    shop.ends(refused, "undone", REFUSED_BY_PAYMENT).await;
+    shop.completes(completed).await;
+    shop.is_undone(refused).await;
     for service in ["payments", "customers"] {
-        let parked = "SELECT count(*) FROM tailrace.parked_message WHERE $1::uuid IS NOT NULL";
-        shop.counts(service, parked, overtaken, 0).await;
+        shop.counts(service, PARKED, overtaken, 0).await;
     }
-    shop.ends(overtaken, "undone", &[("place-order", 0, 1)]).await;
-    shop.ends(expired, "undone", &[("place-order", 0, 1), ("open-account", 0, 1)]).await;
+    shop.is_undone(overtaken).await;
+    shop.is_undone(expired).await;
+    assert!(!shop.left(overtaken).await.contains_key("open-account"));
+    assert!(!shop.left(expired).await.contains_key("reserve-credit"));
+    shop.counts("orders", TOLD, refused, 4).await;
+    let mut conn = shop.pool("orders").acquire().await.unwrap();
+    let story = timeline(&mut conn, refused).await.unwrap();
+    assert_eq!(story.entries()[0].message_type, "order.placed.v1");
+    assert!(story.sequence().contains("participant s0 as /orders"), "{}", story.text());
+    ending.send(()).unwrap();
+    observing.await.unwrap().unwrap();
     for service in &mut services {
         stop(service).await;
     }
@@ -222,13 +239,8 @@ async fn a_service_that_is_killed_in_the_middle_does_its_part_once() {
         let refused_by = (number % 2 == 1).then(|| "capture-payment".to_owned());
         sagas.push(shop.place(OrderEvent { refused_by, ..order(number) }, LONG).await);
         if number == 30 {
-            shop.counts(
-                "customers",
-                "SELECT count(DISTINCT saga) FROM effect WHERE saga = $1",
-                sagas[0],
-                1,
-            )
-            .await;
+            let begun = "SELECT count(*) FROM effect WHERE saga = $1 AND delta > 0";
+            shop.counts("customers", begun, sagas[0], 1).await;
             killed.signal(Signal::KILL);
         }
     }
@@ -238,8 +250,8 @@ async fn a_service_that_is_killed_in_the_middle_does_its_part_once() {
 
     for (number, saga) in sagas.iter().enumerate() {
         match number % 2 {
-            0 => shop.ends(*saga, "completed", COMPLETED).await,
-            _ => shop.ends(*saga, "undone", REFUSED_BY_PAYMENT).await,
+            0 => shop.completes(*saga).await,
+            _ => shop.is_undone(*saga).await,
         }
     }
     stop(&mut restarted).await;

@@ -178,7 +178,7 @@ pub(crate) async fn forget(
 }
 
 /// The least id of version 7 that is minted at this time.
-fn first_id_of(time: SystemTime) -> Uuid {
+pub(crate) fn first_id_of(time: SystemTime) -> Uuid {
     let milliseconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     Uuid::from_u128(milliseconds << 80)
 }

@@ -142,7 +142,7 @@ impl Starter {
         let mut tx = conn.begin().await.map_err(unread)?;
         let due = sqlx::query(
             "SELECT saga_id, definition, payload FROM tailrace.saga_choreography
-             WHERE status = 'running' AND name = $1 AND due_at <= clock_timestamp()
+             WHERE status = 'running' AND name = $1 AND due_at <= now()
              ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED",
         )
         .bind(self.map.name())
@@ -211,6 +211,32 @@ impl Starter {
             }
         }
     }
+}
+
+/// Deletes what the first service keeps of sagas that have ended and began before this time, at most `rows_max` rows, and
+/// says how many. For a task of the service that runs now and then, until it answers with 0, beside
+/// [`participant::forget`](crate::participant::forget).
+///
+/// # Errors
+/// [`Kind::Database`].
+pub async fn forget(
+    conn: &mut PgConnection,
+    begun_before: SystemTime,
+    rows_max: u32,
+) -> Result<u64, Error> {
+    let deleted = sqlx::query(
+        "DELETE FROM tailrace.saga_choreography AS old USING (
+             SELECT saga_id FROM tailrace.saga_choreography
+             WHERE saga_id < $1 AND status IN ('completed', 'undone')
+             ORDER BY saga_id LIMIT $2 FOR UPDATE SKIP LOCKED) AS ended
+         WHERE old.saga_id = ended.saga_id",
+    )
+    .bind(rows::first_id_of(begun_before))
+    .bind(i64::from(rows_max))
+    .execute(conn)
+    .await
+    .map_err(|error| Error::database("sagas that have ended cannot be deleted", error))?;
+    Ok(deleted.rows_affected())
 }
 
 /// Between two looks at what is due.
@@ -296,3 +322,6 @@ fn micros(span: Duration) -> i64 {
 fn unread(error: sqlx::Error) -> Error {
     Error::database("where a saga stands cannot be read or stored", error)
 }
+
+#[cfg(test)]
+mod tests;

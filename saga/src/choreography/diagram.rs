@@ -78,8 +78,11 @@ pub fn sequence(choreography: &Choreography) -> String {
         let pivot = if is_pivot(step) { " (pivot)" } else { "" };
         line(&mut out, &format!("Note over p{from}: {}{pivot}", step.name));
         for event in &step.emits {
-            let mut takers: Vec<usize> =
-                led_to(map, event).into_iter().filter_map(|at| map.steps.get(at)).map(place).collect();
+            let mut takers: Vec<usize> = led_to(map, event)
+                .into_iter()
+                .filter_map(|at| map.steps.get(at))
+                .map(place)
+                .collect();
             if map.ends.contains(event) {
                 takers.extend(map.start().map(|(_, start)| place(start)));
             }
@@ -115,7 +118,9 @@ pub fn svg(choreography: &Choreography) -> String {
     // Steps of one service stand below each other, so that no two are drawn in one place.
     let mut rows: Vec<usize> = in_order(map);
     rows.sort_by_key(|index| {
-        map.steps.get(*index).and_then(|step| places.iter().position(|name| **name == *step.service))
+        map.steps
+            .get(*index)
+            .and_then(|step| places.iter().position(|name| **name == *step.service))
     });
     let at: BTreeMap<usize, (usize, usize)> = rows
         .iter()
@@ -132,7 +137,10 @@ pub fn svg(choreography: &Choreography) -> String {
         for (to_x, to_y) in nexts.filter_map(|next| at.get(&next).copied()) {
             let (from_x, from_y) = (x + BOX.0, y + BOX.1 / 2);
             let (to_y, middle) = (to_y + BOX.1 / 2, from_x + GAP.0 / 2);
-            let _ = writeln!(out, "<path d=\"M{from_x} {from_y} H{middle} V{to_y} H{to_x} m-6 -4 l6 4 l-6 4\"/>");
+            let _ = writeln!(
+                out,
+                "<path d=\"M{from_x} {from_y} H{middle} V{to_y} H{to_x} m-6 -4 l6 4 l-6 4\"/>"
+            );
         }
     }
     let _ = writeln!(
@@ -205,7 +213,8 @@ fn places(map: &Map) -> Vec<&str> {
 /// How many events lie between the start and each step.
 fn depths(map: &Map) -> BTreeMap<usize, usize> {
     let mut depths: BTreeMap<usize, usize> = BTreeMap::new();
-    let mut open: Vec<(usize, usize)> = map.start().map(|(index, _)| (index, 0)).into_iter().collect();
+    let mut open: Vec<(usize, usize)> =
+        map.start().map(|(index, _)| (index, 0)).into_iter().collect();
     while let Some((index, depth)) = open.pop() {
         depths.insert(index, depth);
         let events = map.steps.get(index).into_iter().flat_map(|step| &step.emits);

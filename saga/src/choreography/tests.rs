@@ -31,7 +31,7 @@ pub(super) fn order() -> Declaration {
 }
 
 /// Two services at once, and an end for each.
-fn trip() -> Declaration {
+pub(super) fn trip() -> Declaration {
     Choreography::define("book-trip", 1)
         .starts("trips", "plan-trip")
         .emits("trip.planned")

@@ -3,7 +3,8 @@ use crate::bed::installed;
 use crate::fixture::saga_id;
 
 /// A message of a choreographed order: id, milliseconds, service, type, step, how it ended, cause.
-type Told = (&'static str, u64, &'static str, &'static str, &'static str, Answer, Option<&'static str>);
+type Told =
+    (&'static str, u64, &'static str, &'static str, &'static str, Answer, Option<&'static str>);
 
 fn entry((id, millis, service, message_type, step, outcome, cause): Told) -> Entry {
     Entry {
