@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::watch;
 use tracing::Instrument as _;
@@ -37,7 +38,19 @@ pub(crate) struct Effects {
     /// How many calls are recorded in one transaction.
     pub(crate) answers: Width,
     width: Width,
+    kept: Option<Kept>,
+    was_full: bool,
 }
+
+/// A connection that goes from one batch to the next. To give it back costs two answers of the server, for the pool
+/// looks whether it lives, and looks again when it is taken.
+struct Kept {
+    conn: PoolConnection<Postgres>,
+    since: Instant,
+}
+
+/// Then it goes back all the same: others may wait for it where there are fewer connections than lanes.
+const KEPT_MAX: Duration = Duration::from_millis(100);
 
 /// A batch whose headers were read.
 pub(crate) struct Batch {
@@ -97,10 +110,25 @@ impl Effects {
             looked_for_put_back: now,
             answers: Width::new(TOGETHER_MAX),
             width,
+            kept: None,
+            was_full: false,
         })
     }
 
-    /// Whether so many keys are parked that nothing more is taken.
+    /// Whether so many keys are parked that nothing more is taken, which is told when it begins.
+    pub(crate) fn tell_full(&mut self) -> bool {
+        let is_full = self.is_full();
+        if is_full && !self.was_full {
+            let Partition { topic, number } = &self.owned.partition;
+            tracing::error!(
+                %topic, partition = number, lane = self.owned.lane, keys = self.parked.len(),
+                "too many keys are parked: nothing more is taken until fewer are"
+            );
+        }
+        self.was_full = is_full;
+        is_full
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         let share = self.shared.policy.parked_keys_max / self.shared.lanes.count();
         self.parked.len() >= share.max(1)
@@ -180,9 +208,22 @@ impl Effects {
         wait_after(&self.shared, error, patience, &mut self.stop).await
     }
 
+    /// Gives the connection back, so that nobody waits for it: neither another lane nor this one, which is to take
+    /// another.
+    pub(crate) fn give_back(&mut self) {
+        self.kept = None;
+    }
+
+    async fn connection(&mut self) -> Result<Kept, Error> {
+        match self.kept.take() {
+            Some(kept) => Ok(kept),
+            None => Ok(Kept { conn: acquire(&self.shared).await?, since: Instant::now() }),
+        }
+    }
+
     /// One attempt. After an uncertain commit the database is asked first what became of it.
     async fn attempt<'b>(
-        &self,
+        &mut self,
         batch: &'b Batch,
         plan: &mut Plan<&'b [u8]>,
         uncertain: Option<Sealed>,
@@ -195,7 +236,28 @@ impl Effects {
                 Err(error) => return Ok(Attempt::Uncertain(sealed, error)),
             }
         }
-        let mut tx = self.begin().await?;
+        let unbegun = "a transaction cannot be begun";
+        let mut kept = in_time(unbegun, self.connection()).await?;
+        let tx = in_time(unbegun, async {
+            let Shared { rebalance_deadline, entering, .. } = &*self.shared;
+            let begun = progress::begin(&mut kept.conn, *rebalance_deadline, entering).await;
+            begun.map_err(|error| Error::database(unbegun, error))
+        });
+        let tx = tx.await?;
+        let attempt = self.attempt_in(tx, batch, plan).await;
+        // After a commit it is as it was before.
+        if matches!(attempt, Ok(Attempt::Committed(_))) && kept.since.elapsed() < KEPT_MAX {
+            self.kept = Some(kept);
+        }
+        attempt
+    }
+
+    async fn attempt_in<'b>(
+        &self,
+        mut tx: Transaction<'_, Postgres>,
+        batch: &'b Batch,
+        plan: &mut Plan<&'b [u8]>,
+    ) -> Result<Attempt, Error> {
         let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
         let span = tracing::debug_span!(
             "batch", topic = %self.owned.partition.topic, partition = self.owned.partition.number,
@@ -220,10 +282,11 @@ impl Effects {
         }
     }
 
+    /// A transaction on a connection of the pool.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
         in_time("a transaction cannot be begun", async {
             let Shared { pool, rebalance_deadline, entering, .. } = &*self.shared;
-            let begun = progress::begin(pool, *rebalance_deadline, entering).await;
+            let begun = progress::begin_in(pool, *rebalance_deadline, entering).await;
             begun.map_err(|error| Error::database("a transaction cannot be begun", error))
         })
         .await
@@ -423,7 +486,7 @@ impl Effects {
 
     async fn commit<'b>(
         &self,
-        tx: Transaction<'static, Postgres>,
+        tx: Transaction<'_, Postgres>,
         sealed: Sealed,
         trial: &Trial<'_, 'b>,
         plan: &mut Plan<&'b [u8]>,
@@ -545,9 +608,7 @@ async fn heads(shared: &Shared, owned: &Owned) -> Result<Vec<(Queue, Head)>, Err
     Ok(heads.into_iter().map(|(queue, first)| (queue, head_of(shared, first))).collect())
 }
 
-pub(crate) async fn acquire(
-    shared: &Shared,
-) -> Result<sqlx::pool::PoolConnection<Postgres>, Error> {
+pub(crate) async fn acquire(shared: &Shared) -> Result<PoolConnection<Postgres>, Error> {
     let acquired = shared.pool.acquire().await;
     acquired.map_err(|error| Error::database("no connection to postgres", error))
 }
@@ -581,7 +642,7 @@ async fn wait_after(
     }
 }
 
-pub(crate) async fn commit(tx: Transaction<'static, Postgres>) -> Result<(), Error> {
+pub(crate) async fn commit(tx: Transaction<'_, Postgres>) -> Result<(), Error> {
     in_time("the batch cannot be committed", async {
         tx.commit().await.map_err(|error| Error::database("the batch cannot be committed", error))
     })
@@ -590,7 +651,7 @@ pub(crate) async fn commit(tx: Transaction<'static, Postgres>) -> Result<(), Err
 
 /// Rolls back so that the next attempt does not wait for this one's locks. Failing is harmless: the server
 /// rolls back what loses its connection.
-pub(crate) async fn roll_back(tx: Transaction<'static, Postgres>) {
+pub(crate) async fn roll_back(tx: Transaction<'_, Postgres>) {
     let rolled_back = in_time("the batch cannot be rolled back", async {
         tx.rollback()
             .await

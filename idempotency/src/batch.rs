@@ -39,6 +39,10 @@ impl Batch {
         self.next_offset = self.next_offset.max(Some(offset));
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.room() == 0
     }

@@ -93,6 +93,7 @@ impl Effects {
     /// Where one of them fails they are prepared again behind savepoints, and where the database gives the transaction
     /// up for the sake of a handler, one by one.
     pub(crate) async fn prepare_calls(&mut self) -> Result<(), LaneEnd> {
+        self.give_back();
         let now = Instant::now();
         let room = self.shared.calls_max.saturating_sub(self.calls.len()).min(TOGETHER_MAX);
         let is_free = |route| self.free_at(route, now).is_some_and(|at| at <= now);
@@ -234,6 +235,7 @@ impl Effects {
     /// A call has ended: the second transaction, with those that have ended meanwhile. A fault of the database leaves
     /// the rows as they are, so that the calls are repeated with the same keys.
     pub(crate) async fn called(&mut self, first: Result<Called, Error>) -> Result<(), LaneEnd> {
+        self.give_back();
         let mut called = vec![first.map_err(LaneEnd::Failed)?];
         while called.len() < self.answers.now()
             && let Some(next) = self.calls.next_ended()

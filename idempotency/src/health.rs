@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The intake looks after its partitions far more often; what takes it longer than this stands still.
-const BEAT_MAX: Duration = Duration::from_secs(60);
+/// The intake looks after its partitions far more often. What takes it longer than this stands still: by then its group
+/// has seen it off as well (`max.poll.interval.ms`).
+const BEAT_MAX: Duration = Duration::from_secs(300);
 
 /// A handle to how a consumer is; it stays valid after the consumer has ended.
 ///
-/// With the feature `axum` it is a router to mount: see [`routes`](Self::routes).
+/// With the feature `axum` it is a router to mount: see its method `routes`.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<State>>);
 

@@ -86,25 +86,17 @@ impl Lane {
     ///
     /// The next batch is gathered while the database works at the current one.
     pub(crate) async fn run(mut self, queue: mpsc::Receiver<Chunk>) -> LaneEnd {
-        let mut inlet = Inlet {
-            queue,
-            stop: self.stop.clone(),
-            gauge: Arc::clone(&self.gauge),
-            rest: Vec::new().into_iter(),
-            passed: None,
-            since: None,
-            wait: self.shared.batch_wait,
-        };
+        let mut inlet = Inlet::new(queue, &self);
         let opened = Effects::open(Arc::clone(&self.shared), &self.owned, self.stop.clone()).await;
         let mut effects = match opened {
             Ok(effects) => effects,
             Err(end) => return end,
         };
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
-        let mut is_full_before = false;
         loop {
             let (call_at, look_at) = (effects.call_at(), effects.look_at());
-            let is_full = self.tell_parked(&effects, &mut is_full_before);
+            let is_full = effects.tell_full();
+            self.gauge.parked(effects.parked.len(), is_full);
             let gathered = tokio::select! {
                 biased;
                 () = stopped(&mut self.stop) => return effects.finish_calls().await,
@@ -151,24 +143,13 @@ impl Lane {
                 return end;
             }
             self.gauge.applying(None);
+            if batch.is_empty() {
+                effects.give_back();
+            }
             self.shared.meters.committed(work.len(), written);
             self.owned.next_offset = Some(next_offset);
             self.gauge.committed.store(next_offset.get(), Ordering::Release);
         }
-    }
-
-    /// Says what is parked, and whether that is so much that nothing more is taken.
-    fn tell_parked(&self, effects: &Effects, is_full_before: &mut bool) -> bool {
-        let (keys, is_full) = (effects.parked.len(), effects.is_full());
-        self.gauge.parked(keys, is_full);
-        if is_full && !*is_full_before {
-            tracing::error!(
-                topic = %self.owned.partition.topic, partition = self.owned.partition.number, keys,
-                "too many keys are parked: nothing more is taken until fewer are"
-            );
-        }
-        *is_full_before = is_full;
-        is_full
     }
 }
 
@@ -187,6 +168,18 @@ struct Inlet {
 }
 
 impl Inlet {
+    fn new(queue: mpsc::Receiver<Chunk>, lane: &Lane) -> Self {
+        Self {
+            queue,
+            stop: lane.stop.clone(),
+            gauge: Arc::clone(&lane.gauge),
+            rest: Vec::new().into_iter(),
+            passed: None,
+            since: None,
+            wait: lane.shared.batch_wait,
+        }
+    }
+
     /// Fills a batch until it is full or has waited for more; none when told to stop. What was gathered until then
     /// is dropped and will be delivered again.
     async fn gather(&mut self, batch: &mut Batch) -> Option<()> {

@@ -67,18 +67,36 @@ pub(crate) struct Takeover {
 /// Begins a batch's transaction. The server gives up a process that is stopped within it after the time in which
 /// a new owner has to get hold of the partition; that holds even where the new owner may not end sessions. `entering`
 /// is its first statement, if there is one.
-pub(crate) async fn begin(
+pub(crate) async fn begin<'c>(
+    conn: &'c mut PgConnection,
+    deadline: Duration,
+    entering: &str,
+) -> Result<Transaction<'c, Postgres>, sqlx::Error> {
+    entered(conn.begin_with(AssertSqlSafe(begin_text(deadline))).await?, entering).await
+}
+
+/// The same on a connection of the pool.
+pub(crate) async fn begin_in(
     pool: &PgPool,
     deadline: Duration,
     entering: &str,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline));
-    let mut tx = pool.begin_with(AssertSqlSafe(begin)).await?;
+    entered(pool.begin_with(AssertSqlSafe(begin_text(deadline))).await?, entering).await
+}
+
+/// Not sent along with BEGIN: where it fails the client would leave the transaction open.
+async fn entered<'c>(
+    mut tx: Transaction<'c, Postgres>,
+    entering: &str,
+) -> Result<Transaction<'c, Postgres>, sqlx::Error> {
     if !entering.is_empty() {
-        // Not sent along with BEGIN: where it fails the client would leave the transaction open.
         sqlx::raw_sql(AssertSqlSafe(entering.to_owned())).execute(&mut *tx).await?;
     }
     Ok(tx)
+}
+
+fn begin_text(deadline: Duration) -> String {
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", idle_timeout(deadline))
 }
 
 fn idle_timeout(deadline: Duration) -> String {

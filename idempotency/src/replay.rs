@@ -54,6 +54,7 @@ impl Effects {
 
     /// Looks at the table and replays what may be tried now. A fault of the database only postpones it.
     pub(crate) async fn replay(&mut self) -> Result<(), LaneEnd> {
+        self.give_back();
         let Some(permit) = self.shared.gate.permit() else {
             self.parked.looked(Instant::now());
             // It is looked for later too; else the lane would turn in circles until the gate opens.

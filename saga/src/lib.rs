@@ -7,7 +7,8 @@
 //! both carry a [`Correlation`] in the attributes of the wire contract.
 //!
 //! An orchestrator follows a [`Saga`]. What becomes of a running one when something happens to it is a pure
-//! function, [`step`](fn@step): from an [`Instance`] and an [`Input`] to a [`Transition`].
+//! function, [`step`](fn@step): from an [`Instance`] and an [`Input`] to a [`Transition`]. [`check`] explores what can
+//! happen to yours, [`testing`] tells it in virtual time, [`diagram`] draws it.
 //!
 //! Where nobody is to stand in the middle, services react to each other's events, as a [`Choreography`] declares.
 

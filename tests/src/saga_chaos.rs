@@ -7,7 +7,7 @@ use tailrace_stack::{Needs, Stack};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::proof::{Bench, Report, Scale};
-use crate::saga_shop::{Order, SERVICES};
+use crate::saga_shop::{Order, SERVICES, Service};
 use crate::saga_site::{SagaSite, customer};
 use crate::writers::Dice;
 
@@ -46,7 +46,7 @@ impl Measure {
                 customers: 40,
                 portion: 300,
                 backlog_max: i64::MAX,
-                slow_every: 700,
+                slow_every: 1_500,
             },
             Scale::Full => Measure {
                 sagas: 100_000,
@@ -73,7 +73,11 @@ enum Fault {
 }
 
 fn faults(dice: &mut Dice) -> Vec<Fault> {
-    let mut some = || SERVICES.map(Role::Service)[dice.below(SERVICES.len() as u64) as usize % 3];
+    let mut some = || match dice.below(3) {
+        0 => Role::Service(Service::Customers),
+        1 => Role::Service(Service::Warehouse),
+        _ => Role::Service(Service::Payments),
+    };
     let (killed, stopped) = (some(), some());
     let mut faults = vec![
         Fault::Kill(Role::Engine),

@@ -4,6 +4,13 @@
 //! Two accidents happen on the way: the relay is killed by SIGKILL inside an open Kafka
 //! transaction, and a second producer puts every record into the topic again. At the end the books
 //! are compared; the exit code is 1 unless they agree.
+//!
+//! Needs Rust, and Java 17 with Maven for a Postgres and a Kafka of its own (or servers of yours, see README.md).
+//! Run it by
+//!
+//! ```sh
+//! cargo run --release -p example-01-first-light
+//! ```
 
 mod accident;
 mod books;

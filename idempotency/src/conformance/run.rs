@@ -79,6 +79,11 @@ impl Accident {
         }
     }
 
+    /// Whether it never happens to a consumer without calls.
+    pub(super) fn is_about_calls(self) -> bool {
+        matches!(self, Self::DeathAt(Milestone::Prepared | Milestone::Called))
+    }
+
     fn batch_records(self) -> usize {
         if self == Self::OtherOrder { 1 } else { BATCH_RECORDS }
     }

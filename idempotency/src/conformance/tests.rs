@@ -206,7 +206,7 @@ async fn a_suite_that_cannot_tell_and_a_handler_that_fails_are_told() {
     };
 
     let empty = Suite::new(bed.brokers(), bed.database.url()).check(consumer).await.unwrap_err();
-    let failing = suite.deadline(Duration::from_secs(5)).check(consumer).await.unwrap_err();
+    let failing = suite.deadline(Duration::from_secs(3)).check(consumer).await.unwrap_err();
 
     for missing in ["10 samples", "reads the effects", "reset the effects"] {
         assert!(empty.to_string().contains(missing), "{empty}");

@@ -176,8 +176,9 @@ async fn a_build_that_dies_is_continued_and_several_processes_build_together() {
     let next = site.projection(1).on_progress(move |progress| tell.lock().unwrap().push(*progress));
     let (next, other) = (start(next), start(site.projection(1)));
     site.shows(600, 1).await;
-    let is_live = || told.lock().unwrap().last().is_some_and(|last| last.phase == Phase::Live);
-    until(async || is_live()).await;
+    // The other one may have switched.
+    let is_live = |told: &[Progress]| told.last().is_some_and(|told| told.phase == Phase::Live);
+    until(async || is_live(&told.lock().unwrap())).await;
     let (next, other) = (next.stop().await, other.stop().await);
 
     assert_eq!(unseen, None);
@@ -317,4 +318,43 @@ async fn bad_use_of_a_projection_is_one_error() {
 
     assert_eq!(none.kind(), Kind::Conflict);
     assert_eq!(site.schemas().await, 1);
+}
+
+#[tokio::test]
+async fn a_build_that_is_behind_or_within_a_batch_or_has_parked_messages_is_not_switched_to() {
+    let bed = installed("projection_switch").await;
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let builds =
+        Builds { name: "overview".to_owned(), tables: TABLES.to_owned(), readers: Vec::new() };
+    let mut switches = async |version| {
+        let wanted = Wanted { version, definition: Vec::new(), anew: false };
+        let build = builds.choose(&mut conn, &wanted).await.unwrap();
+        builds.switch(&mut conn, build.number, &["orders".to_owned()], false).await.unwrap()
+    };
+    let execute = async |statement: &'static str| bed.execute(statement).await;
+
+    let first = switches(1).await;
+    execute(
+        "INSERT INTO tailrace.consumer_progress (consumer, topic, partition, lane, epoch, next_offset)
+         VALUES ('overview.1', 'orders', 0, 0, 1, 100), ('overview.2', 'orders', 0, 0, 1, 99)",
+    )
+    .await;
+    let behind = switches(2).await;
+    execute("UPDATE tailrace.consumer_progress SET next_offset = 100").await;
+    let mut batch = bed.begin().await;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(builds.entering(2))).execute(&mut *batch).await.unwrap();
+    let within = switches(2).await;
+    batch.rollback().await.unwrap();
+    execute(
+        "INSERT INTO tailrace.parked_message
+             (consumer, topic, partition, \"offset\", message_id, message_type, header_names, header_values, state)
+         VALUES ('overview.2', 'orders', 0, 7, gen_random_uuid(), 'numbered.v1', '{}', '{}', 'stuck')",
+    )
+    .await;
+    let parked = switches(2).await;
+    execute("DELETE FROM tailrace.parked_message").await;
+    let level = switches(2).await;
+
+    assert_eq!([first, level], [Switched::Done; 2]);
+    assert_eq!([behind, within, parked], [Switched::NotYet; 3]);
 }

@@ -137,39 +137,70 @@ async fn parts(
     conn: &mut PgConnection,
     messages: Vec<Item<'_, Value>>,
 ) -> Result<Outcome, BoxError> {
-    let now = SystemTime::now();
-    let (mut begun, mut told) = (Vec::<Begun>::new(), Vec::new());
+    let mut asked = Parted::default();
     for item in messages {
         let instruction = match Instruction::read(|name| item.meta.header(name)) {
             Ok(Some(instruction)) => instruction,
             Ok(None) => return Ok(Outcome::reject("it is the command of no saga")),
             Err(error) => return Ok(Outcome::reject(error.to_string())),
         };
+        let topic = core.bare_topic(&item.meta.position().topic);
+        let cause = item.cause().into_iter().collect();
+        let part = Part { instruction, topic, data: item.message, cause };
+        if !asked.take(core, conn, part, SystemTime::now()).await? {
+            return Ok(Outcome::reject("nobody here knows the saga that it asks for"));
+        }
+    }
+    settle(core, conn, asked.begun, asked.told).await
+}
+
+/// A command of another saga.
+pub(super) struct Part<'t> {
+    pub(super) instruction: Instruction,
+    pub(super) topic: &'t str,
+    pub(super) data: Value,
+    pub(super) cause: Cause,
+}
+
+/// What such commands come to.
+#[derive(Debug, Default)]
+pub(super) struct Parted {
+    pub(super) begun: Vec<Begun>,
+    pub(super) told: Vec<Told>,
+}
+
+impl Parted {
+    /// A saga that is there is told; another one begins, unless it was compensated before it came. False where nobody
+    /// knows its definition.
+    pub(super) async fn take(
+        &mut self,
+        core: &Core,
+        conn: &mut PgConnection,
+        part: Part<'_>,
+        now: SystemTime,
+    ) -> Result<bool, BoxError> {
+        let Part { instruction, topic, data, cause } = part;
         let of = &instruction.correlation;
         let saga = part_id(of.saga, &of.step);
-        let cause: Cause = item.cause().into_iter().collect();
         // Whoever comes at the same time for the same step waits here.
         let held = barrier::rows::lock(conn, of, None).await?;
-        let is_new = begun.iter().all(|begun| begun.instance.id() != saga)
-            && store::read(conn, saga).await?.is_none();
-        if !is_new {
-            told.push(Told { saga, input: Input::Part(instruction), cause, ticket: None });
-            continue;
+        let is_there = self.begun.iter().any(|begun| begun.instance.id() == saga)
+            || store::read(conn, saga).await?.is_some();
+        if is_there {
+            self.told.push(Told { saga, input: Input::Part(instruction), cause, ticket: None });
+            return Ok(true);
         }
         let (operation, epoch) = (of.operation, of.epoch);
         let request = barrier::Request { operation, epoch, late: false };
         let decision = held.barrier.decide(request);
         let answer = match (decision, operation) {
             (Decision::Run, Operation::Action) => {
-                let topic = core.bare_topic(&item.meta.position().topic);
-                let Some(definition) = definition_of(core, of, topic) else {
-                    return Ok(Outcome::reject("nobody here knows the saga that it asks for"));
-                };
+                let Some(definition) = definition_of(core, of, topic) else { return Ok(false) };
                 let Instruction { reply_to, correlation, .. } = instruction;
-                let instance = Instance::new(definition, saga, item.message, now)
+                let instance = Instance::new(definition, saga, data, now)
                     .part_of(Parent { reply_to, correlation });
-                begun.push(Begun { instance, definition: definition.clone(), cause });
-                continue;
+                self.begun.push(Begun { instance, definition: definition.clone(), cause });
+                return Ok(true);
             }
             (Decision::Void, _) => Answer::Done,
             (Decision::Repeat(answer), _) => answer,
@@ -178,8 +209,8 @@ async fn parts(
         let reply = reply(core, &instruction, answer, cause)?;
         let after = held.barrier.after(request, decision, Ended::Done);
         barrier::rows::remember(conn, &core.outbox, of, after, None, &reply).await?;
+        Ok(true)
     }
-    settle(core, conn, begun, told).await
 }
 
 /// The saga that is a step of another one: as that one's definition has it, or else the only one with these replies.

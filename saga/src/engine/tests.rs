@@ -5,9 +5,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::apply::{Begun, Told, apply};
+use super::intake::{Part, Parted};
 use super::*;
 use crate::bed::{Bed, installed};
-use crate::correlation::{Answer, Correlation, Epoch, Operation, SagaId};
+use crate::correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 use crate::definition::{Forward, OnTimeout};
 use crate::fixture::{Order, ReserveCredit, order};
 use crate::instance::{Instance, Status};
@@ -372,4 +373,61 @@ async fn a_saga_that_begins_twice_under_one_id_fails_the_second_transaction_alon
 
     assert!(error.to_string().contains("cannot be stored"), "{error}");
     assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_instance").await, 1);
+}
+
+/// What a saga that this service does not know asks for, as one of its steps.
+fn part(of: SagaId, operation: Operation, epoch: u32) -> Part<'static> {
+    let correlation = Correlation {
+        saga: of,
+        definition: "trip/1".into(),
+        step: "order".into(),
+        operation,
+        epoch: Epoch::new(epoch),
+    };
+    let reply_to = "trip.replies".into();
+    let instruction = Instruction { correlation, reply_to, deadline: None };
+    let data = serde_json::to_value(order()).unwrap();
+    Part { instruction, topic: "create-order.replies", data, cause: Cause::new() }
+}
+
+impl Shop {
+    /// Takes what another saga asks for; answers with how many begin and how many are told.
+    async fn take_parts(&self, parts: Vec<Part<'static>>) -> (usize, usize) {
+        let mut tx = self.bed.begin().await;
+        let mut asked = Parted::default();
+        let now = SystemTime::now();
+        for part in parts {
+            assert!(asked.take(&self.core, &mut tx, part, now).await.unwrap());
+        }
+        let counts = (asked.begun.len(), asked.told.len());
+        apply(&self.core, &mut tx, asked.begun, asked.told, now).await.unwrap();
+        tx.commit().await.unwrap();
+        counts
+    }
+}
+
+#[tokio::test]
+async fn a_saga_that_is_a_step_of_another_one_begins_once_and_is_undone_with_it() {
+    let shop = shop("engine_part").await;
+    let parent = new_id();
+
+    let first = shop.take_parts(vec![part(parent, Operation::Action, 1)]).await;
+    let again = shop.take_parts(vec![part(parent, Operation::Action, 1)]).await;
+    let undone = shop.take_parts(vec![part(parent, Operation::Compensation, 2)]).await;
+
+    assert_eq!((first, again, undone), ((1, 0), (0, 1), (0, 1)));
+    let saga = crate::definition::part_id(parent, "order");
+    assert_eq!(shop.status(saga).await, Status::Compensating);
+}
+
+#[tokio::test]
+async fn a_part_that_is_undone_before_it_came_never_begins() {
+    let shop = shop("engine_part_late").await;
+    let parent = new_id();
+
+    let undone = shop.take_parts(vec![part(parent, Operation::Compensation, 2)]).await;
+    let late = shop.take_parts(vec![part(parent, Operation::Action, 1)]).await;
+
+    assert_eq!((undone, late), ((0, 0), (0, 0)));
+    assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_instance").await, 0);
 }

@@ -132,7 +132,7 @@ async fn an_owner_stopped_inside_its_transaction_holds_the_next_one_up_for_a_bou
     let partition = Partition { topic: topic.as_str().into(), number: 0 };
     let zombie = own(&bed, &topic, &partition).await;
     // The server's own patience is out of the way: it is the new owner that ends the session.
-    let mut tx = progress::begin(&bed.pool, Duration::from_secs(3600), "").await.unwrap();
+    let mut tx = progress::begin_in(&bed.pool, Duration::from_secs(3600), "").await.unwrap();
     let advance = progress::advance(&mut tx, &topic, &zombie, Offset::new(10), &[]);
     assert!(advance.await.unwrap().is_some());
 

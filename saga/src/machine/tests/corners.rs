@@ -28,6 +28,11 @@ fn a_saga_that_was_ended_takes_no_answer_and_asks_for_nothing() {
 }
 
 #[test]
+fn a_saga_begins_once() {
+    started().when(Input::Start).then_verdict(Verdict::Duplicate).then_asks(&[]);
+}
+
+#[test]
 fn an_answer_about_what_nobody_knows_is_noted_and_changes_nothing() {
     let acting = started();
     let known = acting.correlation("reserve-credit");
@@ -97,11 +102,33 @@ fn a_stuck_compensation_is_asked_for_again_with_all_its_attempts() {
     stuck
         .when_operator("ada", Verb::Retry { step: None })
         .then_asks(&["undo allocate-stock"])
+        .then_stuck(&[])
         .then_commands(|commands| {
             assert_eq!(commands[0].instruction.correlation.epoch, Epoch::new(3));
         })
         .when_time_passes(40 * SECOND)
         .then_asks(&["undo allocate-stock"]);
+}
+
+#[test]
+fn between_two_compensations_is_a_wait_also_where_the_action_has_none() {
+    let undoing = || at_pivot().when_refused("capture-payment", &());
+
+    undoing().when_time_passes(30 * SECOND).then_asks(&[]);
+    undoing().when_time_passes(31 * SECOND).then_asks(&["undo allocate-stock"]);
+}
+
+#[test]
+fn who_is_asked_again_is_in_no_trouble_any_more() {
+    let parked = at_pivot().when_time_passes(60 * SECOND).then_stuck(&["capture-payment"]);
+    let trouble = |scenario: &Scenario<Order>| {
+        scenario.instance().step("capture-payment").unwrap().trouble().cloned()
+    };
+    assert_eq!(trouble(&parked), Some(Trouble::NoAnswer { attempts: 2 }));
+
+    let again = parked.when_operator("ada", Verb::Retry { step: None });
+
+    assert_eq!(trouble(&again), None);
 }
 
 #[test]
@@ -153,7 +180,8 @@ fn a_step_that_waits_to_be_asked_again_has_nothing_to_undo() {
             .when_refused("reserve", &CreditLimitExceeded { missing_cents: 7 })
     };
 
-    delayed().when_cancelled().then_asks(&[]).then_is(Status::Compensated);
+    let undone = delayed().when_cancelled().then_asks(&[]).then_is(Status::Compensated);
+    assert_eq!(undone.instance().step("reserve").unwrap().status(), StepStatus::Refused);
     delayed()
         .when_operator("ada", retry("reserve"))
         .then_asks(&["do reserve"])
@@ -184,6 +212,10 @@ fn signals_that_nobody_took_end_with_their_saga() {
         .then_is(Status::Compensated);
 
     assert_eq!(kept.instance().signals, []);
+    Scenario::given(&confirmed_order(), &order())
+        .when_cancelled()
+        .when_signal(&Confirmed { by: "bob".to_owned() })
+        .then_verdict(Verdict::TooLate);
 }
 
 /// A saga that is the step "ship" of another one, in the first epoch.
