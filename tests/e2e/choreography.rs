@@ -40,12 +40,15 @@ impl Shop {
         let mut relays = Vec::new();
         for service in CHOREOGRAPHED {
             let name = format!("{name}_{service}");
-            let database = stack.postgres().fresh_database(&name).await.unwrap();
-            let pool = PgPool::connect(database.url()).await.unwrap();
-            let mut conn = pool.acquire().await.unwrap();
-            tailrace_idempotency::schema::install(&mut conn).await.unwrap();
-            tailrace_saga::schema::install(&mut conn).await.unwrap();
-            sqlx::raw_sql(CHOREOGRAPHED_TABLES).execute(&mut *conn).await.unwrap();
+            let database = stack.postgres().fresh_database(&name).await.expect("the stack serves");
+            let pool = PgPool::connect(database.url()).await.expect("the stack serves");
+            let mut conn = pool.acquire().await.expect("the stack serves");
+            tailrace_idempotency::schema::install(&mut conn).await.expect("the stack serves");
+            tailrace_saga::schema::install(&mut conn).await.expect("the stack serves");
+            sqlx::raw_sql(CHOREOGRAPHED_TABLES)
+                .execute(&mut *conn)
+                .await
+                .expect("the stack serves");
             let slot = unique(&name);
             let place = ["relay", "--database-url", database.url(), "--kafka-brokers", &brokers];
             let named = ["--slot", &slot, "--relay-id", &slot];
@@ -60,23 +63,23 @@ impl Shop {
     }
 
     fn start(&self, service: &str) -> Process {
-        let (database, _) = &self.homes[service];
+        let (database, _) = self.homes.get(service).expect("each service has a home");
         let place = ["choreographed", "--database-url", database.url()];
         let rest = ["--kafka-brokers", &self.brokers, "--prefix", &self.prefix];
         Process::start(&node(), [&place[..], &rest[..], &["--service", service]].concat())
     }
 
     fn pool(&self, service: &str) -> &PgPool {
-        &self.homes[service].1
+        &self.homes.get(service).expect("each service has a home").1
     }
 
     async fn place(&self, order: OrderEvent, within: Duration) -> SagaId {
-        let choreography = choreography(within).unwrap();
+        let choreography = choreography(within).expect("the choreography is right");
         let starter = service(&choreography, "orders").topic_prefix(&self.prefix).starter();
-        let mut tx = self.pool("orders").begin().await.unwrap();
-        let saga = starter.start(&mut tx, &order).await.unwrap();
+        let mut tx = self.pool("orders").begin().await.expect("the stack serves");
+        let saga = starter.start(&mut tx, &order).await.expect("the stack serves");
         effect(&mut tx, saga, "place-order").await;
-        tx.commit().await.unwrap();
+        tx.commit().await.expect("the stack serves");
         saga
     }
 
@@ -87,7 +90,8 @@ impl Shop {
             loop {
                 tick.tick().await;
                 let query = sqlx::query_scalar::<_, i64>(query).bind(saga.as_uuid());
-                if query.fetch_one(self.pool(service)).await.unwrap() == expected {
+                if query.fetch_one(self.pool(service)).await.expect("the stack serves") == expected
+                {
                     return;
                 }
             }
@@ -135,7 +139,7 @@ impl Shop {
             .bind(saga.as_uuid())
             .fetch_all(pool)
             .await
-            .unwrap();
+            .expect("the stack serves");
             left.extend(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))));
         }
         left
@@ -143,7 +147,7 @@ impl Shop {
 
     async fn open(&self, service: &str, number: i64) {
         let opened = sqlx::query("INSERT INTO opened (number) VALUES ($1)").bind(number);
-        opened.execute(self.pool(service)).await.unwrap();
+        opened.execute(self.pool(service)).await.expect("the stack serves");
     }
 }
 
@@ -151,9 +155,11 @@ async fn make_topics(brokers: &str, prefix: &str) {
     let names = CHOREOGRAPHED.map(|service| format!("{prefix}{service}"));
     let topics = names.each_ref().map(|name| NewTopic::new(name, 3, TopicReplication::Fixed(-1)));
     let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
-    for answer in admin.create_topics(&topics, &AdminOptions::new()).await.unwrap() {
-        answer.unwrap();
+        ClientConfig::new().set("bootstrap.servers", brokers).create().expect("the stack serves");
+    for answer in
+        admin.create_topics(&topics, &AdminOptions::new()).await.expect("the stack serves")
+    {
+        answer.expect("the stack serves");
     }
 }
 
@@ -163,7 +169,7 @@ async fn effect(conn: &mut sqlx::PgConnection, saga: SagaId, step: &str) {
         .bind(step)
         .execute(conn)
         .await
-        .unwrap();
+        .expect("the stack serves");
 }
 
 fn order(number: i64) -> OrderEvent {
