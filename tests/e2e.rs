@@ -8,6 +8,8 @@ mod bad_frames;
 mod bad_settings;
 #[path = "e2e/brokers.rs"]
 mod brokers;
+#[path = "e2e/choreography.rs"]
+mod choreography;
 #[path = "e2e/commands.rs"]
 mod commands;
 #[path = "e2e/complaint.rs"]

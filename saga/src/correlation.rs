@@ -102,7 +102,7 @@ impl Operation {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         [Self::Action, Self::Compensation].into_iter().find(|operation| operation.as_str() == text)
     }
 }
@@ -129,7 +129,7 @@ impl Answer {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         [Self::Done, Self::Refused, Self::Blocked]
             .into_iter()
             .find(|answer| answer.as_str() == text)

@@ -9,12 +9,15 @@
 //! An orchestrator follows a [`Saga`]. What becomes of a running one when something happens to it is a pure
 //! function, [`step`](fn@step): from an [`Instance`] and an [`Input`] to a [`Transition`]. [`check`] explores what can
 //! happen to yours, [`testing`] tells it in virtual time, [`diagram`] draws it.
+//!
+//! Where nobody is to stand in the middle, services react to each other's events, as a [`Choreography`] declares.
 
 mod barrier;
 #[cfg(test)]
 mod bed;
 mod builder;
 pub mod check;
+pub mod choreography;
 mod command;
 mod correlation;
 mod definition;
@@ -33,6 +36,7 @@ mod retry;
 mod rules;
 pub mod schema;
 mod store;
+pub mod story;
 pub mod testing;
 mod transition;
 mod unreadable;
@@ -41,6 +45,7 @@ mod work;
 pub use builder::{
     AfterPivot, BeforePivot, Branches, Pivot, Place, Saga, Signal, StepNeedsCompensation,
 };
+pub use choreography::Choreography;
 pub use command::{Command, Compensable, Irrefusable};
 pub use correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 pub use definition::{Definition, Forward, Identity, OnRefused, OnTimeout, Step, StepKind};

@@ -167,7 +167,7 @@ impl<S: Send + Sync + 'static> Participant<S> {
 }
 
 /// Below PGPROC_MAX_CACHED_SUBXIDS of Postgres (`src/include/storage/proc.h`), which is 64.
-const BATCH_RECORDS_MAX: usize = 50;
+pub(crate) const BATCH_RECORDS_MAX: usize = 50;
 
 impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
     /// Registers the compensation of the action before it.

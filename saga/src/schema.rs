@@ -35,6 +35,16 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0002_saga.sql",
         sql: include_str!("../migrations/0002_saga.sql"),
     },
+    Migration {
+        version: 3,
+        name: "0003_choreography.sql",
+        sql: include_str!("../migrations/0003_choreography.sql"),
+    },
+    Migration {
+        version: 4,
+        name: "0004_story.sql",
+        sql: include_str!("../migrations/0004_story.sql"),
+    },
 ];
 
 const MEND: &str = "run tailrace_saga::schema::install or the files of its folder migrations";

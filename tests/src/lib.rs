@@ -19,6 +19,7 @@ pub mod saga_chaos;
 pub mod soak;
 
 pub mod browser;
+pub mod choreography_shop;
 mod client;
 mod consumer_role;
 pub mod crash_point;

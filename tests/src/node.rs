@@ -16,6 +16,7 @@ use tailrace_cdc_relay::{Config, Delivery, Mapping, Milestone, Relay, cli};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::choreography_shop::{self, ServiceArgs};
 use crate::client::Client;
 use crate::consumer_role::{self, ConsumerArgs};
 use crate::crash_point::CrashPoint;
@@ -34,6 +35,8 @@ enum Role {
     SagaEngine(Box<EngineArgs>),
     /// A service that carries out the commands of the shop's sagas
     SagaParticipant(Box<ParticipantArgs>),
+    /// A service that reacts to the events of others
+    Choreographed(Box<ServiceArgs>),
     /// A writer that ends itself in the middle of a transaction
     Writer(Box<WriterArgs>),
     /// The sidecar as it is shipped, with its own arguments
@@ -110,6 +113,7 @@ pub async fn play(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Role::Relay(arguments) => relay(*arguments).await,
         Role::Consumer(arguments) => consumer_role::consume(*arguments).await,
         Role::SagaEngine(arguments) => saga_role::orchestrate(*arguments).await,
+        Role::Choreographed(arguments) => choreography_shop::serve(*arguments).await,
         Role::SagaParticipant(arguments) => saga_role::participate(*arguments).await,
         Role::Writer(arguments) => write_and_die(*arguments).await,
         Role::CdcRelay { arguments } => {

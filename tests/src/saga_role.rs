@@ -42,14 +42,14 @@ pub(crate) struct ParticipantArgs {
 }
 
 #[derive(Args)]
-struct Place {
+pub(crate) struct Place {
     #[arg(long)]
     database_url: String,
     #[arg(long)]
     kafka_brokers: String,
     /// Before the names of groups and topics
     #[arg(long)]
-    prefix: String,
+    pub(crate) prefix: String,
     /// After how long the group takes it for dead
     #[arg(long, default_value_t = 6_000)]
     session_ms: u32,
@@ -63,7 +63,7 @@ const TAKEOVER_MAX: Duration = Duration::from_secs(2);
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
 impl Place {
-    fn config(&self, name: &str) -> Config {
+    pub(crate) fn config(&self, name: &str) -> Config {
         let pool = PgPool::connect_lazy(&self.database_url).expect("the url is one");
         Config::new(format!("{}{name}", self.prefix), self.kafka_brokers.clone(), pool)
             .start_deadline(START_MAX)
@@ -107,12 +107,12 @@ pub(crate) async fn participate(arguments: ParticipantArgs) -> ExitCode {
     ended(participant(service, &place.prefix).run(config, terminated()).await)
 }
 
-async fn terminated() {
+pub(crate) async fn terminated() {
     let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
     terminate.recv().await;
 }
 
-fn ended<R: std::fmt::Debug>(ended: Result<R, tailrace_saga::Error>) -> ExitCode {
+pub(crate) fn ended<R: std::fmt::Debug>(ended: Result<R, tailrace_saga::Error>) -> ExitCode {
     match ended {
         Ok(report) => {
             tracing::info!(?report, "the node has ended");

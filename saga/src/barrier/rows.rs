@@ -86,6 +86,31 @@ pub(crate) async fn remember(
         })
 }
 
+/// As [`remember`], with any number of messages.
+pub(crate) async fn remember_all(
+    conn: &mut PgConnection,
+    outbox: &Outbox,
+    correlation: &Correlation,
+    barrier: Barrier,
+    reply: Option<&[u8]>,
+    messages: &[Message],
+) -> Result<(), Error> {
+    if let [message] = messages {
+        return remember(conn, outbox, correlation, barrier, reply, message).await;
+    }
+    sqlx::query(REMEMBER)
+        .bind(correlation.saga.as_uuid())
+        .bind(&*correlation.step)
+        .bind(barrier.action.map(|past| i64::from(past.epoch.get())))
+        .bind(barrier.action.map(|past| past.ended.as_str()))
+        .bind(reply)
+        .bind(barrier.compensation.map(|epoch| i64::from(epoch.get())))
+        .execute(&mut *conn)
+        .await
+        .map_err(|error| Error::database("what was done for a step cannot be stored", error))?;
+    outbox.write_all(conn, messages).await.map(drop).map_err(Error::of_outbox)
+}
+
 /// Stores what is remembered from now on, where there is nothing to answer yet.
 pub(crate) async fn store(
     conn: &mut PgConnection,
@@ -153,7 +178,7 @@ pub(crate) async fn forget(
 }
 
 /// The least id of version 7 that is minted at this time.
-fn first_id_of(time: SystemTime) -> Uuid {
+pub(crate) fn first_id_of(time: SystemTime) -> Uuid {
     let milliseconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     Uuid::from_u128(milliseconds << 80)
 }

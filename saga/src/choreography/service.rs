@@ -1,0 +1,227 @@
+//! One service of a choreography: its handlers, and running them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use tailrace_idempotency::{Config, Consumer, Report};
+use tailrace_outbox::{Outbox, Store};
+use tokio::sync::watch;
+
+use super::clock::Starter;
+use super::react::{Dispatch, Raw, Reactor, Voice};
+use super::reaction::{AnyReact, React, Typed};
+use super::{Choreography, Step};
+use crate::error::Error;
+use crate::participant::BATCH_RECORDS_MAX;
+use crate::schema;
+
+/// A service of a [`Choreography`]: a set of handlers of a [`Consumer`], which is subscribed to what the choreography
+/// says, and around whose steps and compensations stands the same barrier as around those of a
+/// [`Participant`](crate::Participant). So
+///
+/// - a step is done at most once per saga, and once undone stays undone,
+/// - a failure that overtakes what leads to a step keeps it from running; it emits nothing then,
+/// - whatever fails, and however many failures come, what was done is undone once.
+///
+/// Needs the tables of [`schema`](crate::schema) and of [`tailrace_idempotency::schema`], and a relay for its events.
+///
+/// ```no_run
+/// use serde::{Deserialize, Serialize};
+/// use tailrace_idempotency::{BoxError, Config};
+/// use tailrace_saga::choreography::Reaction;
+/// use tailrace_saga::{Choreography, participant::Cx};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct OrderPlaced {
+///     customer: String,
+///     cents: i64,
+/// }
+///
+/// async fn reserve_credit(cx: Cx<'_>, order: OrderPlaced) -> Result<Reaction, BoxError> {
+///     let reserved = sqlx::query(
+///         "update customer set free_cents = free_cents - $2 where name = $1 and free_cents >= $2",
+///     )
+///     .bind(&order.customer)
+///     .bind(order.cents)
+///     .execute(cx.conn)
+///     .await?;
+///     Ok(match reserved.rows_affected() {
+///         0 => Reaction::refuse("credit.refused.v1", &order),
+///         _ => Reaction::emit("credit.reserved.v1", &order),
+///     })
+/// }
+///
+/// async fn release_credit(cx: Cx<'_>, order: OrderPlaced) -> Result<Reaction, BoxError> {
+///     sqlx::query("update customer set free_cents = free_cents + $2 where name = $1")
+///         .bind(&order.customer)
+///         .bind(order.cents)
+///         .execute(cx.conn)
+///         .await?;
+///     Ok(Reaction::done())
+/// }
+///
+/// # async fn run(
+/// #     create_order: Choreography, pool: sqlx::PgPool, stop: impl Future<Output = ()>,
+/// # ) -> Result<(), BoxError> {
+/// create_order
+///     .service("customers")
+///     .handle("reserve-credit", reserve_credit)
+///     .undo("release-credit", release_credit)
+///     .run(Config::new("customers", "localhost:9092", pool), stop)
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a service does nothing until it runs"]
+pub struct Service<S = ()> {
+    map: Choreography,
+    voice: Voice,
+    handlers: BTreeMap<Box<str>, Box<dyn AnyReact<S>>>,
+    faults: Vec<String>,
+}
+
+impl<S: Send + Sync + 'static> Service<S> {
+    pub(super) fn new(map: Choreography, service: &str) -> Self {
+        let voice = Voice {
+            service: service.into(),
+            source: format!("/{service}"),
+            prefix: String::new(),
+            outbox: Outbox::new(Store::Wal),
+        };
+        Self { map, voice, handlers: BTreeMap::new(), faults: Vec::new() }
+    }
+
+    /// The URI reference of the service, on its events. Default: its name behind a slash.
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.voice.source = source.into();
+        self
+    }
+
+    /// Where events are written. Default: the write-ahead log.
+    pub fn outbox(mut self, outbox: Outbox) -> Self {
+        self.voice.outbox = outbox;
+        self
+    }
+
+    /// What stands before the name of every topic, for environments that share brokers. Default: nothing.
+    pub fn topic_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.voice.prefix = prefix.into();
+        self
+    }
+
+    /// The handler of a step, by the name that is declared. The step that starts the saga has none.
+    pub fn handle<E: DeserializeOwned + 'static>(
+        self,
+        step: &str,
+        handler: impl for<'a> React<'a, S, E> + 'static,
+    ) -> Self {
+        self.with(step, Box::new(Typed::new(handler)))
+    }
+
+    /// The handler of a compensation, by the name that is declared. It is given the event that had led to the step; that
+    /// of the first step is given what the saga was started with.
+    pub fn undo<E: DeserializeOwned + 'static>(
+        self,
+        compensation: &str,
+        handler: impl for<'a> React<'a, S, E> + 'static,
+    ) -> Self {
+        self.with(compensation, Box::new(Typed::new(handler)))
+    }
+
+    fn with(mut self, name: &str, handler: Box<dyn AnyReact<S>>) -> Self {
+        if self.handlers.insert(name.into(), handler).is_some() {
+            self.faults.push(format!("{name} has two handlers"));
+        }
+        self
+    }
+
+    /// Starts sagas, in the service where they start. It speaks as is said of the service before.
+    pub fn starter(&self) -> Starter {
+        Starter { map: self.map.clone(), voice: self.voice.clone() }
+    }
+
+    fn is_first(&self) -> bool {
+        let start = self.map.map().start();
+        start.is_some_and(|(_, start)| start.service == self.voice.service)
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let steps = self.map.map().steps.iter();
+        let mine: Vec<&Step> = steps.filter(|step| step.service == self.voice.service).collect();
+        let mut faults = self.faults.clone();
+        if mine.is_empty() {
+            faults.push(format!("{} has no step in it", self.voice.service));
+        }
+        let actions = mine.iter().filter(|step| step.on.is_some()).map(|step| &*step.name);
+        let compensations = mine.iter().filter_map(|step| step.compensation());
+        let declared: BTreeSet<&str> = actions.chain(compensations).collect();
+        for name in declared.iter().filter(|name| !self.handlers.contains_key(**name)) {
+            faults.push(format!("{name} has no handler"));
+        }
+        for name in self.handlers.keys().filter(|name| !declared.contains(&***name)) {
+            faults.push(format!("{name} has a handler, and is nothing that this service does"));
+        }
+        faults
+    }
+
+    /// Runs until `stop` resolves: see [`Consumer::run`]. The service in which the sagas start also watches over their
+    /// deadlines.
+    ///
+    /// As with a [participant](crate::Participant::run), at most 50 events share a transaction.
+    ///
+    /// # Errors
+    /// [`Kind::Definition`](crate::Kind::Definition) with all of what has no handler, or has one and is not declared;
+    /// [`Kind::Schema`](crate::Kind::Schema) where the tables are missing; otherwise what [`Consumer::run`] says.
+    pub async fn run(
+        self,
+        config: Config<S>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Report, Error> {
+        let faults = self.faults();
+        if !faults.is_empty() {
+            let of = format!("{} in {}", self.voice.service, self.map.map().definition());
+            return Err(Error::faults(&of, faults));
+        }
+        schema::check_patiently(config.pool()).await?;
+        let pool = config.pool().clone();
+        let starter = self.is_first().then(|| self.starter());
+        let consumer = self.consumer(Consumer::new(config.batch_records_max(BATCH_RECORDS_MAX)));
+        let (ending, ends) = watch::channel(false);
+        let consuming = async {
+            let consumed = consumer.run(stop).await;
+            // Whoever keeps the time may be gone already.
+            ending.send(true).unwrap_or_default();
+            consumed
+        };
+        let keeping = async {
+            if let Some(starter) = starter {
+                starter.keep_time(pool, ends).await;
+            }
+        };
+        let (consumed, ()) = tokio::join!(consuming, keeping);
+        consumed.map_err(Error::of_consumer)
+    }
+
+    fn consumer(self, consumer: Consumer<S>) -> Consumer<S> {
+        let Self { map, voice, handlers, .. } = self;
+        let reactor = Arc::new(Reactor { map, voice, handlers });
+        let (map, voice) = (&reactor.map, &reactor.voice);
+        let taken = map.subscriptions(&voice.service);
+        let topics: BTreeSet<&str> = taken.values().map(|service| map.topic_of(service)).collect();
+        let consumer =
+            topics.into_iter().fold(consumer, |consumer, topic| consumer.topic(voice.topic(topic)));
+        taken.keys().fold(consumer, |consumer, event| {
+            consumer.on_with(Raw, *event, Dispatch(Arc::clone(&reactor)))
+        })
+    }
+}
+
+impl<S> std::fmt::Debug for Service<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service")
+            .field("voice", &self.voice)
+            .field("handlers", &self.handlers.keys())
+            .finish_non_exhaustive()
+    }
+}
