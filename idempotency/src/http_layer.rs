@@ -214,15 +214,13 @@ impl IdempotencyKeys {
         let tx = RequestTx(Arc::new(Mutex::new(Some(tx))));
         parts.extensions.insert(tx.clone());
         let answer = service.call(Request::from_parts(parts, Full::new(body))).await?;
-        let answer = match whole(answer).await {
-            Ok(answer) => answer,
-            Err(refused) => return Ok(refused),
-        };
-        if !(self.keep)(answer.status()) {
-            // What the handler did goes with its transaction.
-            return Ok(answer);
+        match whole(answer).await {
+            Ok(answer) if (self.keep)(answer.status()) => Ok(end(&tx, pending, answer).await),
+            Ok(answer) | Err(answer) => {
+                undo(&tx).await;
+                Ok(answer)
+            }
         }
-        Ok(end(&tx, pending, answer).await)
     }
 
     /// The transaction of a first request; or the answer to any other.
@@ -251,6 +249,17 @@ impl IdempotencyKeys {
             Begun::Replay(stored) => Err(replayed(stored)),
             Begun::Refused(why) => Err(refusal(why)),
         }
+    }
+}
+
+/// What the handler did goes with its transaction, before the answer: whoever repeats the request upon it finds the key
+/// free.
+async fn undo(tx: &RequestTx) {
+    let taken = tx.0.try_lock().ok().and_then(|mut tx| tx.take());
+    if let Some(tx) = taken
+        && let Err(error) = tx.rollback().await
+    {
+        tracing::debug!(%error, "the server rolls back what lost its connection");
     }
 }
 

@@ -17,17 +17,17 @@ struct Deposit {
     cents: i64,
 }
 
-const TABLES: &str = "CREATE TABLE booking (account text, cents bigint);
+const TABLES: &str = "CREATE TABLE booking (account text, cents bigint, id bigserial);
                       CREATE TABLE total (cents bigint); INSERT INTO total VALUES (0);
                       CREATE TABLE place (account text, place bigint);";
-const EFFECTS: &str = "SELECT account, array_agg(cents) AS cents,
+const EFFECTS: &str = "SELECT account, array_agg(cents ORDER BY id) AS cents,
                            (SELECT cents FROM total) AS total,
                            (SELECT array_agg(place ORDER BY place) FROM place WHERE place.account = booking.account) AS places
                        FROM booking GROUP BY account ORDER BY account;";
 const RESET: &str = "TRUNCATE booking, place; UPDATE total SET cents = 0";
 
 async fn book<S>(cx: Cx<'_, S>, deposit: Deposit) -> Result<Outcome, BoxError> {
-    sqlx::query("INSERT INTO booking VALUES ($1, $2)")
+    sqlx::query("INSERT INTO booking (account, cents) VALUES ($1, $2)")
         .bind(deposit.account)
         .bind(deposit.cents)
         .execute(cx.conn)

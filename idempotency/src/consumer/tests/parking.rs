@@ -272,7 +272,8 @@ async fn too_many_parked_keys_stop_the_intake_until_fewer_are() {
     produce(bed.brokers(), &topic, &records(40, 40));
 
     let config =
-        config(&bed, &topic).batch_records_max(5).parked_keys_max(10).state(Arc::clone(&poison));
+        config(&bed, &topic).batch_records_max(5).parked_keys_max(10).attempts_max(u32::MAX);
+    let config = config.state(Arc::clone(&poison));
     let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", poisoned));
     until(async || bed.count(PARKED).await >= 10).await;
     // Each is called again meanwhile.
