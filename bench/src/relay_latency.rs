@@ -46,8 +46,8 @@ pub(crate) struct Options {
     /// Seconds that count
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     seconds: u32,
-    /// Seconds before them that do not
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(..=600))]
+    /// Seconds before them that do not; the broker's compiler needs some
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=600))]
     warm_up_seconds: u32,
     /// Variants to measure, as RATE/MODE; all when not given
     #[arg(long)]
