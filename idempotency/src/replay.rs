@@ -184,7 +184,9 @@ impl Effects {
         let found = found.await?;
         let (now, lane) = (Instant::now(), usize::try_from(self.owned.lane).unwrap_or(0));
         for (queue, first) in found {
-            if self.shared.lanes.of(queue.key(), first.offset) == lane {
+            // A key has one call at a time; once that is recorded, the first of its messages is next.
+            let calls = self.parked.head(&queue).is_some_and(|head| self.calls.holds(head.offset));
+            if !calls && self.shared.lanes.of(queue.key(), first.offset) == lane {
                 let head = head_of(&self.shared, first);
                 self.parked.set(queue, Some(head), now);
             }

@@ -70,7 +70,7 @@ fn root(names: &[String]) -> String {
         format!("#[path = {path:?}] mod {name};\n")
     };
     let of_cases: String = names.iter().map(|name| module(name)).collect();
-    format!("#![allow(dead_code, unused)]\n{}{of_cases}", module("given"))
+    format!("{}{of_cases}", module("given"))
 }
 
 /// The crates that cargo has built for this test. Of serde there may be several; the right one is that with which
@@ -111,7 +111,14 @@ fn compile(externs: &Externs, root: &str) -> Output {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let extern_of = |name: &str, path: &Path| format!("{name}={}", path.display());
     let output = Command::new(rustc)
-        .args(["--edition=2024", "--crate-type=lib", "--emit=metadata", "--error-format=json"])
+        .args([
+            "--edition=2024",
+            "--crate-type=lib",
+            "--emit=metadata",
+            "--error-format=json",
+            "-Adead_code",
+            "-Aunused",
+        ])
         .arg("--extern")
         .arg(extern_of("tailrace_saga", &externs.saga))
         .arg("--extern")
