@@ -126,6 +126,7 @@ fn exchange(out: &mut String, step: &Step, topics: &[&str]) {
     let Some((topic, message_type)) = step.command() else {
         let what = match step.signal_type() {
             Some(signal) => format!("{} waits for {signal}", step.name()),
+            None if step.lock().is_some() => format!("{}, until the end", label(step)),
             None => format!("{} (local)", step.name()),
         };
         line(out, &format!("Note over saga: {what}"));
@@ -178,7 +179,7 @@ pub fn svg(definition: &Definition) -> String {
 
 fn drawn(out: &mut String, step: &Step, x: usize, y: usize) {
     let stroke = if step.kind() == StepKind::Pivot { 3 } else { 1 };
-    let (name, kind) = (escaped(step.name()), said(step));
+    let (name, kind) = (escaped(&label_of_box(step)), said(step));
     let (text_x, name_y, kind_y) = (x + 12, y + 23, y + 42);
     let (width, height) = BOX;
     let _ = writeln!(
@@ -196,15 +197,22 @@ fn said(step: &Step) -> &'static str {
     match step.kind() {
         StepKind::Compensable => "can be undone",
         StepKind::NoEffect if step.signal_type().is_some() => "waits for a signal",
+        StepKind::NoEffect if step.lock().is_some() => "locked until the end",
         StepKind::NoEffect => "leaves nothing to undo",
         StepKind::Pivot => "point of no return",
         StepKind::Retriable => "repeated until it is done",
     }
 }
 
+/// The pivot is known by its frame.
+fn label_of_box(step: &Step) -> String {
+    if step.kind() == StepKind::Pivot { step.name().to_owned() } else { label(step) }
+}
+
 fn label(step: &Step) -> String {
     match step.kind() {
         StepKind::Pivot => format!("{} (pivot)", step.name()),
+        _ if step.lock().is_some() => format!("lock {}", step.name()),
         _ => step.name().to_owned(),
     }
 }

@@ -29,6 +29,7 @@ mod error;
 mod fixture;
 mod instance;
 mod local;
+mod lock;
 mod machine;
 mod migrate;
 pub mod participant;
@@ -54,16 +55,18 @@ pub use engine::metrics;
 pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown, tell};
 pub use error::{Error, Kind};
 pub use instance::{
-    Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,
+    Cause, Instance, LockState, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus,
+    Trouble,
 };
 pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
+pub use lock::{LOCK_KEY_BYTES_MAX, LOCK_KEYS_MAX, Lock};
 pub use machine::step;
 pub use migrate::{Mapping, migrate};
 pub use participant::Participant;
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
 pub use transition::{
-    Alert, CommandMessage, Entry, Happening, Input, LocalCall, PART_TYPE, REPLY_TYPE, ReplyMessage,
-    Tick, Timer, Transition, Verb, Verdict,
+    Alert, CommandMessage, Entry, Happening, Input, LocalCall, LockKey, LockMove, PART_TYPE,
+    REPLY_TYPE, ReplyMessage, Tick, Timer, Transition, Verb, Verdict,
 };
 pub use work::{
     Asks, Awaits, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,

@@ -303,6 +303,7 @@ fn random(seed: u64) -> Definition {
         deadline: (pick(2) == 0).then_some(SECOND),
         upcasters: Vec::new(),
         starts: Vec::new(),
+        lock_order: Vec::new(),
         steps,
     }))
 }

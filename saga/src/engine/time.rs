@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::{Core, SILENCE_MAX, registry};
 use crate::engine::apply::{Applied, Told, apply};
+use crate::lock;
 use crate::store::{self, Cause, Deferred, Reason};
 use crate::transition::Input;
 
@@ -57,6 +58,7 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Resu
         *beaten = Some(Instant::now());
     }
     while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
+    while locks(&mut conn).await? == TAKE_MAX as usize {}
     while inputs(core, &mut conn).await? == TAKE_MAX as usize {}
     Ok(())
 }
@@ -87,6 +89,14 @@ pub(super) async fn timers(
     tally.timers = taken as u64;
     core.counters.count(tally);
     Ok(taken)
+}
+
+/// Looks again at the lines of locks at which transactions met, and says at how many.
+pub(super) async fn locks(conn: &mut PgConnection) -> Result<usize, BoxError> {
+    let mut tx = super::begin_transaction(conn).await?;
+    let looked = lock::rows::look(&mut tx, TAKE_MAX).await?;
+    tx.commit().await?;
+    Ok(looked)
 }
 
 /// Tells sagas what has waited for them, and says how much.
