@@ -201,7 +201,7 @@ impl<'d> Turn<'d> {
             (_, Event::Answer(..)) => Verdict::Duplicate,
 
             (S::Acting, Event::Due) => self.late(at),
-            (S::Delayed, Event::Due) => self.act(at),
+            (S::Delayed, Event::Due) => self.ask(at, S::Acting, Operation::Action),
             (S::Compensating, Event::Due) => self.compensation_late(at),
 
             (S::Acting | S::StuckActing, Event::Held(key)) => self.hold(at, key),
@@ -695,7 +695,11 @@ impl<'d> Turn<'d> {
             OnRefused::GoOn => self.pass_over(at, StepStatus::Skipped),
             OnRefused::Retry if !self.is_exhausted(at, Operation::Action) => self.delay(at),
             OnRefused::Anew if !self.is_exhausted(at, Operation::Action) => {
-                self.state_mut(at).request = None;
+                let (saga, data) = (self.out.instance.id, &self.out.instance.data);
+                match spec.request(saga, data) {
+                    Ok(request) => self.state_mut(at).request = request,
+                    Err(unreadable) => return self.stick_unreadable(at, unreadable),
+                }
                 self.delay(at)
             }
             OnRefused::Retry | OnRefused::Anew | OnRefused::Abort => {
