@@ -245,7 +245,9 @@ fn line(out: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::create_order;
+    use crate::builder::Saga;
+    use crate::fixture::{CapturePayment, Order, create_order};
+    use crate::lock::Lock;
 
     #[test]
     fn a_saga_is_drawn_as_states_forward_and_back() {
@@ -303,6 +305,27 @@ sequenceDiagram
     t4--)saga: done
 ";
         assert_eq!(sequence(create_order().definition()), expected);
+    }
+
+    #[test]
+    fn a_lock_is_drawn_where_it_is_taken() {
+        const ACCOUNT: Lock = Lock::named("account");
+        let saga = Saga::<Order>::define("pay", 1)
+            .lock_order(&["account"])
+            .lock(ACCOUNT, |order: &Order| [order.customer.clone()])
+            .pivot("capture", CapturePayment::of)
+            .build()
+            .unwrap();
+
+        assert!(states(saga.definition()).contains("    g0 : lock account\n"));
+        let sequence = sequence(saga.definition());
+        assert!(
+            sequence.contains("    Note over saga: lock account, until the end\n"),
+            "{sequence}"
+        );
+        let svg = svg(saga.definition());
+        assert!(svg.contains(">lock account</text>") && svg.contains(">locked until the end<"));
+        assert!(svg.contains(">capture</text>"), "{svg}");
     }
 
     #[test]

@@ -10,6 +10,9 @@
 //! function, [`step`](fn@step): from an [`Instance`] and an [`Input`] to a [`Transition`]. [`check`] explores what can
 //! happen to yours, [`testing`] tells it in virtual time, [`diagram`] draws it.
 //!
+//! A saga's effects are seen before it has ended: a [`Lock`] keeps others out meanwhile, and [`Seen`] has a step refused
+//! where somebody was there all the same.
+//!
 //! Where nobody is to stand in the middle, services react to each other's events, as a [`Choreography`] declares.
 
 mod barrier;
@@ -36,6 +39,7 @@ pub mod participant;
 mod retry;
 mod rules;
 pub mod schema;
+mod seen;
 mod store;
 pub mod story;
 pub mod testing;
@@ -59,11 +63,12 @@ pub use instance::{
     Trouble,
 };
 pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
-pub use lock::{LOCK_KEY_BYTES_MAX, LOCK_KEYS_MAX, Lock};
+pub use lock::{LOCK_KEY_BYTES_MAX, LOCK_KEYS_MAX, Lines, Lock};
 pub use machine::step;
 pub use migrate::{Mapping, migrate};
 pub use participant::Participant;
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
+pub use seen::{Changed, Seen};
 pub use transition::{
     Alert, CommandMessage, Entry, Happening, Input, LocalCall, LockKey, LockMove, PART_TYPE,
     REPLY_TYPE, ReplyMessage, Tick, Timer, Transition, Verb, Verdict,

@@ -69,6 +69,30 @@ impl Lock {
     }
 }
 
+/// How it stands with all locks of one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lines {
+    /// The name.
+    pub lock: String,
+    /// How many are held.
+    pub held: u64,
+    /// How many of them for longer than their sagas may go forward with them.
+    pub expired: u64,
+    /// How many sagas stand in line.
+    pub waiting: u64,
+    /// For how long the one that stands there longest.
+    pub wait_max: Duration,
+}
+
+impl Lines {
+    /// Nobody has such a lock or waits for one.
+    pub(crate) fn of(lock: &str) -> Self {
+        let wait_max = Duration::ZERO;
+        Self { lock: lock.to_owned(), held: 0, expired: 0, waiting: 0, wait_max }
+    }
+}
+
 /// The keys in the order in which they are taken, each once, so that two sagas that take the same ones never wait for
 /// each other.
 pub(crate) fn in_order(keys: impl IntoIterator<Item = String>) -> Result<Vec<String>, String> {

@@ -9,6 +9,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use crate::engine::Quarantined;
 use crate::engine::apply::Applied;
+use crate::lock::Lines;
 
 /// Sagas that have begun, ended or turned round, by [`DEFINITION`] and [`STATUS`].
 pub const TURNED: &str = "tailrace_saga_turned_total";
@@ -18,6 +19,12 @@ pub const STUCK: &str = "tailrace_saga_stuck_total";
 pub const INPUTS: &str = "tailrace_saga_inputs_total";
 /// Running sagas that no living engine can run, by [`DEFINITION`] with its version.
 pub const QUARANTINED: &str = "tailrace_saga_quarantined";
+
+/// Locks of sagas, by [`LOCK`] and [`STATE`]: `held`, `waiting`, or `expired`, which are held for longer than a saga may
+/// go forward with them.
+pub const LOCKS: &str = "tailrace_saga_locks";
+/// For how many seconds the saga has stood in line that stands there longest, by [`LOCK`].
+pub const LOCK_WAIT: &str = "tailrace_saga_lock_wait_seconds_max";
 
 /// A label: the name of a definition.
 pub const DEFINITION: &str = "definition";
@@ -30,12 +37,19 @@ pub const OPERATION: &str = "operation";
 /// A label: what became of an input.
 pub const VERDICT: &str = "verdict";
 
+/// A label: the name of a lock, never its key.
+pub const LOCK: &str = "lock";
+/// A label: whether a lock is held, waited for or expired.
+pub const STATE: &str = "state";
+
 /// Tells the recorder what the metrics mean.
 pub fn describe() {
     describe_counter!(TURNED, Unit::Count, "Sagas that have begun, ended or turned round");
     describe_counter!(STUCK, Unit::Count, "Steps that came to wait for a person");
     describe_counter!(INPUTS, Unit::Count, "What sagas were told, by what became of it");
     describe_gauge!(QUARANTINED, Unit::Count, "Running sagas that no living engine can run");
+    describe_gauge!(LOCKS, Unit::Count, "Locks that are held, waited for, or held for too long");
+    describe_gauge!(LOCK_WAIT, Unit::Seconds, "How long a saga has waited for a lock at most");
 }
 
 /// What a committed transaction has done. In the transaction of a batch it is said before the commit, and so again if
@@ -81,6 +95,7 @@ struct Counts {
     failed: AtomicU64,
     timers: AtomicU64,
     quarantined: Mutex<Vec<Quarantined>>,
+    locks: Mutex<Vec<Lines>>,
 }
 
 /// Counts of one engine, as numbers. What is rolled back and repeated with its batch counts each time.
@@ -192,6 +207,27 @@ impl Counters {
             }
             *known = found;
         }
+    }
+
+    /// How many locks are held and waited for, by their names, as of the last look.
+    pub fn locks(&self) -> Vec<Lines> {
+        self.0.locks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn look_at_locks(&self, found: Vec<Lines>) {
+        let mut known = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_gone = |it: &&Lines| found.iter().all(|now| now.lock != it.lock);
+        let gone = known.iter().filter(is_gone).map(|it| Lines::of(&it.lock));
+        for it in gone.chain(found.iter().cloned()) {
+            for (state, sagas) in
+                [("held", it.held), ("waiting", it.waiting), ("expired", it.expired)]
+            {
+                let sagas = f64::from(u32::try_from(sagas).unwrap_or(u32::MAX));
+                gauge!(LOCKS, LOCK => it.lock.clone(), STATE => state).set(sagas);
+            }
+            gauge!(LOCK_WAIT, LOCK => it.lock).set(it.wait_max.as_secs_f64());
+        }
+        *known = found;
     }
 
     pub(crate) fn count(&self, tally: Tally) {

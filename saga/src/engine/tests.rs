@@ -17,6 +17,7 @@ use crate::store::{self, Cause, Reason};
 use crate::transition::{Input, Verb};
 
 mod locks;
+mod seen;
 
 /// A reply with this makes the saga's code panic.
 const PANICS: i64 = 13;

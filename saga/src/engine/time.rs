@@ -48,6 +48,7 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Resu
         core.registry.beat(&mut conn, SILENCE_MAX).await?;
         let mine = core.registry.identities();
         core.counters.quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
+        core.counters.look_at_locks(lock::rows::lines(&mut conn).await?);
         let expired = store::expire(&mut conn, TAKE_MAX).await?;
         if expired > 0 {
             tracing::warn!(
@@ -93,6 +94,9 @@ pub(super) async fn timers(
 
 /// Looks again at the lines of locks at which transactions met, and says at how many.
 pub(super) async fn locks(conn: &mut PgConnection) -> Result<usize, BoxError> {
+    if !lock::rows::has_looks(conn).await? {
+        return Ok(0);
+    }
     let mut tx = super::begin_transaction(conn).await?;
     let looked = lock::rows::look(&mut tx, TAKE_MAX).await?;
     tx.commit().await?;

@@ -6,12 +6,15 @@
 //! `tailrace.saga_lock_look`, upon which somebody looks again ([`look`]). So no turn is ever lost, and none is given
 //! twice: an index forbids it besides.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::correlation::SagaId;
 use crate::error::Error;
+use crate::lock::Lines;
 use crate::store::{self, Cause, Deferred, Reason};
 use crate::transition::{Input, LockKey};
 
@@ -20,7 +23,7 @@ pub(crate) async fn take(
     conn: &mut PgConnection,
     saga: SagaId,
     lock: &LockKey,
-    ttl: std::time::Duration,
+    ttl: Duration,
 ) -> Result<bool, Error> {
     sqlx::query(
         "INSERT INTO tailrace.saga_lock (saga_id, lock, key, ttl) VALUES ($1, $2, $3, interval '1 s' * $4)
@@ -81,6 +84,14 @@ pub(crate) async fn release(
     settle(conn, &locks, None).await.map(drop)
 }
 
+/// Whether there is a line to look at again.
+pub(crate) async fn has_looks(conn: &mut PgConnection) -> Result<bool, Error> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM tailrace.saga_lock_look)")
+        .fetch_one(conn)
+        .await
+        .map_err(failed)
+}
+
 /// Looks again at lines at which two transactions met, a bounded number of them, and says at how many
 /// nobody else does.
 pub(crate) async fn look(conn: &mut PgConnection, max: u32) -> Result<usize, Error> {
@@ -96,6 +107,33 @@ pub(crate) async fn look(conn: &mut PgConnection, max: u32) -> Result<usize, Err
     let locks = rows.iter().map(|row| key(row, 0)).collect::<Result<Vec<_>, _>>()?;
     let missed = settle(conn, &locks, None).await?;
     Ok(locks.len() - missed)
+}
+
+/// How it stands with the locks of each name.
+pub(crate) async fn lines(conn: &mut PgConnection) -> Result<Vec<Lines>, Error> {
+    let rows = sqlx::query(
+        "SELECT lock, count(held_at), count(*) FILTER (WHERE held_at + ttl < now()),
+             count(*) FILTER (WHERE held_at IS NULL),
+             coalesce(extract(epoch FROM now() - min(wanted_at) FILTER (WHERE held_at IS NULL)), 0)::float8
+         FROM tailrace.saga_lock GROUP BY lock ORDER BY lock",
+    )
+    .fetch_all(conn)
+    .await
+    .map_err(failed)?;
+    rows.iter()
+        .map(|row| {
+            let count =
+                |at| row.try_get::<i64, usize>(at).map(|count| u64::try_from(count).unwrap_or(0));
+            let waited: f64 = row.try_get(4).map_err(failed)?;
+            Ok(Lines {
+                lock: row.try_get(0).map_err(failed)?,
+                held: count(1).map_err(failed)?,
+                expired: count(2).map_err(failed)?,
+                waiting: count(3).map_err(failed)?,
+                wait_max: Duration::try_from_secs_f64(waited).unwrap_or_default(),
+            })
+        })
+        .collect()
 }
 
 /// Gives each lock that nobody has to whoever is first in its line, and tells him; but not the saga at hand, which sees

@@ -291,6 +291,8 @@ async fn a_lock_that_is_asked_for_again_keeps_its_place() {
 async fn an_input_that_fails_leaves_no_lock_and_no_place_in_a_line() {
     let panicking = Saga::define("panicking", 1)
         .lock_order(&["account"])
+        .step("reserve-credit", ReserveCredit::of)
+        .compensate()
         .lock(ACCOUNT, accounts)
         .pivot("pay", |order: &Order| {
             assert!(order.cents != 13, "this is too much");
@@ -300,13 +302,20 @@ async fn an_input_that_fails_leaves_no_lock_and_no_place_in_a_line() {
         .unwrap();
     let bed = installed("lock_panic").await;
     let bank = Shop { bed, core: core_of(vec![panicking.definition().clone()]) };
-    let order = Order { customer: "ada".to_owned(), cents: 13, ..order() };
+    let mut tx = bank.bed.begin().await;
+    let (id, other) = (new_id(), new_id());
+    for (id, cents) in [(id, 13), (other, 14)] {
+        let order = Order { customer: "ada".to_owned(), cents, ..order() };
+        sagas(&bank).start(&mut tx, "panicking", id, &order).await.unwrap();
+    }
+    tx.commit().await.unwrap();
 
-    let mut conn = bank.conn().await;
-    let started = sagas(&bank).start(&mut conn, "panicking", new_id(), &order).await;
+    let deferred = bank.tell(vec![reserved(id, 7), reserved(other, 7)]).await;
 
-    assert!(started.is_err());
-    assert_eq!(bank.rows().await, (0, 0));
+    assert_eq!(deferred, [(id, Reason::Failed)]);
+    assert_eq!(bank.rows().await, (1, 0));
+    let pay = bank.find(other).await.step("pay").unwrap().attempts();
+    assert_eq!(pay, 1, "the lock is the other one's at once");
 }
 
 #[tokio::test]
@@ -352,4 +361,25 @@ async fn whoever_comes_to_a_line_first_has_the_lock_however_many_come_at_once() 
     while bank.look_again().await > 0 {}
 
     assert_eq!((bank.rows().await, bank.looks().await), ((1, 239), 0));
+}
+
+#[tokio::test]
+async fn who_holds_and_who_waits_is_counted_by_the_names_of_locks() {
+    let bank = bank("lock_lines").await;
+    bank.transfers(&["ada", "ada", "bob"]).await;
+    bank.bed
+        .execute("UPDATE tailrace.saga_lock SET held_at = now() - interval '1 h' WHERE key = 'bob'")
+        .await;
+    bank.bed.execute("UPDATE tailrace.saga_lock SET wanted_at = now() - interval '90 s'").await;
+    let look = async || {
+        let lines = rows::lines(&mut *bank.conn().await).await.unwrap();
+        bank.core.counters.look_at_locks(lines);
+        bank.core.counters.locks()
+    };
+
+    let [lines] = &look().await[..] else { panic!("one lock") };
+    assert_eq!((&*lines.lock, lines.held, lines.expired, lines.waiting), ("account", 2, 1, 1));
+    assert!(lines.wait_max >= 90 * SECOND, "{lines:?}");
+    bank.bed.execute("DELETE FROM tailrace.saga_lock").await;
+    assert_eq!(look().await, []);
 }
