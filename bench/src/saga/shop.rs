@@ -168,11 +168,7 @@ async fn reserve_credit(
     Ok(Ok(command.cents))
 }
 
-async fn release_credit(
-    mut cx: Cx<'_>,
-    _: ReserveCredit,
-    cents: i64,
-) -> Result<(), sqlx::Error> {
+async fn release_credit(mut cx: Cx<'_>, _: ReserveCredit, cents: i64) -> Result<(), sqlx::Error> {
     effect(&mut cx, -cents).await
 }
 

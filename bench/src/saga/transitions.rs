@@ -84,9 +84,8 @@ pub(crate) async fn measure(stack: &Stack, options: &Options) -> Result<Vec<Figu
         rounds.push((ours, by_hand));
     }
     bar.finish_and_clear();
-    let median = |of: &dyn Fn(&(f64, f64)) -> f64| {
-        quantile(&rounds.iter().map(of).collect::<Vec<_>>(), 0.5)
-    };
+    let median =
+        |of: &dyn Fn(&(f64, f64)) -> f64| quantile(&rounds.iter().map(of).collect::<Vec<_>>(), 0.5);
     let ratios: Vec<f64> = rounds.iter().map(|(ours, by_hand)| ours / by_hand).collect();
     Ok(vec![Figure {
         scenario: "saga",
@@ -225,7 +224,10 @@ impl Backlog {
         let sagas = i64::try_from(self.ids.len())?;
         let stages = i64::try_from(self.template.stages.len())?;
         if (instances, entries) != (sagas, sagas * stages) || claims < sagas * (stages - 1) {
-            return Err(format!("{instances} of {sagas} sagas are over, with {entries} entries and {claims} claims").into());
+            return Err(format!(
+                "{instances} of {sagas} sagas are over, with {entries} entries and {claims} claims"
+            )
+            .into());
         }
         Ok(())
     }
