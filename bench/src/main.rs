@@ -13,6 +13,7 @@ mod outbox_cost;
 mod parking;
 mod relay_backlog;
 mod relay_drain;
+mod relay_floor;
 mod relay_latency;
 mod relay_limits;
 mod relay_process;
