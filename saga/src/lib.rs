@@ -45,6 +45,7 @@ pub mod story;
 pub mod testing;
 mod transition;
 mod unreadable;
+pub mod verify;
 mod work;
 
 pub use builder::{

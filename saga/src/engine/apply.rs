@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
+use serde_json::Value;
 use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
 
-use crate::correlation::{Answer, SagaId};
+use crate::correlation::{Answer, Correlation, SagaId};
 use crate::definition::Definition;
 use crate::engine::{Core, Tally};
 use crate::error::{Error, is_transient};
@@ -16,7 +17,7 @@ use crate::instance::{Instance, Status};
 use crate::local::{self, LocalCx};
 use crate::lock;
 use crate::machine;
-use crate::store::{self, Cause, Changed, Deferred, Noted, Reason};
+use crate::store::{self, Cause, Changed, Deferred, Kept, Noted, Reason};
 use crate::transition::{
     Alert, CommandMessage, Input, LockKey, LockMove, REPLY_TYPE, ReplyMessage, Timer, Transition,
     Verdict,
@@ -112,11 +113,11 @@ pub(crate) async fn apply(
         by_saga.entry(told.saga).or_default().push(told);
     }
     let ids: Vec<SagaId> = by_saga.keys().copied().collect();
-    let kept = if ids.is_empty() { BTreeMap::new() } else { store::lock(conn, &ids).await? };
+    let mut kept = if ids.is_empty() { BTreeMap::new() } else { store::lock(conn, &ids).await? };
     for (id, inputs) in by_saga {
-        let runnable = kept.get(&id).map(|kept| {
-            let definition = core.registry.find(&kept.identity);
-            definition.zip(kept.instance.clone()).map(|found| (found, &kept.origin))
+        let runnable = kept.remove(&id).map(|Kept { identity, instance, origin }| {
+            let definition = core.registry.find(&identity);
+            definition.zip(instance).map(|found| (found, origin))
         });
         let ((definition, instance), origin) = match runnable {
             Some(Some(runnable)) => runnable,
@@ -130,7 +131,7 @@ pub(crate) async fn apply(
             }
         };
         let before = instance.revision();
-        let mut saga = Turn { core, definition, instance, origin, now };
+        let mut saga = Turn { core, definition, instance, origin: &origin, now };
         for told in inputs {
             match saga.take(conn, &mut sheet, told.input.clone(), &told.cause).await {
                 Ok(()) => {}
@@ -188,6 +189,8 @@ struct Turn<'a> {
 /// What has come of one input so far.
 #[derive(Default)]
 struct Draft {
+    /// The saga, once it has changed.
+    instance: Option<Instance>,
     noted: Vec<Noted>,
     timers: Vec<Timer>,
     released: Vec<LockKey>,
@@ -217,17 +220,19 @@ impl Turn<'_> {
         input: Input,
         cause: &Cause,
     ) -> Result<(), Spoilt> {
-        let before = self.instance.clone();
         let mut draft = Draft::default();
         match self.play(conn, &mut draft, input, cause).await {
             Ok(()) => {
                 if draft.has_savepoint {
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
                 }
-                count_status(&before, &self.instance, &mut draft.tally);
-                let (is, begins) = (self.instance.status(), before.revision() == 0);
-                if is != before.status() || begins {
-                    sheet.turned.push((self.instance.definition().name.clone(), is));
+                if let Some(after) = draft.instance.take() {
+                    count_status(&self.instance, &after, &mut draft.tally);
+                    let (is, begins) = (after.status(), self.instance.revision() == 0);
+                    if is != self.instance.status() || begins {
+                        sheet.turned.push((after.definition().name.clone(), is));
+                    }
+                    self.instance = after;
                 }
                 let id = self.instance.id();
                 sheet.noted.append(&mut draft.noted);
@@ -243,7 +248,6 @@ impl Turn<'_> {
                     statement(conn, "ROLLBACK TO SAVEPOINT tailrace_saga").await?;
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
                 }
-                self.instance = before;
                 Err(Spoilt::Input(text))
             }
             Err(lost) => Err(lost),
@@ -251,7 +255,7 @@ impl Turn<'_> {
     }
 
     async fn play(
-        &mut self,
+        &self,
         conn: &mut PgConnection,
         draft: &mut Draft,
         input: Input,
@@ -260,7 +264,7 @@ impl Turn<'_> {
         let mut inputs = vec![input];
         for _ in 0..LOCALS_MAX {
             let Some(input) = inputs.pop() else { return Ok(()) };
-            let turn = self.step(input)?;
+            let turn = self.step(draft.instance.as_ref().unwrap_or(&self.instance), input)?;
             draft.tally.transitions += u64::from(turn.verdict == Verdict::Applied);
             draft.tally.stale += u64::from(turn.verdict == Verdict::Stale);
             draft.tally.duplicates += u64::from(turn.verdict == Verdict::Duplicate);
@@ -277,21 +281,21 @@ impl Turn<'_> {
             }
             draft.timers.extend(timers);
             draft.alerts.extend(alerts);
-            self.instance = instance;
             for moved in locks {
                 inputs.extend(self.lock(conn, draft, moved).await?);
             }
             for call in locals {
                 draft.set_savepoint(conn).await?;
-                inputs.extend(self.local(conn, &call.correlation).await?);
+                inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
             }
+            draft.instance = Some(instance);
         }
         Err(Spoilt::Input("its local steps come to no end".to_owned()))
     }
 
     /// The service's code runs in it: what panics there is the input's own failure.
-    fn step(&self, input: Input) -> Result<Transition, Spoilt> {
-        let step = || machine::step(self.definition, &self.instance, input, self.now);
+    fn step(&self, instance: &Instance, input: Input) -> Result<Transition, Spoilt> {
+        let step = || machine::step(self.definition, instance, input, self.now);
         match catch_unwind(AssertUnwindSafe(step)) {
             Ok(turn) => turn.map_err(|error| Spoilt::Input(error.to_string())),
             Err(_) => Err(Spoilt::Input("the saga's code panicked".to_owned())),
@@ -323,11 +327,11 @@ impl Turn<'_> {
     async fn local(
         &self,
         conn: &mut PgConnection,
-        of: &crate::correlation::Correlation,
+        of: &Correlation,
+        data: &Value,
     ) -> Result<Option<Input>, Spoilt> {
         statement(conn, "SAVEPOINT tailrace_local").await?;
         let cx = LocalCx { conn: &mut *conn, saga: self.instance.id() };
-        let data = self.instance.data();
         let running = local::run(self.definition, &of.step, of.operation, data, cx);
         let ran = super::caught(running)
             .await

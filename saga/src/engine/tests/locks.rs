@@ -13,9 +13,13 @@ fn accounts(order: &Order) -> Vec<String> {
 
 /// It has the lock while its credit is reserved.
 fn transfer() -> Saga<Order> {
+    transfer_with(60 * SECOND)
+}
+
+fn transfer_with(patience: Duration) -> Saga<Order> {
     Saga::define("transfer", 1)
         .lock_order(&["account"])
-        .lock(ACCOUNT.wait(60 * SECOND, OnTimeout::Compensate), accounts)
+        .lock(ACCOUNT.wait(patience, OnTimeout::Compensate), accounts)
         .step("reserve-credit", ReserveCredit::of)
         .timeout(3600 * SECOND, OnTimeout::Retry)
         .compensate()
@@ -24,8 +28,12 @@ fn transfer() -> Saga<Order> {
 }
 
 async fn bank(name: &str) -> Shop {
+    bank_of(name, &transfer()).await
+}
+
+async fn bank_of(name: &str, saga: &Saga<Order>) -> Shop {
     let bed = installed(name).await;
-    Shop { bed, core: core_of(vec![transfer().definition().clone()]) }
+    Shop { bed, core: core_of(vec![saga.definition().clone()]) }
 }
 
 impl Shop {
@@ -150,13 +158,10 @@ async fn who_is_cancelled_or_waits_for_too_long_leaves_the_line() {
 
 #[tokio::test]
 async fn a_saga_that_holds_its_lock_for_too_long_is_undone_before_the_next_one_has_it() {
-    let bank = bank("lock_expired").await;
+    let bank = bank_of("lock_expired", &transfer_with(3600 * SECOND)).await;
     let ids = bank.transfers(&["ada", "ada"]).await;
     let mut conn = bank.conn().await;
     let later = SystemTime::now() + 601 * SECOND;
-    // Only the clock of the first runs ahead: the other one's patience is not what this is about.
-    bank.bed.execute("DELETE FROM tailrace.saga_timer WHERE tick ->> 'tick' <> 'lock'").await;
-
     time::timers(&bank.core, &mut conn, later).await.unwrap();
 
     assert_eq!(bank.status(ids[0]).await, Status::Compensating);
@@ -300,8 +305,7 @@ async fn an_input_that_fails_leaves_no_lock_and_no_place_in_a_line() {
         })
         .build()
         .unwrap();
-    let bed = installed("lock_panic").await;
-    let bank = Shop { bed, core: core_of(vec![panicking.definition().clone()]) };
+    let bank = bank_of("lock_panic", &panicking).await;
     let mut tx = bank.bed.begin().await;
     let (id, other) = (new_id(), new_id());
     for (id, cents) in [(id, 13), (other, 14)] {
