@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::definition::{Definition, OnTimeout, Step, Work};
+use crate::definition::{Definition, OnTimeout, Step};
 use crate::retry::WAIT_MAX;
 
 pub(crate) mod rows;
@@ -115,7 +115,8 @@ pub(crate) fn faults(order: &[Box<str>], steps: &[Step]) -> Vec<String> {
             faults.push(format!("its lock order names {name} twice"));
         }
     }
-    let mut held: Vec<(&str, usize)> = Vec::new();
+    // A lock stands alone in its group, so what stands before a step in the text is held when it begins.
+    let mut held: Vec<&str> = Vec::new();
     for step in steps {
         for lock in taken_by(step) {
             let of_part = step.part().map(|part| format!("{}, which ", part.identity()));
@@ -124,10 +125,9 @@ pub(crate) fn faults(order: &[Box<str>], steps: &[Step]) -> Vec<String> {
                 faults.push(format!("{who}locks {lock}, which is not in the lock order"));
                 continue;
             };
-            let others = held.iter().filter(|(other, group)| *other != lock && *group < step.group);
-            for (other, _) in
-                others.filter(|(other, _)| rank < self::rank(order, other).unwrap_or(0))
-            {
+            let is_behind =
+                |other: &&&str| self::rank(order, other).is_some_and(|other| other > rank);
+            for other in held.iter().filter(is_behind) {
                 faults.push(format!("{who}locks {lock} behind {other}, against the lock order"));
             }
             if step.part().is_some() && locks_itself(steps, lock) {
@@ -136,9 +136,7 @@ pub(crate) fn faults(order: &[Box<str>], steps: &[Step]) -> Vec<String> {
                 ));
             }
         }
-        if let Work::Lock { lock, .. } = &step.work {
-            held.push((lock.name, step.group));
-        }
+        held.extend(step.lock().map(|lock| lock.name));
     }
     faults
 }

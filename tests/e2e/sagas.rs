@@ -1,11 +1,12 @@
 //! Sagas over three participants in databases of their own, on relays and Kafka.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tailrace_stack::Stack;
 use tests::process::Process;
-use tests::saga_shop::{Order, SERVICES, Service};
+use tests::saga_shop::{Order, SERVICES, Service, create_order_by};
 use tests::saga_site::{SagaSite, customer};
 
 use crate::run::{LEAD_MAX, node, stop};
@@ -144,5 +145,30 @@ async fn participants_slower_than_every_time_out_neither_hold_a_saga_for_ever_no
     let standing = site.ended(6, END_MAX).await;
 
     assert_eq!((standing.all, standing.parked), (6, 0));
+    assert_eq!(site.faults().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_of_one_customer_are_done_in_turn_by_two_engines_of_which_one_is_killed() {
+    let (site, _relays) = site("saga_turns").await;
+    let in_turn = ["--in-turn", "--time-out-ms", "600000"];
+    let _participants = SERVICES.map(|service| site.participant(service, &[]));
+    let mut killed = site.engine(&in_turn);
+    let _other = site.engine(&in_turn);
+
+    let orders: Vec<Order> = (0..40)
+        .map(|number: i64| order(number, (number % 3 == 0).then_some(Service::Payments)))
+        .collect();
+    site.place(&orders).await;
+    site.carried_out(Service::Payments, 5, END_MAX).await;
+    killed.signal(Signal::KILL);
+    killed.ends(END_MAX).await;
+    let _third = site.engine(&in_turn);
+    let standing = site.ended(40, END_MAX).await;
+
+    assert_eq!((standing.completed, standing.compensated, standing.parked), (26, 14, 0));
+    assert_eq!(site.faults_of_turns().await, [""; 0]);
+    let saga = create_order_by(1, Duration::from_secs(600), true).unwrap();
+    assert_eq!(site.verified(saga.definition()).await.faults, BTreeMap::new());
     assert_eq!(site.faults().await, [""; 0]);
 }

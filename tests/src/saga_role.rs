@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::interval;
 
 use crate::node;
-use crate::saga_shop::{Manners, Service, create_order, participant};
+use crate::saga_shop::{Manners, Service, create_order_by, participant};
 
 #[derive(Args)]
 pub(crate) struct EngineArgs {
@@ -23,6 +23,9 @@ pub(crate) struct EngineArgs {
     /// After how long an attempt is given up
     #[arg(long, default_value_t = 5_000)]
     time_out_ms: u64,
+    /// Orders of one customer are done one after another
+    #[arg(long)]
+    in_turn: bool,
     /// It refuses to start where somebody's sagas would stand still
     #[arg(long)]
     strict: bool,
@@ -83,7 +86,8 @@ pub(crate) async fn orchestrate(arguments: EngineArgs) -> ExitCode {
         .topic_prefix(&arguments.place.prefix)
         .strict(arguments.strict);
     let engine = arguments.versions.iter().fold(engine, |engine, &version| {
-        engine.saga(&create_order(version, time_out).expect("the definition is right"))
+        let saga = create_order_by(version, time_out, arguments.in_turn);
+        engine.saga(&saga.expect("the definition is right"))
     });
     let counters = engine.counters();
     tokio::spawn(async move {

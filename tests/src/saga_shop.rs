@@ -10,8 +10,8 @@ use sqlx::{PgConnection, PgPool};
 use tailrace_idempotency::{Answer, BoxError, CallCx};
 use tailrace_saga::participant::{Cx, Outside};
 use tailrace_saga::{
-    Command, Compensable, Error, Forward, Irrefusable, LocalCx, OnTimeout, Participant, Retry,
-    Saga, SagaId, local,
+    Command, Compensable, Error, Forward, Irrefusable, LocalCx, Lock, OnTimeout, Participant,
+    Retry, Saga, SagaId, local,
 };
 
 /// The topic of the orders that are placed.
@@ -116,18 +116,41 @@ pub struct Manners {
     pub slow_for: Duration,
 }
 
+/// No two orders of one customer are under way at the same time.
+const CUSTOMER: Lock =
+    Lock::named("customer").wait(Duration::from_secs(600), OnTimeout::Compensate);
+
 /// The saga of an order. An attempt is given up after `timeout`.
 ///
 /// # Errors
 ///
 /// Where the definition is wrong.
 pub fn create_order(version: u32, timeout: Duration) -> Result<Saga<Order>, Error> {
+    create_order_by(version, timeout, false)
+}
+
+/// The same; if wished, a customer's orders are done one after another.
+///
+/// # Errors
+///
+/// Where the definition is wrong.
+pub fn create_order_by(
+    version: u32,
+    timeout: Duration,
+    in_turn: bool,
+) -> Result<Saga<Order>, Error> {
     let short = Retry::exponential(Duration::from_millis(100), Duration::from_secs(2));
     let long = short.attempts(10_000).max_age(Duration::from_secs(3600));
-    Saga::define(CREATE_ORDER, version)
+    let saga = Saga::define(CREATE_ORDER, version)
         .start_on(ORDERS, ORDER_PLACED, |order: Order| order)
-        .deadline(5 * timeout)
-        .step("reserve-credit", ReserveCredit::of)
+        .deadline(5 * timeout);
+    let saga = match in_turn {
+        true => {
+            saga.lock_order(&["customer"]).lock(CUSTOMER, |order: &Order| [order.customer.clone()])
+        }
+        false => saga,
+    };
+    saga.step("reserve-credit", ReserveCredit::of)
         .retry(short.attempts(8))
         .timeout(timeout, OnTimeout::Retry)
         .retry_compensation(long)

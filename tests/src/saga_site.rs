@@ -452,6 +452,49 @@ impl SagaSite {
         }
     }
 
+    /// Where sagas of one customer had the lock at the same time, or have left something in its line.
+    ///
+    /// A saga notes that it gives the lock back before it does so, and that it has it afterwards, so the numbers of these
+    /// notes are in the order of the turns, whichever engine wrote them.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn faults_of_turns(&self) -> Vec<String> {
+        let rows = sqlx::query(
+            "SELECT saga.id, saga.instance -> 'data' ->> 'customer', entry ->> 'what'
+             FROM tailrace.saga_journal AS journal
+             JOIN tailrace.saga_instance AS saga ON saga.id = journal.saga_id
+             CROSS JOIN json_array_elements(journal.entries) WITH ORDINALITY AS each (entry, place)
+             WHERE entry ->> 'what' IN ('lock_held', 'unlocked') ORDER BY journal.id, place",
+        )
+        .fetch_all(&self.orders.pool)
+        .await
+        .expect("the journal is read");
+        let mut faults = Vec::new();
+        let mut owners: BTreeMap<String, Uuid> = BTreeMap::new();
+        for row in &rows {
+            let (saga, customer, what): (Uuid, String, &str) = (row.get(0), row.get(1), row.get(2));
+            let before = match what {
+                "lock_held" => owners.insert(customer, saga),
+                _ => owners.remove(&customer).filter(|owner| *owner != saga),
+            };
+            if let Some(before) = before {
+                faults.push(format!("{saga}: {what} while {before} has the lock"));
+            }
+        }
+        let left: i64 = sqlx::query_scalar(
+            "SELECT (SELECT count(*) FROM tailrace.saga_lock) + (SELECT count(*) FROM tailrace.saga_lock_look)",
+        )
+        .fetch_one(&self.orders.pool)
+        .await
+        .expect("the locks are counted");
+        if rows.is_empty() || left > 0 {
+            faults.push(format!("{} turns, and {left} rows are left in lines", rows.len() / 2));
+        }
+        faults
+    }
+
     /// Status and amount of every saga.
     async fn sagas(&self) -> BTreeMap<Uuid, (String, i64)> {
         let rows = sqlx::query(

@@ -181,11 +181,12 @@ fn who_waits_for_too_long_is_undone_or_waits_for_a_person_in_his_place() {
     // His turn comes after all.
     parked().when_held("account").then_stuck(&[]).then_asks(&["do reserve"]);
     let skip = Verb::Skip { step: "account".into() };
-    parked()
+    let skipped = parked()
         .when_operator("eve", skip)
         .then_stands_in_line(&[])
         .then_holds(&[])
         .then_asks(&["do reserve"]);
+    assert_eq!(skipped.instance().step("account").unwrap().lock().unwrap().next(), None);
     parked().when_operator("eve", Verb::Abort).then_stands_in_line(&[]).then_is(Status::Aborted);
 }
 
