@@ -133,6 +133,15 @@ fn orders_that_can_not_all_be_kept_are_told_with_whom() {
         &[("a/1", &["w", "x", "y"]), ("b/1", &["y", "z"]), ("c/1", &["z", "x"])],
         &["their lock orders go in a circle: x, y, z"],
     );
+    check(
+        &[
+            ("a/1", &["x", "a", "b"]),
+            ("b/1", &["x", "y"]),
+            ("c/1", &["y", "z"]),
+            ("d/1", &["z", "x"]),
+        ],
+        &["their lock orders go in a circle: x, y, z"],
+    );
     check(&[("a/1", &["x", "y"]), ("b/1", &["y", "z"]), ("c/1", &["z", "v"])], &[]);
 }
 

@@ -36,11 +36,11 @@ impl Turn<'_> {
         self.out.locks.push(LockMove::Take { lock, ttl });
     }
 
-    /// The saga was given a lock. Once it is over it wants none.
+    /// The saga was given a lock.
     pub(super) fn held(&mut self, step: &str, key: String) -> Verdict {
         match self.find(step) {
-            Some(at) if !self.out.instance.phase.is_over() => self.fire(at, Event::Held(key)),
-            at => self.give_back(at, LockKey { name: step.into(), key }),
+            Some(at) => self.fire(at, Event::Held(key)),
+            None => self.give_back(None, LockKey { name: step.into(), key }),
         }
     }
 
@@ -89,8 +89,7 @@ impl Turn<'_> {
 
     /// A step that waits for a lock does so no longer. What it holds it keeps.
     pub(super) fn leave(&mut self, at: usize) {
-        let waits = matches!(self.state(at).status, StepStatus::Acting | StepStatus::StuckActing);
-        let Some(key) = self.next_key(at).filter(|_| waits) else { return };
+        let Some(key) = self.next_key(at) else { return };
         if let Some(lock) = &mut self.state_mut(at).lock {
             lock.keys.truncate(lock.held);
         }

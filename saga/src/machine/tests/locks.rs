@@ -201,6 +201,9 @@ fn a_lock_that_comes_when_it_is_not_wanted_any_more_is_given_to_the_next() {
     let over = held().when_operator("eve", Verb::Abort);
     assert_eq!(moves(&over, given("ada"), at(1)), (Verdict::Stale, vec![release("ada")]));
 
+    let ended = waiting().when_operator("eve", Verb::Abort);
+    assert_eq!(moves(&ended, given("ada"), at(1)), (Verdict::Stale, vec![release("ada")]));
+
     let not_yet = Scenario::given(&transfer_with(ACCOUNT), &order());
     assert_eq!(moves(&not_yet, given("ada"), at(1)), (Verdict::Stale, vec![release("ada")]));
     let another = waiting();
@@ -300,6 +303,11 @@ fn a_person_gives_back_what_a_saga_holds_and_nothing_that_it_waits_for() {
         .when_operator("eve", unlock("account"))
         .then_verdict(Verdict::Unfit)
         .then_stands_in_line(&["account ada"]);
+    waiting_for("ada+bob", ACCOUNT)
+        .when_held("account")
+        .when_operator("eve", unlock("account"))
+        .then_verdict(Verdict::Unfit)
+        .then_holds(&["account ada"]);
     held().when_operator("eve", unlock("reserve")).then_verdict(Verdict::Unfit);
     held().when_operator("eve", unlock("quote")).then_verdict(Verdict::Unfit);
     held().when_operator("eve", unlock("nothing")).then_verdict(Verdict::Unfit);
