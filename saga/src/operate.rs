@@ -34,6 +34,9 @@ use crate::error::Error;
 mod change;
 mod definitions;
 mod filter;
+#[cfg(feature = "axum")]
+pub mod http;
+mod json;
 mod list;
 mod show;
 

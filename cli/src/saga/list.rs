@@ -5,7 +5,6 @@ use std::time::SystemTime;
 
 use clap::Args;
 use comfy_table::{Table, presets};
-use serde::Serialize;
 use serde_json::Value;
 use tailrace_saga::operate::{self, Listed, PAGE_MAX, Paging, Shown};
 use tailrace_saga::{SagaId, StepState};
@@ -54,8 +53,8 @@ impl List {
         }
         let next = paging.after.map(|id| id.to_string());
         if self.json {
-            let sagas = sagas.iter().map(|saga| Saga::of(saga, false)).collect();
-            return Ok(json(&Sagas { sagas, next }).into());
+            let sagas: Vec<Value> = sagas.iter().map(|saga| saga.to_json(false)).collect();
+            return Ok(json(&serde_json::json!({ "sagas": sagas, "next": next })).into());
         }
         if sagas.is_empty() {
             return Ok("there is no saga that fits\n".to_owned().into());
@@ -114,7 +113,7 @@ impl Show {
         let shown = operate::show(&mut connection, self.saga).await?;
         let shown = shown.ok_or_else(|| no_such(self.saga))?;
         if self.json {
-            return Ok(json(&One::of(&shown, self.data)).into());
+            return Ok(json(&shown.to_json(self.data)).into());
         }
         let mut text = properties(&shown);
         if let Some(saga) = &shown.saga.instance {
@@ -211,92 +210,5 @@ fn when(at: SystemTime) -> String {
     match at.duration_since(now) {
         Ok(left) => format!("in {}", age(left)),
         Err(_) => format!("{} ago", age(now.duration_since(at).unwrap_or_default())),
-    }
-}
-
-#[derive(Serialize)]
-struct Sagas<'a> {
-    sagas: Vec<Saga<'a>>,
-    /// Where the next page begins.
-    next: Option<String>,
-}
-
-#[derive(Serialize)]
-struct One<'a> {
-    saga: Saga<'a>,
-    has_engine: bool,
-    inputs: Vec<Value>,
-    migration: Option<Value>,
-    audit: Vec<Value>,
-}
-
-impl<'a> One<'a> {
-    fn of(shown: &'a Shown, with_data: bool) -> Self {
-        let inputs = shown.inputs.iter().map(|input| {
-            serde_json::json!({
-                "what": input.what, "reason": input.reason, "attempts": input.attempts,
-                "age_seconds": input.age.as_secs(),
-            })
-        });
-        let migration = shown.ordered.as_ref().map(|ordered| {
-            serde_json::json!({
-                "to": ordered.to, "actor": ordered.actor, "refused": ordered.refused,
-                "age_seconds": ordered.age.as_secs(),
-            })
-        });
-        let audit = shown.audit.iter().map(|done| {
-            serde_json::json!({
-                "at": done.at, "actor": done.actor, "action": done.action, "step": done.step,
-                "note": done.note, "query": done.query,
-            })
-        });
-        One {
-            saga: Saga::of(&shown.saga, with_data),
-            has_engine: shown.has_engine,
-            inputs: inputs.collect(),
-            migration,
-            audit: audit.collect(),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Saga<'a> {
-    saga: String,
-    definition: &'a str,
-    version: u32,
-    hash: &'a str,
-    state: Option<&'static str>,
-    revision: u64,
-    age_seconds: u64,
-    unchanged_seconds: u64,
-    inputs: u64,
-    steps: Vec<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<&'a Value>,
-}
-
-impl<'a> Saga<'a> {
-    fn of(saga: &'a Listed, with_data: bool) -> Self {
-        let steps = saga.instance.iter().flat_map(|saga| saga.steps()).map(|step| {
-            let request = step.request().filter(|_| with_data);
-            serde_json::json!({
-                "step": step.name(), "state": step.status().as_str(), "epoch": step.epoch().get(),
-                "attempts": step.attempts(), "trouble": step.trouble(), "request": request,
-            })
-        });
-        Saga {
-            saga: saga.id.to_string(),
-            definition: &saga.definition.name,
-            version: saga.definition.version,
-            hash: &saga.definition.hash,
-            state: saga.status.map(|status| status.as_str()),
-            revision: saga.revision,
-            age_seconds: saga.age.as_secs(),
-            unchanged_seconds: saga.unchanged_for.as_secs(),
-            inputs: saga.inputs,
-            steps: steps.collect(),
-            data: saga.instance.as_ref().filter(|_| with_data).map(|saga| saga.data()),
-        }
     }
 }

@@ -54,7 +54,7 @@ impl Timeline {
         Ok(if self.sequence {
             story.sequence()
         } else if self.json {
-            let messages = story.entries().iter().map(message).collect::<Vec<_>>();
+            let messages = story.entries().iter().map(story::Entry::to_json).collect::<Vec<_>>();
             json(&serde_json::json!({ "saga": self.saga.to_string(), "messages": messages }))
         } else {
             story.text()
@@ -72,26 +72,8 @@ impl Timeline {
     }
 }
 
-fn message(entry: &story::Entry) -> serde_json::Value {
-    serde_json::json!({
-        "message": entry.message_id, "at": seconds(entry.at), "topic": entry.topic, "source": entry.source,
-        "type": entry.message_type, "step": entry.step, "operation": entry.operation.as_str(),
-        "outcome": entry.outcome.map(|outcome| outcome.as_str()), "cause": entry.cause,
-    })
-}
-
-fn seconds(at: SystemTime) -> f64 {
-    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
 fn told(saga: SagaId, moments: &[Moment]) -> String {
-    let moments: Vec<serde_json::Value> = moments
-        .iter()
-        .map(|moment| {
-            let revision = moment.revision;
-            serde_json::json!({ "at": seconds(moment.at), "revision": revision, "entries": moment.entries })
-        })
-        .collect();
+    let moments: Vec<serde_json::Value> = moments.iter().map(Moment::to_json).collect();
     json(&serde_json::json!({ "saga": saga.to_string(), "journal": moments }))
 }
 

@@ -14,20 +14,20 @@ use crate::store::{self, Changed};
 use crate::testing::Scenario;
 use crate::transition::Verb;
 
-fn id(number: u128) -> SagaId {
+pub(super) fn id(number: u128) -> SagaId {
     SagaId::from_uuid(Uuid::from_u128(number))
 }
 
 /// The saga of the fixture, under another id.
-fn under(instance: &Instance, number: u128) -> Instance {
+pub(super) fn under(instance: &Instance, number: u128) -> Instance {
     Instance { id: id(number), ..instance.clone() }
 }
 
-fn running() -> Instance {
+pub(super) fn running() -> Instance {
     Scenario::given(&create_order(), &order()).instance().clone()
 }
 
-fn parked() -> Instance {
+pub(super) fn parked() -> Instance {
     let given = Scenario::given(&create_order(), &order());
     // Mail is the last step, and waits for a person when there is no answer.
     let sent = given
@@ -40,7 +40,7 @@ fn parked() -> Instance {
     sent.instance().clone()
 }
 
-async fn stored(name: &str, sagas: Vec<Instance>) -> Bed {
+pub(super) async fn stored(name: &str, sagas: Vec<Instance>) -> Bed {
     let bed = installed(name).await;
     let mut conn = bed.pool.acquire().await.unwrap();
     register(&mut conn, &[create_order().definition().structure()]).await.unwrap();
