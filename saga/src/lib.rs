@@ -59,6 +59,7 @@ mod structure;
 pub mod testing;
 mod transition;
 mod unreadable;
+pub mod verify;
 mod work;
 
 pub use builder::{

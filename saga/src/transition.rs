@@ -267,11 +267,17 @@ pub enum Happening {
     Operator {
         /// Who.
         by: Box<str>,
-        /// What.
-        #[serde(flatten)]
+        /// What. It may name a step, as the entry does: so they are not side by side.
         verb: Verb,
         /// Whether that did anything.
         verdict: Verdict,
+    },
+    /// The saga that it is a step of has asked for it once more, or the other way round.
+    PartAsked {
+        /// For what.
+        operation: Operation,
+        /// In which epoch.
+        epoch: Epoch,
     },
     /// The saga is being undone.
     Compensating {

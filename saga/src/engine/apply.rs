@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
+use serde_json::Value;
 use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
 
-use crate::correlation::{Answer, SagaId};
+use crate::correlation::{Answer, Correlation, SagaId};
 use crate::definition::Definition;
 use crate::engine::metrics::{self, StepEnded};
 use crate::engine::{Core, Tally};
@@ -16,7 +17,7 @@ use crate::error::{Error, is_transient};
 use crate::instance::{Instance, Status};
 use crate::local::{self, LocalCx};
 use crate::machine;
-use crate::store::{self, Cause, Changed, Deferred, Noted, Reason};
+use crate::store::{self, Cause, Changed, Deferred, Kept, Noted, Reason};
 use crate::transition::{
     Alert, CommandMessage, Input, REPLY_TYPE, ReplyMessage, Timer, Transition, Verdict,
 };
@@ -113,11 +114,11 @@ pub(crate) async fn apply(
         by_saga.entry(told.saga).or_default().push(told);
     }
     let ids: Vec<SagaId> = by_saga.keys().copied().collect();
-    let kept = if ids.is_empty() { BTreeMap::new() } else { store::lock(conn, &ids).await? };
+    let mut kept = if ids.is_empty() { BTreeMap::new() } else { store::lock(conn, &ids).await? };
     for (id, inputs) in by_saga {
-        let runnable = kept.get(&id).map(|kept| {
-            let definition = core.registry.find(&kept.identity);
-            definition.zip(kept.instance.clone()).map(|found| (found, &kept.origin))
+        let runnable = kept.remove(&id).map(|Kept { identity, instance, origin }| {
+            let definition = core.registry.find(&identity);
+            definition.zip(instance).map(|found| (found, origin))
         });
         let ((definition, instance), origin) = match runnable {
             Some(Some(runnable)) => runnable,
@@ -131,7 +132,7 @@ pub(crate) async fn apply(
             }
         };
         let before = instance.revision();
-        let mut saga = Turn { core, definition, instance, origin, now };
+        let mut saga = Turn { core, definition, instance, origin: &origin, now };
         for told in inputs {
             match saga.take(conn, &mut sheet, told.input.clone(), &told.cause).await {
                 Ok(()) => {}
@@ -225,6 +226,8 @@ struct Turn<'a> {
 /// What has come of one input so far.
 #[derive(Default)]
 struct Draft {
+    /// The saga, once it has changed.
+    instance: Option<Instance>,
     noted: Vec<Noted>,
     timers: Vec<Timer>,
     messages: Vec<Message>,
@@ -242,7 +245,7 @@ impl Turn<'_> {
         input: Input,
         cause: &Cause,
     ) -> Result<(), Spoilt> {
-        let first = self.step(input);
+        let first = self.step(&self.instance, input);
         self.follow(conn, sheet, first, cause).await
     }
 
@@ -254,7 +257,6 @@ impl Turn<'_> {
         first: Result<Transition, Spoilt>,
         cause: &Cause,
     ) -> Result<(), Spoilt> {
-        let before = self.instance.clone();
         let mut draft = Draft::default();
         let played = match first {
             Ok(first) => self.play(conn, &mut draft, first, cause).await,
@@ -265,10 +267,14 @@ impl Turn<'_> {
                 if draft.has_savepoint {
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
                 }
-                count_status(&before, &self.instance, &mut draft.tally);
-                let (is, begins) = (self.instance.status(), before.revision() == 0);
-                if is != before.status() || begins {
-                    sheet.turned.push((self.instance.definition().name.clone(), is));
+                if let Some(after) = draft.instance.take() {
+                    count_status(&self.instance, &after, &mut draft.tally);
+                    let (is, begins) = (after.status(), self.instance.revision() == 0);
+                    if is != self.instance.status() || begins {
+                        sheet.turned.push((after.definition().name.clone(), is));
+                    }
+                    metrics::steps(&self.instance, &after, self.now, &mut sheet.steps);
+                    self.instance = after;
                 }
                 let id = self.instance.id();
                 sheet.noted.append(&mut draft.noted);
@@ -277,7 +283,6 @@ impl Turn<'_> {
                 let definition = &self.instance.definition().name;
                 let alerts = draft.alerts.drain(..);
                 sheet.alerts.extend(alerts.map(|alert| (definition.clone(), alert)));
-                metrics::steps(&before, &self.instance, self.now, &mut sheet.steps);
                 sheet.tally += draft.tally;
                 Ok(())
             }
@@ -286,7 +291,6 @@ impl Turn<'_> {
                     statement(conn, "ROLLBACK TO SAVEPOINT tailrace_saga").await?;
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
                 }
-                self.instance = before;
                 Err(Spoilt::Input(text))
             }
             Err(lost) => Err(lost),
@@ -294,7 +298,7 @@ impl Turn<'_> {
     }
 
     async fn play(
-        &mut self,
+        &self,
         conn: &mut PgConnection,
         draft: &mut Draft,
         mut turn: Transition,
@@ -318,23 +322,23 @@ impl Turn<'_> {
             }
             draft.timers.extend(timers);
             draft.alerts.extend(alerts);
-            self.instance = instance;
             for call in locals {
                 if !draft.has_savepoint {
                     statement(conn, "SAVEPOINT tailrace_saga").await?;
                     draft.has_savepoint = true;
                 }
-                inputs.extend(self.local(conn, &call.correlation).await?);
+                inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
             }
+            let after = draft.instance.insert(instance);
             let Some(input) = inputs.pop() else { return Ok(()) };
-            turn = self.step(input)?;
+            turn = self.step(after, input)?;
         }
         Err(Spoilt::Input("its local steps come to no end".to_owned()))
     }
 
     /// The service's code runs in it: what panics there is the input's own failure.
-    fn step(&self, input: Input) -> Result<Transition, Spoilt> {
-        let step = || machine::step(self.definition, &self.instance, input, self.now);
+    fn step(&self, instance: &Instance, input: Input) -> Result<Transition, Spoilt> {
+        let step = || machine::step(self.definition, instance, input, self.now);
         match catch_unwind(AssertUnwindSafe(step)) {
             Ok(turn) => turn.map_err(|error| Spoilt::Input(error.to_string())),
             Err(_) => Err(Spoilt::Input("the saga's code panicked".to_owned())),
@@ -345,11 +349,11 @@ impl Turn<'_> {
     async fn local(
         &self,
         conn: &mut PgConnection,
-        of: &crate::correlation::Correlation,
+        of: &Correlation,
+        data: &Value,
     ) -> Result<Option<Input>, Spoilt> {
         statement(conn, "SAVEPOINT tailrace_local").await?;
         let cx = LocalCx { conn: &mut *conn, saga: self.instance.id() };
-        let data = self.instance.data();
         let running = local::run(self.definition, &of.step, of.operation, data, cx);
         let ran = super::caught(running)
             .await

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use crate::instance::{Instance, Status};
 use crate::local::{LocalCx, local};
 use crate::store::{self, Cause, Reason};
 use crate::transition::{Input, Verb};
+use crate::verify;
 
 /// A reply with this makes the saga's code panic.
 const PANICS: i64 = 13;
@@ -116,7 +118,17 @@ impl Shop {
             apply(&self.core, &mut tx, Vec::new(), told, SystemTime::now()).await.unwrap();
         store::defer(&mut tx, &applied.deferred, 60.0).await.unwrap();
         tx.commit().await.unwrap();
+        self.verify().await;
         applied.deferred.iter().map(|deferred| (deferred.saga, deferred.reason)).collect()
+    }
+
+    /// All sagas are what their journals say.
+    async fn verify(&self) {
+        let mut conn = self.conn().await;
+        for definition in self.core.registry.all() {
+            let found = verify::page(&mut conn, definition, None, verify::PAGE_MAX).await.unwrap();
+            assert_eq!(found.faults, BTreeMap::new());
+        }
     }
 
     async fn find(&self, saga: SagaId) -> Instance {
@@ -137,7 +149,9 @@ impl Shop {
         let mut conn = self.conn().await;
         let due = SystemTime::now() + ahead;
         let timers = time::timers(&self.core, &mut conn, due).await.unwrap();
-        (timers, time::inputs(&self.core, &mut conn).await.unwrap())
+        let inputs = time::inputs(&self.core, &mut conn).await.unwrap();
+        self.verify().await;
+        (timers, inputs)
     }
 }
 
