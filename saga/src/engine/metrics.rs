@@ -153,8 +153,7 @@ pub(super) async fn waiting(
         "SELECT name,
              (SELECT count(*) FROM (
                  SELECT FROM tailrace.saga_instance
-                 WHERE status = 'parked' AND status IN ('compensating', 'parked') AND definition = name
-                 LIMIT 10000) AS parked),
+                 WHERE status = 'parked' AND definition = name LIMIT 10000) AS parked),
              coalesce((SELECT extract(epoch FROM now() - min(turned_at))::float8 FROM tailrace.saga_instance
                  WHERE status IN ('compensating', 'parked') AND turned_at IS NOT NULL AND definition = name), 0)
          FROM unnest($1::text[]) AS name",

@@ -288,8 +288,8 @@ async fn who_looks_at_sagas_reads_none_that_are_over() {
         ("parked", 10),
         ("one", 10),
         ("metrics", 100),
-        ("newest", i64::from(LOOK_MAX) + 50),
-        ("nobody's", 2 * i64::from(LOOK_MAX)),
+        ("newest", i64::from(LOOK_MAX) + 100),
+        ("nobody's", 2 * i64::from(LOOK_MAX) + 100),
     ] {
         let rows = read(look).await;
         assert!(rows - before <= rows_max, "{look} reads {} rows", rows - before);
