@@ -329,9 +329,10 @@ impl Turn<'_> {
                 }
                 inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
             }
-            let after = draft.instance.insert(instance);
-            let Some(input) = inputs.pop() else { return Ok(()) };
-            turn = self.step(after, input)?;
+            let next = inputs.pop().map(|input| self.step(&instance, input));
+            draft.instance = Some(instance);
+            let Some(next) = next else { return Ok(()) };
+            turn = next?;
         }
         Err(Spoilt::Input("its local steps come to no end".to_owned()))
     }
