@@ -341,6 +341,13 @@ fn report(applied: &Applied) {
     }
 }
 
+/// What is looked at now and then, for tests of how much that reads.
+#[cfg(test)]
+pub(crate) async fn look(conn: &mut PgConnection, definitions: &[&str]) -> Result<(), Error> {
+    metrics::look(conn, definitions).await?;
+    registry::quarantined(conn, SILENCE_MAX, &[]).await.map(drop)
+}
+
 struct Panicked;
 
 /// Runs a future to its end or its panic.

@@ -144,9 +144,25 @@ pub(super) fn steps(
     }
 }
 
-/// Looks at what waits for a person or to be undone, by indexes that have nothing else in them.
+/// What waits for a person or to be undone, of one definition.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Waits {
+    definition: String,
+    parked: u32,
+    uncompensated_secs: f64,
+}
+
+/// Looks at what waits, and tells it.
 pub(super) async fn look(conn: &mut PgConnection, definitions: &[&str]) -> Result<(), Error> {
-    let failed = |error| Error::database("what waits for a person cannot be known", error);
+    tell_waiting(waiting(conn, definitions).await?);
+    Ok(())
+}
+
+/// By indexes that have nothing else in them; more than 10,000 are not counted.
+pub(super) async fn waiting(
+    conn: &mut PgConnection,
+    definitions: &[&str],
+) -> Result<Vec<Waits>, Error> {
     let rows: Vec<(String, i64, f64)> = sqlx::query_as(
         "SELECT name,
              (SELECT count(*) FROM (
@@ -159,13 +175,20 @@ pub(super) async fn look(conn: &mut PgConnection, definitions: &[&str]) -> Resul
     .bind(definitions)
     .fetch_all(conn)
     .await
-    .map_err(failed)?;
-    for (definition, parked, seconds) in rows {
-        let parked = u32::try_from(parked).unwrap_or(u32::MAX);
+    .map_err(|error| Error::database("what waits for a person cannot be known", error))?;
+    let waits = |(definition, parked, seconds): (String, i64, f64)| Waits {
+        definition,
+        parked: u32::try_from(parked).unwrap_or(u32::MAX),
+        uncompensated_secs: seconds.max(0.0),
+    };
+    Ok(rows.into_iter().map(waits).collect())
+}
+
+pub(super) fn tell_waiting(waiting: Vec<Waits>) {
+    for Waits { definition, parked, uncompensated_secs } in waiting {
         gauge!(PARKED, DEFINITION => definition.clone()).set(f64::from(parked));
-        gauge!(UNCOMPENSATED_SECONDS, DEFINITION => definition).set(seconds.max(0.0));
+        gauge!(UNCOMPENSATED_SECONDS, DEFINITION => definition).set(uncompensated_secs);
     }
-    Ok(())
 }
 
 /// A cheap handle to an engine's live counters, and to what it cannot run.
