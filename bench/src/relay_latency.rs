@@ -1,9 +1,12 @@
 //! How long a message is under way: from just before the statement that writes it to a consumer.
 //!
-//! Messages are written at times that were fixed beforehand, each in a transaction of its own, by
+//! Messages are written at times that were fixed beforehand, a thousand transactions a second, by
 //! as many connections as it takes to keep those times; a latency counts from the fixed time, so
 //! that a writer who was held up hides nothing. Writer and consumer share one clock. The consumer
 //! reads with `isolation.level=read_committed` where the relay works exactly once.
+//!
+//! Beside the relay Kafka alone: producers that have the same messages in memory and commit them as
+//! the relay does.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -19,6 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::figure::{self, Figure, quantile};
 use crate::relay_backlog::{PAYLOAD_BYTES, Source};
+use crate::relay_floor;
 use crate::relay_process::{Mode, RelayProcess};
 use crate::relay_reader::{self, Isolation};
 use crate::relay_site::{PARTITIONS, Site};
@@ -27,6 +31,12 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// Messages per second.
 const RATES: [u32; 2] = [1_000, 10_000];
+
+/// Transactions per second; what is more comes in larger ones.
+const TRANSACTIONS: u32 = 1_000;
+
+/// Connections that write: each has some milliseconds for a statement.
+const WRITERS: u32 = 8;
 
 /// Digits of the time at the head of a payload.
 const TIME_DIGITS: usize = 16;
@@ -49,26 +59,28 @@ pub(crate) struct Options {
     /// Seconds before them that do not; the broker's compiler needs some
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=600))]
     warm_up_seconds: u32,
-    /// Variants to measure, as RATE/MODE; all when not given
+    /// Variants to measure, as RATE/MODE or RATE/kafka-alone; all when not given
     #[arg(long)]
     variant: Vec<String>,
 }
 
-/// A rate and a mode.
+/// A rate and a mode; without a mode it is that of Kafka alone.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     rate: u32,
-    mode: Mode,
+    mode: Option<Mode>,
 }
 
 /// Messages and when they are due.
 #[derive(Clone, Copy, Debug)]
-struct Schedule {
+pub(crate) struct Schedule {
     start: Instant,
     rate: u32,
+    /// Messages of a transaction, which are due together.
+    per_tx: u32,
     /// Those of the warm-up, which do not count.
-    warm_up: u32,
-    messages: u32,
+    pub(crate) warm_up: u32,
+    pub(crate) messages: u32,
 }
 
 /// Milliseconds, of one run.
@@ -92,16 +104,27 @@ pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
         if number == 0 {
             site.tell_durability().await?;
         }
-        let arguments = site.prepared(variant.mode).await?;
-        let mut relay = RelayProcess::start(&arguments)?;
-        relay.says("leading").await?;
+        let mut relay = match variant.mode {
+            Some(mode) => {
+                let arguments = site.prepared(mode).await?;
+                let mut relay = RelayProcess::start(&arguments)?;
+                relay.says("leading").await?;
+                Some(relay)
+            }
+            None => None,
+        };
         let mut rounds = Vec::new();
         for _ in 0..options.runs {
             let round = variant.round(&site, &options);
-            rounds.push(relay.during(round).await?);
+            rounds.push(match &mut relay {
+                Some(relay) => relay.during(round).await?,
+                None => round.await?,
+            });
             bar.inc(1);
         }
-        relay.stop().await?;
+        if let Some(relay) = relay {
+            relay.stop().await?;
+        }
         variant.tell_writers(&rounds);
         figures.extend(variant.figures(&rounds));
         site.clear().await?;
@@ -112,7 +135,8 @@ pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
 
 impl Options {
     fn variants(&self) -> Result<Vec<Variant>, Failure> {
-        let all = Mode::ALL.into_iter().flat_map(|mode| RATES.map(|rate| Variant { rate, mode }));
+        let modes = [None].into_iter().chain(Mode::ALL.map(Some));
+        let all = modes.flat_map(|mode| RATES.map(|rate| Variant { rate, mode }));
         let all: Vec<Variant> = all.collect();
         let names: Vec<String> = all.iter().map(Variant::name).collect();
         if let Some(unknown) = self.variant.iter().find(|variant| !names.contains(variant)) {
@@ -126,22 +150,18 @@ impl Options {
 
 impl Variant {
     fn name(&self) -> String {
-        format!("{}/{}", self.rate, self.mode.name())
-    }
-
-    /// Connections that write: each has some milliseconds for a statement.
-    fn writers(self) -> u32 {
-        (self.rate / 250).clamp(8, 40)
+        format!("{}/{}", self.rate, self.mode.map_or("kafka-alone", Mode::name))
     }
 
     /// What a median and a 99th percentile should be at most, in milliseconds.
     fn goals(self) -> (f64, f64) {
         match (self.mode, self.rate) {
-            (Mode::ExactlyOnce, ..=1_000) => (5.0, 12.0),
-            (Mode::ExactlyOnce, _) => (7.0, 20.0),
-            (Mode::AtLeastOnce, ..=1_000) => (2.0, 6.0),
+            // What Kafka takes alone is measured by the goal of the relay that commits like it.
+            (None | Some(Mode::ExactlyOnce), ..=1_000) => (5.0, 12.0),
+            (None | Some(Mode::ExactlyOnce), _) => (7.0, 20.0),
+            (Some(Mode::AtLeastOnce), ..=1_000) => (2.0, 6.0),
             // The median has no goal of its own here: that of the percentile bounds it.
-            (Mode::AtLeastOnce, _) => (12.0, 12.0),
+            (Some(Mode::AtLeastOnce), _) => (12.0, 12.0),
         }
     }
 
@@ -158,15 +178,19 @@ impl Variant {
         let schedule = Schedule {
             start: Instant::now() + HEAD_START,
             rate: self.rate,
+            per_tx: (self.rate / TRANSACTIONS).max(1),
             warm_up,
             messages: warm_up + self.rate * options.seconds,
         };
         let consumed = on_a_thread("consumer", move || consume(&consumer, schedule))?;
+        if self.mode.is_none() {
+            let late = relay_floor::send_all(site.brokers(), &site.topic, schedule).await?;
+            return Ok(Round { latencies: consumed.await??, late, statements: Vec::new() });
+        }
         let mut writers = Vec::new();
-        for writer in 0..self.writers() {
+        for writer in 0..WRITERS {
             let (url, topic) = (site.url().to_owned(), site.topic.clone());
-            let step = self.writers();
-            let write = move || write(&url, &topic, schedule, writer, step);
+            let write = move || write(&url, &topic, schedule, writer);
             writers.push(on_a_thread("writer", write)?);
         }
         let (mut late, mut statements) = (Vec::new(), Vec::new());
@@ -184,10 +208,9 @@ impl Variant {
             quantile(&rounds.iter().map(what).collect::<Vec<_>>(), 0.5)
         };
         figure::tell(&format!(
-            "{}: {} connections; a statement began late by {:.2} ms (p50), {:.2} ms (p99), and \
-             took {:.2} ms (p50), {:.2} ms (p99)",
+            "{}: a statement began late by {:.2} ms (p50), {:.2} ms (p99), and took {:.2} ms (p50), \
+             {:.2} ms (p99)",
             self.name(),
-            self.writers(),
             of(&|round| quantile(&round.late, 0.5)),
             of(&|round| quantile(&round.late, 0.99)),
             of(&|round| quantile(&round.statements, 0.5)),
@@ -220,12 +243,13 @@ impl Variant {
 }
 
 impl Schedule {
-    fn due(&self, number: u32) -> Instant {
-        self.start + Duration::from_secs_f64(f64::from(number) / f64::from(self.rate))
+    pub(crate) fn due(&self, number: u32) -> Instant {
+        let first = number - number % self.per_tx;
+        self.start + Duration::from_secs_f64(f64::from(first) / f64::from(self.rate))
     }
 
     /// A message that carries when it was due.
-    fn message(&self, topic: &str, number: u32, due: Instant) -> Result<Message, Failure> {
+    pub(crate) fn message(&self, topic: &str, number: u32, due: Instant) -> Result<Message, Failure> {
         let mut payload = format!("{:0TIME_DIGITS$x}", (due - self.start).as_nanos()).into_bytes();
         payload.resize(PAYLOAD_BYTES, b'x');
         let message = Message::builder(topic, "order.placed.v1").source("/orders");
@@ -239,14 +263,13 @@ impl Schedule {
     }
 }
 
-/// Writes every `step`th message from `first` on, each when it is due; answers for each that
-/// counts how late it began and how long it took.
+/// Writes every transaction that is this writer's, each when it is due; answers for each that counts
+/// how late it began and how long it took.
 fn write(
     url: &str,
     topic: &str,
     schedule: Schedule,
-    first: u32,
-    step: u32,
+    writer: u32,
 ) -> Result<Vec<(f64, f64)>, Failure> {
     // One for each writer: its thread sleeps until the very moment, which a timer that is shared
     // by all does not offer.
@@ -254,12 +277,15 @@ fn write(
     let mut connection = runtime.block_on(PgConnection::connect(url))?;
     let outbox = Source::Message.outbox();
     let mut written = Vec::new();
-    for number in (first..schedule.messages).step_by(usize::try_from(step)?) {
+    let step = usize::try_from(WRITERS * schedule.per_tx)?;
+    for number in (writer * schedule.per_tx..schedule.messages).step_by(step) {
         let due = schedule.due(number);
-        let message = schedule.message(topic, number, due)?;
+        let numbers = number..(number + schedule.per_tx).min(schedule.messages);
+        let messages = numbers.map(|number| schedule.message(topic, number, due));
+        let messages = messages.collect::<Result<Vec<_>, _>>()?;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let began = Instant::now();
-        runtime.block_on(outbox.write(&mut connection, &message))?;
+        runtime.block_on(outbox.write_all(&mut connection, &messages))?;
         if number >= schedule.warm_up {
             written.push((ms(began - due), ms(began.elapsed())));
         }
@@ -294,7 +320,7 @@ fn consume(consumer: &BaseConsumer, schedule: Schedule) -> Result<Vec<f64>, Fail
 }
 
 /// Runs this on a thread that it has for itself.
-fn on_a_thread<T: Send + 'static>(
+pub(crate) fn on_a_thread<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<oneshot::Receiver<T>, Failure> {

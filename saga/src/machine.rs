@@ -312,9 +312,11 @@ impl<'d> Turn<'d> {
         if asked.epoch < known.epoch {
             return Verdict::Stale;
         }
+        let (operation, epoch) = (asked.operation, asked.epoch);
         parent.correlation = instruction.correlation;
         parent.reply_to = instruction.reply_to;
-        match (parent.correlation.operation, self.out.instance.phase) {
+        self.note(None, Happening::PartAsked { operation, epoch });
+        match (operation, self.out.instance.phase) {
             (Operation::Action, Phase::Running | Phase::Compensating) => {}
             (Operation::Compensation, Phase::Running | Phase::Completed) => {
                 return self.begin_undoing(Cause::Parent);

@@ -72,6 +72,27 @@ pub enum Verb {
     Abort,
 }
 
+impl Verb {
+    /// As it stands in the audit.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Retry { .. } => "retry",
+            Self::Skip { .. } => "skip",
+            Self::Compensate => "compensate",
+            Self::Abort => "abort",
+        }
+    }
+
+    /// The step that it is about, where it is about one.
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::Retry { step } => step.as_deref(),
+            Self::Skip { step } => Some(step),
+            Self::Compensate | Self::Abort => None,
+        }
+    }
+}
+
 /// What a timer is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "tick", rename_all = "snake_case")]
@@ -246,11 +267,17 @@ pub enum Happening {
     Operator {
         /// Who.
         by: Box<str>,
-        /// What.
-        #[serde(flatten)]
+        /// What. It may name a step, as the entry does: so they are not side by side.
         verb: Verb,
         /// Whether that did anything.
         verdict: Verdict,
+    },
+    /// The saga that it is a step of has asked for it once more, or the other way round.
+    PartAsked {
+        /// For what.
+        operation: Operation,
+        /// In which epoch.
+        epoch: Epoch,
     },
     /// The saga is being undone.
     Compensating {

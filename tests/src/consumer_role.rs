@@ -8,6 +8,7 @@ use clap::Args;
 use rustix::process::Signal;
 use serde::Deserialize;
 use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 use tailrace_idempotency::{BoxError, Config, Consumer, Counters, Cx, Dedupe, Outcome};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{interval, sleep};
@@ -63,6 +64,8 @@ const TAKING: u32 = 4;
 const TELL_EVERY: Duration = Duration::from_millis(200);
 /// A Postgres that was restarted is back by then, also on a busy machine.
 const START_MAX: Duration = Duration::from_secs(60);
+/// A pool tells after this long that there is no server, and not after its usual 30 s.
+const ACQUIRE_MAX: Duration = Duration::from_secs(5);
 /// How long a message that is to come again stays away.
 const AWAY: Duration = Duration::from_millis(50);
 
@@ -150,7 +153,10 @@ pub(crate) async fn consume(arguments: ConsumerArgs) -> ExitCode {
     node::log();
     let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
     // The server may be away just now; the consumer waits for it.
-    let pool = PgPool::connect_lazy(&arguments.database_url).expect("the url is one");
+    let pool = PgPoolOptions::new()
+        .acquire_timeout(ACQUIRE_MAX)
+        .connect_lazy(&arguments.database_url)
+        .expect("the url is one");
     tracing::info!("a consumer begins");
     let consumer = consumer(arguments, pool);
     let shutdown = async move {

@@ -49,6 +49,13 @@ impl Registry {
         self.all().map(|definition| definition.identity().clone()).collect()
     }
 
+    /// The names of its definitions, each once.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.definitions.keys().map(|(name, _)| &**name).collect();
+        names.dedup();
+        names
+    }
+
     /// The definition that a saga follows, if it has still the structure that the saga began with.
     pub(crate) fn find(&self, identity: &Identity) -> Option<&Definition> {
         self.definitions
