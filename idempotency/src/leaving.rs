@@ -14,7 +14,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use crate::assignment::Group;
 use crate::native;
 
-/// A coordinator answers within this time, unless a join is before it or nobody answers at all.
+/// Where no join can be before it, a coordinator answers within this time, or nobody does.
 const COORDINATOR_ANSWER_USUAL: Duration = Duration::from_millis(500);
 /// Brokers that do not answer within this time need not be told.
 const BROKERS_ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -51,7 +51,14 @@ fn settle(client: &BaseConsumer<Group>, topics: &[Arc<str>], deadline: Instant) 
     asked.add_partition(topic, 0);
     let seen = || (native::generation(client), client.context().answered());
     let (mut before, mut quiet, mut owed) = (seen(), 0, false);
+    let answers = || client.fetch_metadata(Some(topic), BROKERS_ANSWER_MAX.min(left())).is_ok();
     let mut patience = COORDINATOR_ANSWER_USUAL;
+    if client.context().is_classic() {
+        if !answers() {
+            return;
+        }
+        patience = Duration::MAX;
+    }
     while quiet < QUIET_ROUNDS {
         if let Err(error) = client.committed_offsets(asked.clone(), patience.min(left())) {
             if patience == Duration::MAX {
@@ -59,7 +66,7 @@ fn settle(client: &BaseConsumer<Group>, topics: &[Arc<str>], deadline: Instant) 
                 return;
             }
             // Not asked at first: the answer stands behind that of a fetch, for which a broker takes its time.
-            if client.fetch_metadata(Some(topic), BROKERS_ANSWER_MAX.min(left())).is_err() {
+            if !answers() {
                 return;
             }
             patience = Duration::MAX;

@@ -11,10 +11,8 @@ use super::*;
 const LEAVE_SENT_FOR: Duration = Duration::from_secs(6);
 
 fn classic(bed: &Bed, topic: &str) -> Consumer {
-    let config = Config::new(topic, bed.brokers(), bed.pool.clone())
-        .group_protocol(GroupProtocol::Classic)
-        // With it a member learns of a rebalance.
-        .kafka_property("heartbeat.interval.ms", "200");
+    let config =
+        Config::new(topic, bed.brokers(), bed.pool.clone()).group_protocol(GroupProtocol::Classic);
     Consumer::new(config).topic(topic).on("numbered.v1", effect)
 }
 
