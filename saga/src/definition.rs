@@ -13,6 +13,7 @@ use crate::correlation::SagaId;
 use crate::error::Error;
 use crate::instance::Request;
 use crate::local::{LocalRun, NoLocal};
+use crate::lock::Lock;
 use crate::retry::Retry;
 use crate::transition::PART_TYPE;
 use crate::unreadable::Unreadable;
@@ -30,6 +31,7 @@ pub(crate) struct Graph {
     pub(crate) deadline: Option<Duration>,
     pub(crate) upcasters: Vec<Upcaster>,
     pub(crate) starts: Vec<Start>,
+    pub(crate) lock_order: Vec<Box<str>>,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -125,6 +127,9 @@ pub enum OnRefused {
     Abort,
     /// It is asked for again, by its [`Retry`]; at the end of that the saga is undone.
     Retry,
+    /// As [`Retry`](Self::Retry), with a command that is made anew of the data: what was refused has no effect, so what is
+    /// asked for next may be something else.
+    Anew,
     /// The saga goes on without it.
     GoOn,
 }
@@ -140,10 +145,15 @@ pub(crate) enum Work {
     Part { definition: Definition, build: Closure<Build> },
     /// Somebody outside.
     Wait { signal_type: &'static str },
+    /// Whoever has the lock now, by his end.
+    Lock { lock: Lock, keys: Closure<Keys> },
 }
 
 /// The target, where there is one, and the payload of a command.
 pub(crate) type Build = dyn Fn(&Value) -> Result<(Option<String>, Value), Unreadable> + Send + Sync;
+
+/// From the data to the keys of a lock, in the order in which they are taken.
+pub(crate) type Keys = dyn Fn(&Value) -> Result<Vec<String>, Unreadable> + Send + Sync;
 
 /// From the data and a reply to the new data.
 pub(crate) type Fold = dyn Fn(&Value, &Value) -> Result<Value, Unreadable> + Send + Sync;
@@ -222,6 +232,11 @@ impl Definition {
         (start.begin.0)(payload).map_err(Error::from)
     }
 
+    /// The locks that its sagas may take, in the order in which they take them.
+    pub fn lock_order(&self) -> &[Box<str>] {
+        &self.0.lock_order
+    }
+
     /// Its steps, in their order.
     pub fn steps(&self) -> impl ExactSizeIterator<Item = &Step> + DoubleEndedIterator {
         self.0.steps.iter()
@@ -277,7 +292,7 @@ impl Step {
         match &self.work {
             Work::Command { topic, message_type, .. } => Some((topic, message_type)),
             Work::Part { definition, .. } => Some((definition.replies(), PART_TYPE)),
-            Work::Local { .. } | Work::Wait { .. } => None,
+            Work::Local { .. } | Work::Wait { .. } | Work::Lock { .. } => None,
         }
     }
 
@@ -293,6 +308,14 @@ impl Step {
     pub fn signal_type(&self) -> Option<&str> {
         match self.work {
             Work::Wait { signal_type } => Some(signal_type),
+            _ => None,
+        }
+    }
+
+    /// The lock that it takes.
+    pub fn lock(&self) -> Option<&Lock> {
+        match &self.work {
+            Work::Lock { lock, .. } => Some(lock),
             _ => None,
         }
     }
@@ -328,7 +351,7 @@ impl Step {
                 let part = part_id(saga, &self.name);
                 (definition.replies(), PART_TYPE, build, part.to_string())
             }
-            Work::Local { .. } | Work::Wait { .. } => return Ok(None),
+            Work::Local { .. } | Work::Wait { .. } | Work::Lock { .. } => return Ok(None),
         };
         let (target, payload) = (build.0)(data)?;
         Ok(Some(Request {
@@ -357,6 +380,7 @@ impl Step {
             Work::Local { .. } => "local".to_owned(),
             Work::Part { definition, .. } => format!("part {}", definition.identity().name),
             Work::Wait { signal_type } => format!("wait {signal_type}"),
+            Work::Lock { lock, .. } => format!("lock {}", lock.name),
         };
         format!("{} {work}", self.kind.as_str())
     }
