@@ -418,7 +418,9 @@ impl Wanted {
             ("retry", step) => Ok(Verb::Retry { step }),
             ("skip", Some(step)) => Ok(Verb::Skip { step }),
             ("unlock", Some(step)) => Ok(Verb::Unlock { step }),
-            ("unlock", None) => Err(Problem::wrong("unlock needs the step, which is named after the lock")),
+            ("unlock", None) => {
+                Err(Problem::wrong("unlock needs the step, which is named after the lock"))
+            }
             ("skip", None) => Err(Problem::wrong("skip needs the step that is passed over")),
             ("compensate", None) => Ok(Verb::Compensate),
             ("abort", None) => Ok(Verb::Abort),
