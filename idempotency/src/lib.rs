@@ -167,7 +167,7 @@ mod sequence;
 mod trial;
 
 #[cfg(feature = "kafka")]
-pub use breaker::Breaker;
+pub use breaker::{Breaker, NotDone};
 #[cfg(feature = "kafka")]
 pub use call::{Answer, Call, CallCx, CallHandler, Prepared, RecordHandler};
 #[cfg(feature = "kafka")]
