@@ -101,7 +101,7 @@ impl Stage {
             }
             (Trouble::PostgresPaused, true) => Ok(self.stack.postgres().pause().await?),
             (Trouble::PostgresPaused, false) => Ok(self.stack.postgres().resume().await?),
-            (Trouble::KafkaStopped, true) => Ok(self.stack.kafka().kill().await?),
+            (Trouble::KafkaStopped, true) => Ok(self.stack.kafka().stop().await?),
             (Trouble::KafkaStopped, false) => Ok(self.stack.kafka().restart().await?),
             // They are in the orders that are placed.
             (Trouble::CardDeclined | Trouble::OutOfStock | Trouble::CarrierRefuses, _)
