@@ -103,6 +103,9 @@ mod dedupe;
 mod error;
 #[cfg(feature = "kafka")]
 mod failure;
+#[doc(hidden)]
+#[cfg(feature = "faults")]
+pub mod faults;
 #[cfg(test)]
 #[cfg(feature = "kafka")]
 mod fixture;

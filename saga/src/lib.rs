@@ -25,6 +25,9 @@ pub mod diagram;
 mod draft;
 mod engine;
 mod error;
+#[doc(hidden)]
+#[cfg(feature = "faults")]
+pub mod faults;
 #[cfg(test)]
 mod fixture;
 mod instance;

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::Failure;
 use crate::order::Style;
 use crate::services::shipping::POSTAGE;
+use crate::services::storefront::points::{CREDITED, ISSUED, points_of};
 use crate::stage::Stage;
 
 /// Faults that are told; there may be more.
@@ -26,6 +28,8 @@ pub(crate) struct Books {
     pub(crate) ended: u64,
     /// How many things are wrong.
     pub(crate) wrong: u64,
+    /// How many more are wrong of orders that have ended just now: what is undone, or told, may be on its way.
+    pub(crate) settling: u64,
     /// Some of them.
     pub(crate) faults: Vec<String>,
     #[serde(skip)]
@@ -114,72 +118,137 @@ impl Ledger {
     }
 }
 
-/// Checks the four services of both sagas, and the provider.
-pub(crate) async fn check(stage: &Stage) -> Result<Books, Failure> {
-    // The orders first: what ends after that is not covered, and what is covered had ended before its ledgers are read.
-    let rows = sqlx::query(
-        "SELECT id, style, cents, quantity, state, reason,
-             (extract(epoch FROM ended_at - placed_at) * 1000)::float8 FROM orders",
-    )
-    .fetch_all(&stage.home("orders")?.pool)
-    .await?;
-    let (orders, payments) =
-        (Ledger::read(stage, "orders").await?, Ledger::read(stage, "payments").await?);
-    let (stock, shipping) =
-        (Ledger::read(stage, "stock").await?, Ledger::read(stage, "shipping").await?);
-    let ledgers = [&orders, &payments, &stock, &shipping];
-    let url = format!("http://{}/charges", stage.address("provider")?);
-    let charged: HashMap<Uuid, i64> = stage.client.get(url).send().await?.json().await?;
+/// An order, as the orders service has it.
+struct Order {
+    id: Uuid,
+    cents: i64,
+    quantity: i64,
+    ended: Option<Ended>,
+    /// Whether it has ended just now.
+    settles: bool,
+}
 
+impl Order {
+    async fn read(stage: &Stage) -> Result<Vec<Self>, Failure> {
+        let rows = sqlx::query(
+            "SELECT id, style, cents, quantity, state, reason,
+                 (extract(epoch FROM ended_at - placed_at) * 1000)::float8,
+                 coalesce(ended_at > clock_timestamp() - interval '60 seconds', true)
+             FROM orders",
+        )
+        .fetch_all(&stage.home("orders")?.pool)
+        .await?;
+        rows.iter().map(Order::of_row).collect::<Result<_, _>>().map_err(Failure::from)
+    }
+
+    fn of_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let ended = match row.try_get::<Option<f64>, _>(6)? {
+            None => None,
+            Some(took_ms) => Some(Ended {
+                style: row.try_get(1)?,
+                completed: row.try_get::<String, _>(4)? == "completed",
+                reason: row.try_get(5)?,
+                took_ms,
+                undone: 0,
+            }),
+        };
+        let (id, cents, quantity) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
+        Ok(Order { id, cents, quantity, ended, settles: row.try_get(7)? })
+    }
+}
+
+/// What all the others have of the orders.
+struct Others {
+    orders: Ledger,
+    payments: Ledger,
+    stock: Ledger,
+    shipping: Ledger,
+    points: Ledger,
+    /// What the provider has charged.
+    charged: HashMap<Uuid, i64>,
+}
+
+impl Others {
+    async fn read(stage: &Stage) -> Result<Self, Failure> {
+        let url = format!("http://{}/charges", stage.address("provider")?);
+        Ok(Others {
+            orders: Ledger::read(stage, "orders").await?,
+            payments: Ledger::read(stage, "payments").await?,
+            stock: Ledger::read(stage, "stock").await?,
+            shipping: Ledger::read(stage, "shipping").await?,
+            points: Ledger::read(stage, "storefront").await?,
+            charged: stage.client.get(url).send().await?.json().await?,
+        })
+    }
+
+    fn ledgers(&self) -> [&Ledger; 5] {
+        [&self.orders, &self.payments, &self.stock, &self.shipping, &self.points]
+    }
+
+    /// Everything that is wrong with an order that has ended.
+    fn faults(&self, order: &Order, completed: bool) -> Vec<String> {
+        let id = order.id;
+        let [cents, quantity, postage] = match completed {
+            true => [order.cents, order.quantity, POSTAGE],
+            false => [0, 0, 0],
+        };
+        let points = points_of(cents);
+        // What the shop has lent is collected later, or lost: all three are a payment.
+        let (lent, lost) = (self.payments.sum(id, "in-transit"), self.payments.sum(id, "losses"));
+        let bank = cents - lent - lost;
+        let paid = [("cards", -cents), ("bank", bank), ("in-transit", lent), ("losses", lost)];
+        let mut faults: Vec<String> = [
+            self.orders.fault(id, &[("customers", -cents), ("sales", cents)]),
+            self.stock.fault(id, &[("stock", -quantity), ("sold", quantity)]),
+            self.shipping.fault(id, &[("postage-budget", -postage), ("carrier", postage)]),
+            self.points.fault(id, &[(ISSUED, -points), (CREDITED, points)]),
+            self.payments.fault(id, &paid),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let charged = self.charged.get(&id).copied().unwrap_or_default();
+        // What is lent may have been charged by a call whose answer nobody has heard.
+        if charged != bank && (lent == 0 || charged != lent) {
+            faults.push(format!("order {id}: the provider has {charged}, and the bank {bank}"));
+        }
+        faults
+    }
+}
+
+/// Checks all services of both sagas, and the provider.
+pub(crate) async fn check(stage: &Stage) -> Result<Books, Failure> {
+    // The orders first: what ends later is not covered.
+    let orders = Order::read(stage).await?;
+    let others = Others::read(stage).await?;
     let mut books = Books::default();
-    let mut faults = Vec::new();
-    let mut known = HashSet::new();
-    for row in rows {
-        let (id, cents, quantity): (Uuid, i64, i64) =
-            (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
-        let state: String = row.try_get(4)?;
-        known.insert(id);
-        let Some(took_ms) = row.try_get::<Option<f64>, _>(6)? else {
+    let known: HashSet<Uuid> = orders.iter().map(|order| order.id).collect();
+    for order in orders {
+        let Some(ended) = &order.ended else {
             books.running += 1;
             continue;
         };
         books.ended += 1;
-        let completed = state == "completed";
-        let [cents, quantity, postage] =
-            if completed { [cents, quantity, POSTAGE] } else { [0, 0, 0] };
-        let (bank, lent) = (payments.sum(id, "bank"), payments.sum(id, "in-transit"));
-        let lost = payments.sum(id, "losses");
-        faults.extend(orders.fault(id, &[("customers", -cents), ("sales", cents)]));
-        faults.extend(stock.fault(id, &[("stock", -quantity), ("sold", quantity)]));
-        faults.extend(shipping.fault(id, &[("postage-budget", -postage), ("carrier", postage)]));
-        let paid = [
-            ("cards", -cents),
-            ("bank", cents - lent - lost),
-            ("in-transit", lent),
-            ("losses", lost),
-        ];
-        faults.extend(payments.fault(id, &paid));
-        let at_provider = charged.get(&id).copied().unwrap_or_default();
-        // What is lent may have been charged by a call that nobody heard the answer of.
-        if at_provider != bank && (lent == 0 || at_provider != lent) {
-            faults.push(format!("order {id}: the provider has {at_provider}, and the bank {bank}"));
+        let faults = others.faults(&order, ended.completed);
+        match order.settles {
+            true => books.settling += faults.len() as u64,
+            false => books.wrong += faults.len() as u64,
         }
-        let undone = ledgers.iter().filter_map(|ledger| ledger.undone.get(&id)).sum();
-        let (style, reason) = (row.try_get(1)?, row.try_get(5)?);
-        books.orders.push(Ended { style, completed, reason, took_ms, undone });
+        books.faults.extend(faults);
+        let undone = others.ledgers().iter().filter_map(|it| it.undone.get(&order.id)).sum();
+        books.orders.push(Ended { undone, ..ended.clone() });
     }
-    // An order may have been placed after the orders were read, but nothing is done for one that nobody placed.
-    let placed: HashSet<Uuid> = orders.sums.keys().copied().collect();
-    for ledger in ledgers {
-        let foreign = ledger.sums.keys().filter(|id| !known.contains(id) && !placed.contains(id));
-        let unknown = foreign.count();
-        if unknown > 0 && books.running == 0 {
-            faults.push(format!("{} has {unknown} orders that nobody placed", ledger.service));
+    // Nothing is done for an order that nobody has placed; one may have been placed while this was read.
+    for ledger in others.ledgers() {
+        let foreign = |id: &&Uuid| !known.contains(id) && !others.orders.sums.contains_key(id);
+        let unknown = ledger.sums.keys().filter(foreign).count() as u64;
+        if books.running == 0 && unknown > 0 {
+            let text = format!("{} has {unknown} orders that nobody has placed", ledger.service);
+            books.faults.push(text);
+            books.wrong += unknown;
         }
     }
-    books.wrong = faults.len() as u64;
-    faults.truncate(FAULTS_TOLD);
-    books.faults = faults;
+    books.faults.truncate(FAULTS_TOLD);
     Ok(books)
 }
 

@@ -16,7 +16,6 @@ use crate::books::{self, Books, ControlBooks};
 use crate::dice::Dice;
 use crate::order::{DECLINED_CARD, SOLD_OUT, Style, UNREACHABLE};
 use crate::report::{self, Outcome};
-use crate::services::control::ControlOrder;
 use crate::services::stock::ARTICLES;
 use crate::settings::{Settings, Troubles};
 use crate::stage::Stage;
@@ -39,9 +38,7 @@ const REFUSED_EVERY: u64 = 10;
 /// An order, and where it is to go wrong.
 struct Wish {
     id: Uuid,
-    style: Style,
     body: serde_json::Value,
-    cents: i64,
 }
 
 /// Runs it all; true when the books add up.
@@ -124,7 +121,8 @@ async fn place_all(
 
 impl Wish {
     fn of(number: u32, dice: &mut Dice, troubles: &[Trouble]) -> Self {
-        let style = if number % 2 == 0 { Style::Choreography } else { Style::Orchestration };
+        let style =
+            if number.is_multiple_of(2) { Style::Choreography } else { Style::Orchestration };
         let cents = i64::try_from(500 + dice.below(5_000)).unwrap_or(500);
         let quantity = 1 + dice.below(3);
         let article = ARTICLES.get(dice.below(5) as usize).copied().unwrap_or("tea");
@@ -136,36 +134,22 @@ impl Wish {
         let body = json!({
             "style": style, "sku": sku, "quantity": quantity, "cents": cents, "card": card, "address": address,
         });
-        Wish { id: Uuid::now_v7(), style, body, cents }
+        Wish { id: Uuid::now_v7(), body }
     }
 
-    /// Places it until it is taken: the key makes sure that it is taken once. The control lane is tried once.
+    /// Places it until it is taken: the key makes sure that it is taken once.
     async fn place(&self, stage: &Stage) {
-        let (Ok(front), Ok(control)) = (stage.address("storefront"), stage.address("control"))
-        else {
-            return;
-        };
-        let of_control = ControlOrder { id: self.id, cents: self.cents };
-        // Whether it is taken is its own affair: nobody repeats it, since nobody knows whether it was.
-        let once = stage.client.post(format!("http://{control}/orders")).json(&of_control).send();
-        let again = async {
-            let url = format!("http://{front}/api/orders");
-            loop {
-                let request =
-                    stage.client.post(&url).header("idempotency-key", self.id.to_string());
-                match request.json(&self.body).send().await {
-                    Ok(answer) if answer.status().is_success() => return,
-                    Ok(answer) => {
-                        tracing::info!(status = %answer.status(), "an order is not taken yet")
-                    }
-                    Err(error) => {
-                        tracing::info!(%error, style = ?self.style, "an order is not taken yet")
-                    }
-                }
-                sleep(AGAIN_AFTER).await;
+        let Ok(front) = stage.address("storefront") else { return };
+        let url = format!("http://{front}/api/orders");
+        loop {
+            let request = stage.client.post(&url).header("idempotency-key", self.id.to_string());
+            match request.json(&self.body).send().await {
+                Ok(answer) if answer.status().is_success() => return,
+                Ok(answer) => tracing::info!(status = %answer.status(), "not taken yet"),
+                Err(error) => tracing::info!(%error, "not taken yet"),
             }
-        };
-        let (_, ()) = tokio::join!(once, again);
+            sleep(AGAIN_AFTER).await;
+        }
     }
 }
 
@@ -234,7 +218,7 @@ async fn settled(stage: &Stage) -> Result<(Books, ControlBooks), Failure> {
     loop {
         look.tick().await;
         let books = books::check(stage).await?;
-        if books.wrong == 0 || since.elapsed() > SETTLE_MAX {
+        if books.wrong + books.settling == 0 || since.elapsed() > SETTLE_MAX {
             return Ok((books, books::check_control(stage).await?));
         }
     }

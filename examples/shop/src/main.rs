@@ -10,6 +10,8 @@
 //! `ARCHITECTURE.md` beside this package says what is where.
 
 mod books;
+#[cfg(feature = "bugs")]
+mod bug;
 mod dice;
 mod headless;
 mod ledger;
@@ -42,6 +44,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[tokio::main]
 async fn main() -> ExitCode {
     stage::end_with_the_parent();
+    #[cfg(feature = "bugs")]
+    bug::plant();
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == stage::SIDECAR).is_some() {
         let named = std::iter::once(stage::SIDECAR.into()).chain(arguments);
@@ -50,12 +54,12 @@ async fn main() -> ExitCode {
     let settings = Settings::parse();
     log_to_stderr(settings.surroundings.log_format, settings.service.is_some());
     let ended = match settings.service {
-        Some(name) => services::run(name, &settings).await.map(|()| true),
+        Some(name) => Box::pin(services::run(name, &settings)).await.map(|()| true),
         None if settings.headless => tokio::select! {
-            ended = headless::run(&settings) => ended,
+            ended = Box::pin(headless::run(&settings)) => ended,
             () = service::asked_to_stop() => Err("interrupted".into()),
         },
-        None => page::run(&settings).await.map(|()| true),
+        None => Box::pin(page::run(&settings)).await.map(|()| true),
     };
     match ended {
         Ok(true) => ExitCode::SUCCESS,

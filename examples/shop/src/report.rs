@@ -25,7 +25,9 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Whether every order has ended, and the books add up.
     pub(crate) fn is_right(&self) -> bool {
-        self.all_ended && self.books.ended == self.orders && self.books.wrong == 0
+        self.all_ended
+            && self.books.ended == self.orders
+            && self.books.wrong + self.books.settling == 0
     }
 }
 
@@ -81,7 +83,11 @@ pub(crate) fn print(outcome: &Outcome) {
     for fault in &books.faults {
         println!("  fault: {fault}");
     }
-    println!("the books               {} ({} faults)", colour(outcome.is_right()), books.wrong);
+    println!(
+        "the books               {} ({} faults)",
+        colour(outcome.is_right()),
+        books.wrong + books.settling
+    );
 }
 
 fn colour(is_right: bool) -> &'static str {

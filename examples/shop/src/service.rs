@@ -150,8 +150,8 @@ impl Service {
         let of = |name: &str| self.config(name).state(state.clone());
         let (by_commands, by_events) = (of("on-commands"), of("by-events"));
         tokio::try_join!(
-            async { Ok::<_, Failure>(commands.run(by_commands, self.stopped()).await?) },
-            async { Ok(events.run(by_events, self.stopped()).await?) },
+            async { Ok::<_, Failure>(Box::pin(commands.run(by_commands, self.stopped())).await?) },
+            async { Ok(Box::pin(events.run(by_events, self.stopped())).await?) },
             self.serve(routes),
         )?;
         Ok(())

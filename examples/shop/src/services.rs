@@ -17,12 +17,12 @@ pub(crate) async fn run(name: Name, settings: &Settings) -> Result<(), Failure> 
     let service = Service::open(name, settings)?;
     tracing::info!(service = name.as_str(), "starting");
     match name {
-        Name::Orders => orders::run(service).await,
-        Name::Payments => payments::run(service).await,
-        Name::Stock => stock::run(service).await,
-        Name::Shipping => shipping::run(service).await,
-        Name::Storefront => storefront::run(service).await,
-        Name::Provider => provider::run(service).await,
-        Name::Control => control::run(service).await,
+        Name::Orders => Box::pin(orders::run(service)).await,
+        Name::Payments => Box::pin(payments::run(service)).await,
+        Name::Stock => Box::pin(stock::run(service)).await,
+        Name::Shipping => Box::pin(shipping::run(service)).await,
+        Name::Storefront => Box::pin(storefront::run(service)).await,
+        Name::Provider => Box::pin(provider::run(service)).await,
+        Name::Control => Box::pin(control::run(service)).await,
     }
 }

@@ -25,6 +25,10 @@ pub(crate) struct Settings {
     /// With --headless: what goes wrong; `all`, `none`, or names with commas between
     #[arg(long, default_value = "all", value_parser = trouble::parse)]
     pub(crate) trouble: Troubles,
+    /// Plant a bug into every process: the books have to find it
+    #[cfg(feature = "bugs")]
+    #[arg(long, value_enum)]
+    pub(crate) inject_bug: Option<crate::bug::Bug>,
     /// Where the page is
     #[arg(long, env = "SHOP_HTTP", default_value = "127.0.0.1:8080")]
     pub(crate) http: SocketAddr,

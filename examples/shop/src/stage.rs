@@ -52,6 +52,8 @@ pub(crate) struct Stage {
     children: Vec<(&'static str, Child)>,
     brokers: String,
     log_format: LogFormat,
+    /// What is planted into each process, as its environment says it.
+    bug: Option<(&'static str, String)>,
     /// After the processes: fields are dropped in this order.
     pub(crate) stack: Stack,
 }
@@ -87,6 +89,7 @@ impl Stage {
             children: Vec::new(),
             brokers,
             log_format: settings.surroundings.log_format,
+            bug: bug(settings),
             stack,
         };
         for (relay, service) in RELAYS {
@@ -134,7 +137,9 @@ impl Stage {
         environment: &[(&str, String)],
     ) -> Result<(), Failure> {
         let format = if self.log_format == LogFormat::Json { "json" } else { "text" };
-        let child = Child::start(name, arguments, environment, format)?;
+        let mut environment = environment.to_vec();
+        environment.extend(self.bug.clone());
+        let child = Child::start(name, arguments, &environment, format)?;
         self.children.push((name, child));
         Ok(())
     }
@@ -208,6 +213,16 @@ const SERVICES: [Name; 7] = [
 
 const DATABASES: [&str; 7] =
     ["orders", "payments", "stock", "shipping", "storefront", "control", "control_payments"];
+
+#[cfg(feature = "bugs")]
+fn bug(settings: &Settings) -> Option<(&'static str, String)> {
+    settings.inject_bug.map(|bug| (crate::bug::VARIABLE, bug.name()))
+}
+
+#[cfg(not(feature = "bugs"))]
+fn bug(_: &Settings) -> Option<(&'static str, String)> {
+    None
+}
 
 async fn homes(stack: &Stack) -> Result<BTreeMap<&'static str, Home>, Failure> {
     let mut homes = BTreeMap::new();

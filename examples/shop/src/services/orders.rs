@@ -55,10 +55,13 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     let once = IdempotencyKeys::new(service.pool.clone(), |_| "storefront".to_owned());
     let routes = Router::new().route("/orders", post(place)).layer(once).with_state(desk);
     tokio::try_join!(
-        async { engine.run(service.stopped()).await.map(drop).map_err(Failure::from) },
+        async { Box::pin(engine.run(service.stopped())).await.map(drop).map_err(Failure::from) },
         async {
             let config = service.config("by-events");
-            by_events.run(config, service.stopped()).await.map(drop).map_err(Failure::from)
+            Box::pin(by_events.run(config, service.stopped()))
+                .await
+                .map(drop)
+                .map_err(Failure::from)
         },
         service.serve(routes),
     )?;

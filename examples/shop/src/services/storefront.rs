@@ -18,16 +18,21 @@ use tailrace_saga::story::Observer;
 use uuid::Uuid;
 
 use crate::Failure;
+use crate::ledger;
 use crate::order::{FACTS, ORDER_CHANGED, Order, Style};
 use crate::place_order;
 use crate::service::Service;
+use crate::services::control::ControlOrder;
 
+pub(crate) mod points;
 mod read_model;
 
 use read_model::ReadModel;
 
 /// Between two looks at what has changed.
 const FEED_EVERY: Duration = Duration::from_millis(500);
+/// A page that waits shows nothing.
+const SUMMARY_MAX: Duration = Duration::from_secs(1);
 /// Another service answers by then, or the page is told that it does not.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
@@ -36,11 +41,14 @@ struct Front {
     model: ReadModel,
     client: reqwest::Client,
     orders_url: String,
+    control_url: String,
     stage_url: String,
 }
 
 pub(crate) async fn run(service: Service) -> Result<(), Failure> {
-    service.prepare(&[]).await?;
+    service.prepare(&[ledger::TABLES]).await?;
+    let points =
+        Consumer::new(service.config("points")).topic(FACTS).on(ORDER_CHANGED, points::credit);
     let facts = Consumer::new(service.projection_config(read_model::NAME))
         .topic(FACTS)
         .on_batch(ORDER_CHANGED, read_model::keep);
@@ -52,11 +60,13 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
         model: ReadModel::of(service.pool.clone()),
         client: reqwest::Client::builder().timeout(ANSWER_MAX).build()?,
         orders_url: service.surroundings.orders_url.clone(),
+        control_url: service.surroundings.control_url.clone(),
         stage_url: service.surroundings.stage_url.clone(),
     };
     tokio::try_join!(
-        async { Ok::<_, Failure>(projection.run(service.stopped()).await?) },
-        async { Ok(stories.run(service.stopped()).await?) },
+        async { Ok::<_, Failure>(Box::pin(projection.run(service.stopped())).await?) },
+        async { Ok(Box::pin(stories.run(service.stopped())).await?) },
+        async { Ok(Box::pin(points.run(service.stopped())).await?) },
         service.serve(routes(front)),
     )?;
     Ok(())
@@ -128,6 +138,7 @@ async fn place(
         .and_then(|key| key.trim_matches('"').parse::<Uuid>().ok())
         .filter(|id| id.get_version_num() == 7)
         .ok_or(Problem(StatusCode::BAD_REQUEST, "Idempotency-Key must be a UUID of version 7"))?;
+    let cents = wish.cents;
     let mut request = front
         .client
         .post(format!("{}/orders", front.orders_url))
@@ -141,6 +152,9 @@ async fn place(
     let status = answer.status();
     let unread = Problem(StatusCode::BAD_GATEWAY, "the orders service breaks off");
     let body = answer.bytes().await.map_err(|_| unread)?;
+    if status.is_success() {
+        tokio::spawn(front.tell_control(ControlOrder { id, cents }));
+    }
     Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
@@ -182,9 +196,18 @@ async fn trouble(
 }
 
 impl Front {
+    /// The control lane gets each order too. Whether it takes it is its own affair.
+    async fn tell_control(self, order: ControlOrder) {
+        let url = format!("{}/orders", self.control_url);
+        if let Err(error) = self.client.post(url).json(&order).send().await {
+            tracing::info!(%error, "the control lane does not answer");
+        }
+    }
+
     async fn state(&self) -> Value {
         let stage = self.stage().await.unwrap_or(Value::Null);
-        match self.model.summary().await {
+        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary()).await;
+        match summary.unwrap_or_else(|late| Err(late.into())) {
             Ok(shop) => json!({ "shop": shop, "stage": stage }),
             // It says so rather than to show what is old as if it were new.
             Err(error) => json!({ "shop": null, "stage": stage, "problem": error.to_string() }),

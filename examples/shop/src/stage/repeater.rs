@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, ThreadedProducer};
 
 use crate::Failure;
@@ -68,7 +68,7 @@ impl Repeater {
 /// Whether it is written a second time: with the same id, at a new offset.
 fn copy(producer: &ThreadedProducer<DefaultProducerContext>, record: &BorrowedMessage<'_>) -> bool {
     let headers = record.headers().map(rdkafka::message::BorrowedHeaders::detach);
-    let headers = headers.unwrap_or_else(OwnedHeaders::new);
+    let headers = headers.unwrap_or_default();
     if headers.iter().any(|header| header.key == COPY) {
         return false;
     }
