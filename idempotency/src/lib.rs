@@ -103,6 +103,9 @@ mod dedupe;
 mod error;
 #[cfg(feature = "kafka")]
 mod failure;
+#[doc(hidden)]
+#[cfg(feature = "faults")]
+pub mod faults;
 #[cfg(test)]
 #[cfg(feature = "kafka")]
 mod fixture;
@@ -169,7 +172,7 @@ mod trial;
 mod used;
 
 #[cfg(feature = "kafka")]
-pub use breaker::Breaker;
+pub use breaker::{Breaker, NotDone};
 #[cfg(feature = "kafka")]
 pub use call::{Answer, Call, CallCx, CallHandler, Prepared, RecordHandler};
 #[cfg(feature = "kafka")]

@@ -286,7 +286,7 @@ impl Meta {
     }
 
     /// What a message that this record causes has to carry: see [`Cx::cause`](crate::Cx::cause).
-    pub(crate) fn cause(&self) -> Vec<(String, String)> {
+    pub fn cause(&self) -> Vec<(String, String)> {
         let id = self.message_id.to_string();
         let correlation = self.text("ce_correlationid").map_or_else(|| id.clone(), str::to_owned);
         let trace = ["traceparent", "tracestate"]

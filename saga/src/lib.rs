@@ -42,6 +42,9 @@ mod draft;
 #[cfg(feature = "kafka")]
 mod engine;
 mod error;
+#[doc(hidden)]
+#[cfg(feature = "faults")]
+pub mod faults;
 #[cfg(test)]
 mod fixture;
 mod instance;
