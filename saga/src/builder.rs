@@ -130,6 +130,12 @@ impl<D> Saga<D> {
     }
 }
 
+impl<D> AsRef<Definition> for Saga<D> {
+    fn as_ref(&self) -> &Definition {
+        &self.definition
+    }
+}
+
 /// A saga whose steps can all be undone so far.
 #[must_use = "a definition ends with `build()`"]
 pub struct BeforePivot<D> {
@@ -341,12 +347,14 @@ impl<P: Place, W: Work> StepNeedsCompensation<P, W> {
         self
     }
 
-    /// What follows a refusal. Default: [`OnRefused::Abort`].
-    pub fn on_refused<F>(mut self, decide: F) -> Self
+    /// How a refusal comes into the saga's data, and what follows. Default: it is dropped, and [`OnRefused::Abort`]
+    /// follows, as it does where nothing is returned.
+    pub fn on_refused<F, T>(mut self, decide: F) -> Self
     where
-        F: Fn(&mut P::Data, W::Refusal) -> OnRefused + Send + Sync + 'static,
+        F: Fn(&mut P::Data, W::Refusal) -> T + Send + Sync + 'static,
+        T: Into<OnRefused>,
     {
-        self.current.on_refused = Some(refusal(decide));
+        self.current.on_refused = Some(refusal(move |data, refused| decide(data, refused).into()));
         self
     }
 

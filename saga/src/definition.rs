@@ -1,5 +1,6 @@
 //! What a saga is made of, once it is known to be right.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -71,7 +72,8 @@ pub struct Step {
 }
 
 /// What a step is for the saga as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum StepKind {
     /// Can be undone.
     Compensable,
@@ -131,6 +133,12 @@ pub enum OnRefused {
     Anew,
     /// The saga goes on without it.
     GoOn,
+}
+
+impl From<()> for OnRefused {
+    fn from((): ()) -> Self {
+        Self::Abort
+    }
 }
 
 /// Who does a step.
@@ -236,6 +244,15 @@ impl Definition {
         &self.0.lock_order
     }
 
+    /// Every topic that has to exist before it runs: of what starts it, of its commands and of its replies, and those of
+    /// the sagas that are its steps.
+    pub fn topics(&self) -> BTreeSet<&str> {
+        let commands = self.steps().filter_map(|step| step.command().map(|(topic, _)| topic));
+        let starts = self.starts().map(|(topic, _)| topic);
+        let parts = self.steps().filter_map(Step::part).flat_map(Self::topics);
+        starts.chain(commands).chain(parts).chain([self.replies()]).collect()
+    }
+
     /// Its steps, in their order.
     pub fn steps(&self) -> impl ExactSizeIterator<Item = &Step> + DoubleEndedIterator {
         self.0.steps.iter()
@@ -267,6 +284,12 @@ impl Definition {
     pub(crate) fn upcasters_from(&self, version: u32) -> impl Iterator<Item = &Upcast> {
         let from = usize::try_from(version).unwrap_or(usize::MAX);
         self.0.upcasters.iter().skip(from).map(|upcaster| &*upcaster.0)
+    }
+}
+
+impl AsRef<Definition> for Definition {
+    fn as_ref(&self) -> &Definition {
+        self
     }
 }
 
@@ -413,4 +436,28 @@ pub(crate) fn structure_hash(steps: &[Step]) -> Box<str> {
         .fold(Sha256::new(), |hash, step| hash.chain_update(step.signature()))
         .finalize();
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fixture::create_order;
+
+    #[test]
+    fn every_topic_that_has_to_exist_is_named() {
+        let create_order = create_order();
+
+        let topics: Vec<&str> = create_order.definition().topics().into_iter().collect();
+
+        assert_eq!(
+            topics,
+            [
+                "create-order.replies",
+                "customers.commands",
+                "mail.commands",
+                "payments.commands",
+                "shipping.commands",
+                "warehouse.commands",
+            ]
+        );
+    }
 }

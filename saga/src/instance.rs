@@ -77,6 +77,21 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every one of them.
+    pub const ALL: [Self; 6] = [
+        Self::Running,
+        Self::Compensating,
+        Self::Parked,
+        Self::Completed,
+        Self::Compensated,
+        Self::Aborted,
+    ];
+
+    /// The status of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
+    }
+
     /// As it stands in rows and reports.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -210,6 +225,23 @@ pub enum StepStatus {
 }
 
 impl StepStatus {
+    /// As it stands in rows and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Acting => "acting",
+            Self::Delayed => "delayed",
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Skipped => "skipped",
+            Self::Compensating => "compensating",
+            Self::Compensated => "compensated",
+            Self::Waived => "waived",
+            Self::StuckActing => "stuck_acting",
+            Self::StuckCompensating => "stuck_compensating",
+        }
+    }
+
     /// Whether a person has to decide.
     pub fn is_stuck(self) -> bool {
         matches!(self, Self::StuckActing | Self::StuckCompensating)

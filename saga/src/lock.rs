@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::definition::{Definition, OnTimeout, Step};
 use crate::retry::WAIT_MAX;
 
+#[cfg(feature = "kafka")]
 pub(crate) mod rows;
 
 /// The most keys of one lock that a saga takes.

@@ -50,6 +50,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0005_lock.sql",
         sql: include_str!("../migrations/0005_lock.sql"),
     },
+    Migration {
+        version: 6,
+        name: "0006_operating.sql",
+        sql: include_str!("../migrations/0006_operating.sql"),
+    },
 ];
 
 const MEND: &str = "run tailrace_saga::schema::install or the files of its folder migrations";

@@ -84,6 +84,28 @@ pub enum Verb {
     },
 }
 
+impl Verb {
+    /// As it stands in the audit.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Retry { .. } => "retry",
+            Self::Skip { .. } => "skip",
+            Self::Compensate => "compensate",
+            Self::Abort => "abort",
+            Self::Unlock { .. } => "unlock",
+        }
+    }
+
+    /// The step that it is about, where it is about one.
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::Retry { step } => step.as_deref(),
+            Self::Skip { step } | Self::Unlock { step } => Some(step),
+            Self::Compensate | Self::Abort => None,
+        }
+    }
+}
+
 /// What a timer is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "tick", rename_all = "snake_case")]

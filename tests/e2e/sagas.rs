@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tailrace_stack::Stack;
 use tests::process::Process;
-use tests::saga_shop::{Order, SERVICES, Service, create_order_by};
+use tests::saga_shop::{Order, SERVICES, Service, create_order_in_turn};
 use tests::saga_site::{SagaSite, customer};
 
 use crate::run::{LEAD_MAX, node, stop};
@@ -168,7 +168,7 @@ async fn orders_of_one_customer_are_done_in_turn_by_two_engines_of_which_one_is_
 
     assert_eq!((standing.completed, standing.compensated, standing.parked), (26, 14, 0));
     assert_eq!(site.faults_of_turns().await, [""; 0]);
-    let saga = create_order_by(1, Duration::from_secs(600), true).unwrap();
+    let saga = create_order_in_turn(1, Duration::from_secs(600)).unwrap();
     assert_eq!(site.verified(saga.definition()).await.faults, BTreeMap::new());
     assert_eq!(site.faults().await, [""; 0]);
 }

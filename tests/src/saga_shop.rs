@@ -120,25 +120,46 @@ pub struct Manners {
 const CUSTOMER: Lock =
     Lock::named("customer").wait(Duration::from_secs(600), OnTimeout::Compensate);
 
-/// The saga of an order. An attempt is given up after `timeout`.
+/// For how long a saga of an order waits. That may change under a running one.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// An attempt is given up after this.
+    pub timeout: Duration,
+    /// One of the pivot after this.
+    pub pivot_timeout: Duration,
+    /// After so many of them a person decides.
+    pub pivot_attempts: u32,
+}
+
+/// The saga of an order. An attempt is given up after `timeout`, and nothing waits for a person.
 ///
 /// # Errors
 ///
 /// Where the definition is wrong.
 pub fn create_order(version: u32, timeout: Duration) -> Result<Saga<Order>, Error> {
-    create_order_by(version, timeout, false)
+    create_order_by(version, Patience { timeout, pivot_timeout: timeout, pivot_attempts: 10_000 })
 }
 
-/// The same; if wished, a customer's orders are done one after another.
+/// As [`create_order`], with another patience.
 ///
 /// # Errors
 ///
 /// Where the definition is wrong.
-pub fn create_order_by(
-    version: u32,
-    timeout: Duration,
-    in_turn: bool,
-) -> Result<Saga<Order>, Error> {
+pub fn create_order_by(version: u32, patience: Patience) -> Result<Saga<Order>, Error> {
+    define(version, patience, false)
+}
+
+/// As [`create_order`], and a customer's orders are done one after another.
+///
+/// # Errors
+///
+/// Where the definition is wrong.
+pub fn create_order_in_turn(version: u32, timeout: Duration) -> Result<Saga<Order>, Error> {
+    define(version, Patience { timeout, pivot_timeout: timeout, pivot_attempts: 10_000 }, true)
+}
+
+fn define(version: u32, patience: Patience, in_turn: bool) -> Result<Saga<Order>, Error> {
+    let Patience { timeout, pivot_timeout, pivot_attempts } = patience;
     let short = Retry::exponential(Duration::from_millis(100), Duration::from_secs(2));
     let long = short.attempts(10_000).max_age(Duration::from_secs(3600));
     let saga = Saga::define(CREATE_ORDER, version)
@@ -167,15 +188,16 @@ pub fn create_order_by(
                 .no_effect()
         })
         .pivot("capture-payment", CapturePayment::of)
-        .retry(long)
-        .timeout(timeout, Forward::Retry)
+        .retry(long.attempts(pivot_attempts))
+        .timeout(pivot_timeout, Forward::Retry)
         .retriable("approve-order", local(approve_order))
         .build()
 }
 
 /// The participant that a service is.
 pub fn participant(service: Service, prefix: &str) -> Participant<Manners> {
-    let participant = Participant::on(format!("{prefix}{}", service.topic()))
+    let participant = Participant::on(service.topic())
+        .topic_prefix(prefix)
         .source(format!("/{}", service.name()));
     match service {
         Service::Customers => participant.handle(reserve_credit).undo(release_credit),

@@ -11,6 +11,7 @@ use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
 
 use crate::correlation::{Answer, Correlation, SagaId};
 use crate::definition::Definition;
+use crate::engine::metrics::{self, StepEnded};
 use crate::engine::{Core, Tally};
 use crate::error::{Error, is_transient};
 use crate::instance::{Instance, Status};
@@ -53,9 +54,10 @@ struct Sheet {
     timers: Vec<(SagaId, Timer)>,
     released: Vec<(SagaId, LockKey)>,
     messages: Vec<Message>,
-    alerts: Vec<Alert>,
+    alerts: Vec<(Box<str>, Alert)>,
     tally: Tally,
     turned: Vec<(Box<str>, Status)>,
+    steps: Vec<StepEnded>,
 }
 
 /// What came of it.
@@ -65,9 +67,11 @@ pub(crate) struct Applied {
     pub(crate) deferred: Vec<Deferred>,
     /// Counts, once the transaction has committed.
     pub(crate) tally: Tally,
-    pub(crate) alerts: Vec<Alert>,
+    /// With the name of the definition.
+    pub(crate) alerts: Vec<(Box<str>, Alert)>,
     /// Sagas that stand otherwise than before, by the name of their definition.
     pub(crate) turned: Vec<(Box<str>, Status)>,
+    pub(crate) steps: Vec<StepEnded>,
 }
 
 /// Why nothing came of an input.
@@ -149,12 +153,49 @@ pub(crate) async fn apply(
         }
     }
     sheet.write(core, conn).await?;
-    let Sheet { mut tally, alerts, turned, .. } = sheet;
+    let Sheet { mut tally, alerts, turned, steps, .. } = sheet;
     let of = |reason| deferred.iter().filter(|deferred| deferred.reason == reason).count() as u64;
     tally.unknown += of(Reason::Unknown);
     tally.foreign += of(Reason::Foreign);
     tally.failed += of(Reason::Failed);
-    Ok(Applied { deferred, tally, alerts, turned })
+    Ok(Applied { deferred, tally, alerts, turned, steps })
+}
+
+/// A saga that was changed from outside, and how it goes on from there.
+#[derive(Debug)]
+pub(crate) struct Moved {
+    pub(crate) before: Instance,
+    pub(crate) origin: Cause,
+    /// The definition that it follows from now on.
+    pub(crate) definition: Definition,
+    pub(crate) turn: Transition,
+}
+
+/// Has sagas go on, in the transaction that is open, and says which of them can not, and why.
+pub(crate) async fn go_on(
+    core: &Core,
+    conn: &mut PgConnection,
+    moved: Vec<Moved>,
+    now: SystemTime,
+) -> Result<(Applied, Vec<(SagaId, String)>), BoxError> {
+    let mut sheet = Sheet::default();
+    let mut refused = Vec::new();
+    for Moved { before, origin, definition, turn } in moved {
+        let id = before.id();
+        let mut saga =
+            Turn { core, definition: &definition, instance: before, origin: &origin, now };
+        match saga.follow(conn, &mut sheet, Ok(turn), &Cause::new()).await {
+            Ok(()) => {
+                let instance = saga.instance;
+                sheet.changed.push(Changed { instance, begun: None });
+            }
+            Err(Spoilt::Transaction(error)) => return Err(error),
+            Err(Spoilt::Input(text)) => refused.push((id, text)),
+        }
+    }
+    sheet.write(core, conn).await?;
+    let Sheet { tally, alerts, turned, steps, .. } = sheet;
+    Ok((Applied { deferred: Vec::new(), tally, alerts, turned, steps }, refused))
 }
 
 impl Told {
@@ -212,7 +253,7 @@ impl Draft {
 }
 
 impl Turn<'_> {
-    /// Gives it one input, and to its local steps what they ask for. All of it counts, or nothing.
+    /// Gives it one input: see [`follow`](Self::follow).
     async fn take(
         &mut self,
         conn: &mut PgConnection,
@@ -220,8 +261,24 @@ impl Turn<'_> {
         input: Input,
         cause: &Cause,
     ) -> Result<(), Spoilt> {
+        let first = self.step(&self.instance, input);
+        self.follow(conn, sheet, first, cause).await
+    }
+
+    /// Does what a transition asks for, and gives its local steps what they ask for. All of it counts, or nothing.
+    async fn follow(
+        &mut self,
+        conn: &mut PgConnection,
+        sheet: &mut Sheet,
+        first: Result<Transition, Spoilt>,
+        cause: &Cause,
+    ) -> Result<(), Spoilt> {
         let mut draft = Draft::default();
-        match self.play(conn, &mut draft, input, cause).await {
+        let played = match first {
+            Ok(first) => self.play(conn, &mut draft, first, cause).await,
+            Err(spoilt) => Err(spoilt),
+        };
+        match played {
             Ok(()) => {
                 if draft.has_savepoint {
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
@@ -232,6 +289,7 @@ impl Turn<'_> {
                     if is != self.instance.status() || begins {
                         sheet.turned.push((after.definition().name.clone(), is));
                     }
+                    metrics::steps(&self.instance, &after, self.now, &mut sheet.steps);
                     self.instance = after;
                 }
                 let id = self.instance.id();
@@ -239,7 +297,9 @@ impl Turn<'_> {
                 sheet.timers.extend(draft.timers.into_iter().map(|timer| (id, timer)));
                 sheet.released.extend(draft.released.into_iter().map(|lock| (id, lock)));
                 sheet.messages.append(&mut draft.messages);
-                sheet.alerts.append(&mut draft.alerts);
+                let definition = &self.instance.definition().name;
+                let alerts = draft.alerts.drain(..);
+                sheet.alerts.extend(alerts.map(|alert| (definition.clone(), alert)));
                 sheet.tally += draft.tally;
                 Ok(())
             }
@@ -258,13 +318,11 @@ impl Turn<'_> {
         &self,
         conn: &mut PgConnection,
         draft: &mut Draft,
-        input: Input,
+        mut turn: Transition,
         cause: &Cause,
     ) -> Result<(), Spoilt> {
-        let mut inputs = vec![input];
+        let mut inputs = Vec::new();
         for _ in 0..LOCALS_MAX {
-            let Some(input) = inputs.pop() else { return Ok(()) };
-            let turn = self.step(draft.instance.as_ref().unwrap_or(&self.instance), input)?;
             draft.tally.transitions += u64::from(turn.verdict == Verdict::Applied);
             draft.tally.stale += u64::from(turn.verdict == Verdict::Stale);
             draft.tally.duplicates += u64::from(turn.verdict == Verdict::Duplicate);
@@ -288,7 +346,10 @@ impl Turn<'_> {
                 draft.set_savepoint(conn).await?;
                 inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
             }
+            let next = inputs.pop().map(|input| self.step(&instance, input));
             draft.instance = Some(instance);
+            let Some(next) = next else { return Ok(()) };
+            turn = next?;
         }
         Err(Spoilt::Input("its local steps come to no end".to_owned()))
     }

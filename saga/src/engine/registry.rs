@@ -50,6 +50,13 @@ impl Registry {
         self.all().map(|definition| definition.identity().clone()).collect()
     }
 
+    /// The names of its definitions, each once.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.definitions.keys().map(|(name, _)| &**name).collect();
+        names.dedup();
+        names
+    }
+
     /// The definition that a saga follows, if it has still the structure that the saga began with.
     pub(crate) fn find(&self, identity: &Identity) -> Option<&Definition> {
         self.definitions
@@ -171,15 +178,27 @@ pub(crate) async fn quarantined(
     mine: &[Identity],
 ) -> Result<Vec<Quarantined>, Error> {
     let rows = sqlx::query(
-        "SELECT saga.definition, saga.version, saga.hash, count(*)
-         FROM tailrace.saga_instance AS saga
-         WHERE saga.status IN ('running', 'compensating', 'parked')
-           AND NOT EXISTS (SELECT FROM tailrace.saga_engine AS living
+        // From one definition to the next by the index, however many sagas each of them has.
+        "WITH RECURSIVE followed AS (
+             (SELECT definition, version, hash FROM tailrace.saga_instance
+              WHERE status IN ('running', 'compensating', 'parked')
+              ORDER BY definition, version, hash LIMIT 1)
+             UNION ALL
+             SELECT next.* FROM followed, LATERAL (
+                 SELECT definition, version, hash FROM tailrace.saga_instance
+                 WHERE status IN ('running', 'compensating', 'parked')
+                   AND (definition, version, hash) > (followed.definition, followed.version, followed.hash)
+                 ORDER BY definition, version, hash LIMIT 1) AS next)
+         SELECT saga.definition, saga.version, saga.hash,
+             (SELECT count(*) FROM tailrace.saga_instance AS of
+              WHERE of.status IN ('running', 'compensating', 'parked')
+                AND (of.definition, of.version, of.hash) = (saga.definition, saga.version, saga.hash))
+         FROM followed AS saga
+         WHERE NOT EXISTS (SELECT FROM tailrace.saga_engine AS living
                WHERE living.seen_at > now() - interval '1 s' * $1
                  AND (living.definition, living.version, living.hash) = (saga.definition, saga.version, saga.hash))
            AND NOT EXISTS (SELECT FROM unnest($2::text[], $3::bigint[], $4::text[]) AS mine (name, version, hash)
                WHERE (saga.definition, saga.version, saga.hash) = (mine.name, mine.version, mine.hash))
-         GROUP BY saga.definition, saga.version, saga.hash
          ORDER BY saga.definition, saga.version, saga.hash",
     )
     .bind(silence_max.as_secs_f64())

@@ -17,6 +17,8 @@ use crate::transition::Input;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two signs of life, and two looks at those of others.
 const BEAT_EVERY: Duration = Duration::from_secs(3);
+/// Signs of life between two looks at what waits for a person or to be undone.
+const BEATS_PER_LOOK: u64 = 5;
 /// After an error of the database.
 const ERROR_WAIT: Duration = Duration::from_secs(1);
 /// What is taken in one transaction.
@@ -24,7 +26,7 @@ const TAKE_MAX: u32 = 200;
 
 /// Runs until told to end. An error of the database passes, or the consumer beside it ends with it.
 pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receiver<bool>) {
-    let mut beaten: Option<Instant> = None;
+    let mut beaten = Beaten::default();
     loop {
         let wait = match round(&core, &pool, &mut beaten).await {
             Ok(()) => LOOK_EVERY,
@@ -42,9 +44,16 @@ pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receive
     }
 }
 
-async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Result<(), BoxError> {
+/// When the last sign of life was given, and how many there were.
+#[derive(Default)]
+struct Beaten {
+    last: Option<Instant>,
+    count: u64,
+}
+
+async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<(), BoxError> {
     let mut conn = pool.acquire().await?;
-    if beaten.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
+    if beaten.last.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
         core.registry.beat(&mut conn, SILENCE_MAX).await?;
         let mine = core.registry.identities();
         core.counters.quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
@@ -56,7 +65,11 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Resu
                 "what came for unknown sagas has waited in vain, and is dropped"
             );
         }
-        *beaten = Some(Instant::now());
+        if beaten.count.is_multiple_of(BEATS_PER_LOOK) {
+            super::metrics::look(&mut conn, &core.registry.names()).await?;
+        }
+        while super::moves::take(core, &mut conn, SystemTime::now()).await? > 0 {}
+        *beaten = Beaten { last: Some(Instant::now()), count: beaten.count + 1 };
     }
     while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
     while locks(&mut conn).await? == TAKE_MAX as usize {}

@@ -232,7 +232,8 @@ async fn give(
         .collect()
 }
 
-async fn look_again(conn: &mut PgConnection, locks: &[LockKey]) -> Result<(), Error> {
+/// Has somebody look at these lines once those who have them have committed.
+pub(crate) async fn look_again(conn: &mut PgConnection, locks: &[LockKey]) -> Result<(), Error> {
     if locks.is_empty() {
         return Ok(());
     }
