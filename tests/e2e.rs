@@ -56,6 +56,8 @@ mod saga_operating;
 mod sagas;
 #[path = "e2e/secure.rs"]
 mod secure;
+#[path = "e2e/shop.rs"]
+mod shop;
 #[path = "e2e/status_page.rs"]
 mod status_page;
 #[path = "e2e/streaming.rs"]

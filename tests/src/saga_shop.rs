@@ -173,7 +173,8 @@ pub fn create_order_by(version: u32, patience: Patience) -> Result<Saga<Order>, 
 
 /// The participant that a service is.
 pub fn participant(service: Service, prefix: &str) -> Participant<Manners> {
-    let participant = Participant::on(format!("{prefix}{}", service.topic()))
+    let participant = Participant::on(service.topic())
+        .topic_prefix(prefix)
         .source(format!("/{}", service.name()));
     match service {
         Service::Customers => participant.handle(reserve_credit).undo(release_credit),

@@ -16,6 +16,7 @@ use crate::engine::Quarantined;
 use crate::engine::apply::Applied;
 use crate::error::Error;
 use crate::instance::{Instance, StepState, StepStatus};
+use crate::lock::Lines;
 
 /// Sagas that have begun, ended or turned round, by [`DEFINITION`] and [`STATUS`].
 pub const TURNED: &str = "tailrace_saga_turned_total";
@@ -36,6 +37,12 @@ pub const UNCOMPENSATED_SECONDS: &str = "tailrace_saga_uncompensated_seconds";
 
 /// A label: how a step has ended: `done`, `refused`, `skipped`, `compensated` or `waived`.
 pub const OUTCOME: &str = "outcome";
+/// Locks of sagas, by [`LOCK`] and [`STATE`]: `held`, `waiting`, or `expired`, which are held for longer than a saga may
+/// go forward with them.
+pub const LOCKS: &str = "tailrace_saga_locks";
+/// For how many seconds the saga has stood in line that stands there longest, by [`LOCK`].
+pub const LOCK_WAIT: &str = "tailrace_saga_lock_wait_seconds_max";
+
 /// A label: the name of a definition.
 pub const DEFINITION: &str = "definition";
 /// A label: how a saga stands, as [`Status::as_str`](crate::Status::as_str) has it.
@@ -46,6 +53,11 @@ pub const STEP: &str = "step";
 pub const OPERATION: &str = "operation";
 /// A label: what became of an input.
 pub const VERDICT: &str = "verdict";
+
+/// A label: the name of a lock, never its key.
+pub const LOCK: &str = "lock";
+/// A label: whether a lock is held, waited for or expired.
+pub const STATE: &str = "state";
 
 /// Tells the recorder what the metrics mean.
 pub fn describe() {
@@ -60,6 +72,8 @@ pub fn describe() {
         Unit::Seconds,
         "How long the oldest saga is being undone"
     );
+    describe_gauge!(LOCKS, Unit::Count, "Locks that are held, waited for, or held for too long");
+    describe_gauge!(LOCK_WAIT, Unit::Seconds, "How long a saga has waited for a lock at most");
 }
 
 /// What a committed transaction has done. In the transaction of a batch it is said before the commit, and so again if
@@ -196,6 +210,7 @@ struct Counts {
     failed: AtomicU64,
     timers: AtomicU64,
     quarantined: Mutex<Vec<Quarantined>>,
+    locks: Mutex<Vec<Lines>>,
 }
 
 /// Counts of one engine, as numbers. What is rolled back and repeated with its batch counts each time.
@@ -307,6 +322,27 @@ impl Counters {
             }
             *known = found;
         }
+    }
+
+    /// How many locks are held and waited for, by their names, as of the last look.
+    pub fn locks(&self) -> Vec<Lines> {
+        self.0.locks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn look_at_locks(&self, found: Vec<Lines>) {
+        let mut known = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_gone = |it: &&Lines| found.iter().all(|now| now.lock != it.lock);
+        let gone = known.iter().filter(is_gone).map(|it| Lines::of(&it.lock));
+        for it in gone.chain(found.iter().cloned()) {
+            for (state, sagas) in
+                [("held", it.held), ("waiting", it.waiting), ("expired", it.expired)]
+            {
+                let sagas = f64::from(u32::try_from(sagas).unwrap_or(u32::MAX));
+                gauge!(LOCKS, LOCK => it.lock.clone(), STATE => state).set(sagas);
+            }
+            gauge!(LOCK_WAIT, LOCK => it.lock).set(it.wait_max.as_secs_f64());
+        }
+        *known = found;
     }
 
     pub(crate) fn count(&self, tally: Tally) {

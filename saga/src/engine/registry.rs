@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::definition::{Definition, Identity};
 use crate::error::Error;
+use crate::lock::Ordered;
 
 /// The definitions of an engine, several versions side by side.
 #[derive(Debug)]
@@ -81,14 +82,16 @@ impl Registry {
     ) -> Result<(), Error> {
         let mine = self.identities();
         sqlx::query(
-            "INSERT INTO tailrace.saga_engine AS living (engine, definition, version, hash)
-             SELECT $1, name, version, hash FROM unnest($2::text[], $3::bigint[], $4::text[]) AS mine (name, version, hash)
+            "INSERT INTO tailrace.saga_engine AS living (engine, definition, version, hash, lock_order)
+             SELECT $1, name, version, hash, string_to_array(lock_order, ',')
+             FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[]) AS mine (name, version, hash, lock_order)
              ON CONFLICT (engine, definition, version) DO UPDATE SET seen_at = now()",
         )
         .bind(self.engine)
         .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
         .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
         .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
+        .bind(self.all().map(|mine| mine.lock_order().join(",")).collect::<Vec<_>>())
         .execute(&mut *conn)
         .await
         .map_err(failed)?;
@@ -144,6 +147,28 @@ fn choose(runs: &[(Uuid, String, u32)]) -> BTreeMap<Box<str>, u32> {
         }
     }
     chosen
+}
+
+/// The lock orders of all that living engines can run.
+pub(crate) async fn lock_orders(
+    conn: &mut PgConnection,
+    silence_max: Duration,
+) -> Result<Vec<Ordered>, Error> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT definition || '/' || version, lock_order FROM tailrace.saga_engine
+         WHERE seen_at > now() - interval '1 s' * $1 AND lock_order <> '{}' ORDER BY 1",
+    )
+    .bind(silence_max.as_secs_f64())
+    .fetch_all(conn)
+    .await
+    .map_err(failed)?;
+    rows.iter()
+        .map(|row| {
+            let locks: Vec<String> = row.try_get(1).map_err(failed)?;
+            let of = row.try_get(0).map_err(failed)?;
+            Ok(Ordered { of, locks: locks.into_iter().map(String::into_boxed_str).collect() })
+        })
+        .collect()
 }
 
 /// Running sagas that no living engine can run.

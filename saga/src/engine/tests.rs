@@ -18,7 +18,9 @@ use crate::store::{self, Cause, Reason};
 use crate::transition::{Input, Verb};
 use crate::verify;
 
+mod locks;
 mod rights;
+mod seen;
 
 /// A reply with this makes the saga's code panic.
 const PANICS: i64 = 13;
@@ -64,9 +66,12 @@ async fn shop(name: &str) -> Shop {
 }
 
 fn core(versions: &[u32]) -> Arc<Core> {
-    let definitions = versions.iter().map(|version| definition(*version).definition().clone());
+    core_of(versions.iter().map(|version| definition(*version).definition().clone()).collect())
+}
+
+fn core_of(definitions: Vec<Definition>) -> Arc<Core> {
     Arc::new(Core {
-        registry: Registry::new(definitions.collect()),
+        registry: Registry::new(definitions),
         outbox: Outbox::new(Store::Wal),
         source: "/orders".to_owned(),
         prefix: String::new(),

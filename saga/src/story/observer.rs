@@ -30,7 +30,7 @@ use crate::transition::{PART_TYPE, REPLY_TYPE};
 /// # ) -> Result<(), Error> {
 /// Observer::new(Config::new("saga-observer", "localhost:9092", pool))
 ///     .choreography(&create_order)
-///     .saga(book_trip.definition())
+///     .saga(&book_trip)
 ///     .run(stop)
 ///     .await?;
 /// # Ok(())
@@ -62,7 +62,8 @@ impl Observer {
     }
 
     /// Keeps the commands and replies of an orchestrated saga, and of those that are steps of it.
-    pub fn saga(mut self, definition: &Definition) -> Self {
+    pub fn saga(mut self, saga: &impl AsRef<Definition>) -> Self {
+        let definition = saga.as_ref();
         self.topics.insert(definition.replies().to_owned());
         self.types.extend([REPLY_TYPE.to_owned(), PART_TYPE.to_owned()]);
         for (topic, command) in definition.steps().filter_map(|step| step.command()) {
