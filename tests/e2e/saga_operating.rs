@@ -1,11 +1,10 @@
 //! Sagas that wait for a person, and what the person does about them, with an engine that runs.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sqlx::PgConnection;
 use tailrace_saga::operate::{self, By, Change, Filter, Listed, Paging};
-use tailrace_saga::{SagaId, Status, Verb};
+use tailrace_saga::{MappingFile, SagaId, Status, Structure, Verb};
 use tailrace_stack::Stack;
 use tests::saga_shop::{Order, Service};
 use tests::saga_site::{SagaSite, customer};
@@ -56,10 +55,40 @@ fn listed<'a>(
     until(conn, filter, count, |_| true)
 }
 
+/// Waits until an engine has stored the structure of this version.
+async fn registered(conn: &mut PgConnection, version: u32) -> Structure {
+    let looking = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            tick.tick().await;
+            let found = operate::structure(conn, "create-order", Some(version)).await;
+            if let Some(structure) = found.expect("structures are read") {
+                return structure;
+            }
+        }
+    };
+    tokio::time::timeout(END_MAX, looking).await.expect("an engine starts")
+}
+
 async fn wants(conn: &mut PgConnection, verb: Verb, query: &str, sagas: &[SagaId]) -> usize {
     let change = Change::verb(verb, By::new("anna").note("payments are back"), query);
     let outcomes = change.make(conn, sagas).await.expect("it is told");
     outcomes.iter().filter(|outcome| outcome.planned.is_ok()).count()
+}
+
+/// How often what was wanted.
+async fn audited(conn: &mut PgConnection) -> Vec<(String, i64)> {
+    sqlx::query_as(
+        "SELECT action, count(*) FROM tailrace.saga_audit WHERE actor = 'anna' GROUP BY action ORDER BY action",
+    )
+    .fetch_all(conn)
+    .await
+    .expect("the audit is read")
+}
+
+fn mapping() -> MappingFile {
+    let mapping = r#"{ "from": "create-order/1", "to": "create-order/2" }"#;
+    serde_json::from_str(mapping).expect("it is a mapping")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +106,7 @@ async fn sagas_that_wait_for_a_person_end_as_the_person_wants() {
     let mut warehouse = site.participant(Service::Warehouse, &[]);
     let patience =
         ["--time-out-ms", "600000", "--pivot-time-out-ms", "300", "--pivot-attempts", "1"];
-    let _engine = site.engine(&patience);
+    let mut engine = site.engine(&patience);
     let parked = || Filter::default().state(Status::Parked).step("capture-payment");
 
     // Nobody takes payments.
@@ -108,22 +137,35 @@ async fn sagas_that_wait_for_a_person_end_as_the_person_wants() {
     let last = listed(&mut conn, under_way, 1).await.remove(0).id;
     let undone = wants(&mut conn, Verb::Compensate, "by id", &[last]).await;
     listed(&mut conn, Filter::default().state(Status::Compensating), 1).await;
-    let _warehouse = site.participant(Service::Warehouse, &[]);
+    let mut warehouse = site.participant(Service::Warehouse, &[]);
     listed(&mut conn, Filter::default().state(Status::Compensated), 1).await;
 
+    // One whose version is taken out while it is under way.
+    stop(&mut warehouse).await;
+    site.place(&orders(9..10)).await;
+    let under_way = Filter::default().step("allocate-stock").state(Status::Running);
+    let stranded = listed(&mut conn, under_way, 1).await.remove(0).id;
+    stop(&mut engine).await;
+    let _engine = site.engine(&[&patience[..], &["--saga-version", "2"]].concat());
+    let _warehouse = site.participant(Service::Warehouse, &[]);
+    let to = registered(&mut conn, 2).await;
+    let change = Change::migrate(to, mapping(), By::new("anna"), "by id");
+    let ordered = change.make(&mut conn, &[stranded]).await.expect("it is ordered");
+    listed(&mut conn, Filter::default().state(Status::Completed), 8).await;
+    assert_eq!(ordered.iter().map(|one| one.planned.is_ok()).collect::<Vec<_>>(), [true]);
+
     assert_eq!((too_late, skipped, aborted, retried, undone), (0, 1, 1, 6, 1));
-    let rows: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT action, count(*) FROM tailrace.saga_audit WHERE actor = 'anna' GROUP BY action",
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .expect("the audit is read");
-    let audited: BTreeMap<&str, i64> =
-        rows.iter().map(|(action, count)| (action.as_str(), *count)).collect();
-    let expected = [("abort", 1), ("compensate", 1), ("retry", 6), ("skip", 1)];
-    assert_eq!(audited, BTreeMap::from(expected));
-    let shown = operate::show(&mut conn, last).await.expect("it is shown").expect("it is there");
-    assert!(shown.has_engine && shown.inputs.is_empty(), "{shown:?}");
-    let structure = operate::structure(&mut conn, "create-order", None).await.expect("it is read");
-    assert!(structure.is_some(), "the engine has stored what it runs");
+    let expected = [
+        ("abort", 1),
+        ("compensate", 1),
+        ("migrate to create-order/2", 1),
+        ("retry", 6),
+        ("skip", 1),
+    ]
+    .map(|(action, count)| (action.to_owned(), count));
+    assert_eq!(audited(&mut conn).await, expected);
+    let shown = operate::show(&mut conn, stranded).await.expect("it is shown");
+    let shown = shown.expect("it is there");
+    assert!(shown.has_engine && shown.inputs.is_empty() && shown.ordered.is_none(), "{shown:?}");
+    assert_eq!(shown.saga.definition.version, 2);
 }

@@ -40,7 +40,7 @@
 //!
 //! A change is `{"verb": "retry", "step": …, "sagas": [ID, …], "note": …, "actor": …, "dry_run": false}`, or with
 //! `query` instead of `sagas`: an object with the parameters of a list. Verbs are those of `tailrace saga`; `migrate` takes
-//! a [`MappingFile`](crate::MappingFile) as `mapping`. Of a query one page is changed; `next` of the answer is `after` of
+//! a [`MappingFile`] as `mapping`. Of a query one page is changed; `next` of the answer is `after` of
 //! the next request, until there is none.
 //!
 //! Errors are `application/problem+json` (RFC 9457). Pages have [`PAGE_MAX`] sagas at most, changes [`BATCH_SAGAS_MAX`],
