@@ -50,10 +50,14 @@ mod rights;
 mod roles;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/saga_operating.rs"]
+mod saga_operating;
 #[path = "e2e/sagas.rs"]
 mod sagas;
 #[path = "e2e/secure.rs"]
 mod secure;
+#[path = "e2e/shop.rs"]
+mod shop;
 #[path = "e2e/status_page.rs"]
 mod status_page;
 #[path = "e2e/streaming.rs"]

@@ -29,6 +29,9 @@ mod config;
 mod dead_letter;
 mod error;
 #[doc(hidden)]
+#[cfg(feature = "faults")]
+pub mod faults;
+#[doc(hidden)]
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod init;

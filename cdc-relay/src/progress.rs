@@ -182,6 +182,10 @@ impl Progress {
             }
             Known::UpTo(_) | Known::Nothing => {}
         }
+        #[cfg(feature = "faults")]
+        if crate::faults::resumes_by_message_lsn() && change_lsn < self.known.flush_lsn {
+            return Ok(Verdict::Published);
+        }
         let commit_lsn = open.commit_lsn;
         Ok(Verdict::Fresh(Position { incarnation: self.incarnation, commit_lsn, ordinal }))
     }

@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Retry(change::Retry),
     /// Passes over a step that waits for a person: an action counts as done, an effect stays that was to go
     Skip(change::Skip),
+    /// Has sagas give back a lock and go on without it: others see what is half done
+    Unlock(change::Unlock),
     /// Has sagas undone, unless their pivot was asked for
     Compensate(change::Compensate),
     /// Ends sagas as they are: what is done stays done, and nothing more is asked of anybody
@@ -58,6 +60,7 @@ pub(crate) async fn run(command: Command) -> Result<Answer, Error> {
         Command::Timeline(timeline) => timeline.run().await,
         Command::Retry(retry) => retry.run().await,
         Command::Skip(skip) => skip.run().await,
+        Command::Unlock(unlock) => unlock.run().await,
         Command::Compensate(compensate) => compensate.run().await,
         Command::Abort(abort) => abort.run().await,
         Command::Migrate(migrate) => migrate.run().await,

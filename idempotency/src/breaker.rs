@@ -91,6 +91,22 @@ impl Breaker {
         self.lock().state(Instant::now())
     }
 
+    /// Makes a call of the service's own through it: for what is to fall back on something else, rather than to wait as
+    /// messages do. An error is a failure; bound the call's time inside of it.
+    ///
+    /// # Errors
+    /// [`NotDone::Open`] where the call was not made, and [`NotDone::Failed`] with its own error.
+    pub async fn call<T, E>(
+        &self,
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, NotDone<E>> {
+        let began = Instant::now();
+        let Some(permit) = self.permit(began) else { return Err(NotDone::Open) };
+        let done = call.await;
+        permit.ended(done.is_err(), began.elapsed());
+        done.map_err(NotDone::Failed)
+    }
+
     /// Everything wrong with its options.
     pub(crate) fn faults(&self) -> Vec<&'static str> {
         let mut circuit = self.lock();
@@ -134,6 +150,15 @@ impl Breaker {
         // Nothing panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why a [`Breaker::call`] has no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotDone<E> {
+    /// The breaker lets nothing through now.
+    Open,
+    /// It was made, and failed.
+    Failed(E),
 }
 
 impl fmt::Debug for Breaker {

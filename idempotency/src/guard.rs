@@ -324,6 +324,8 @@ async fn try_claim(
         .await
         .map_err(cannot_claim)?;
     let first = claimed.map_or(First::All, |ids| First::These(ids.into_iter().collect()));
+    #[cfg(feature = "faults")]
+    let first = if crate::faults::claims_are_ignored() { First::All } else { first };
     let mut found = Found { first, ..Found::default() };
     for (day, state) in days.into_iter().map(Day).zip(states) {
         match state {

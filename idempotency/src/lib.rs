@@ -103,6 +103,9 @@ mod dedupe;
 mod error;
 #[cfg(feature = "kafka")]
 mod failure;
+#[doc(hidden)]
+#[cfg(feature = "faults")]
+pub mod faults;
 #[cfg(test)]
 #[cfg(feature = "kafka")]
 mod fixture;
@@ -165,9 +168,11 @@ pub mod schema;
 mod sequence;
 #[cfg(feature = "kafka")]
 mod trial;
+#[cfg(feature = "kafka")]
+mod used;
 
 #[cfg(feature = "kafka")]
-pub use breaker::Breaker;
+pub use breaker::{Breaker, NotDone};
 #[cfg(feature = "kafka")]
 pub use call::{Answer, Call, CallCx, CallHandler, Prepared, RecordHandler};
 #[cfg(feature = "kafka")]

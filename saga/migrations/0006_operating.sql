@@ -20,9 +20,9 @@ ALTER TABLE tailrace.saga_instance ADD COLUMN turned_at timestamptz;
 -- completed.
 CREATE INDEX saga_instance_live ON tailrace.saga_instance (id)
     WHERE status IN ('running', 'compensating', 'parked');
-CREATE INDEX saga_instance_attention ON tailrace.saga_instance (id)
+CREATE INDEX saga_instance_attention ON tailrace.saga_instance (status, id)
     WHERE status IN ('compensating', 'parked');
-CREATE INDEX saga_instance_undone ON tailrace.saga_instance (id)
+CREATE INDEX saga_instance_undone ON tailrace.saga_instance (status, id)
     WHERE status IN ('compensated', 'aborted');
 CREATE INDEX saga_instance_turned ON tailrace.saga_instance (definition, turned_at)
     WHERE status IN ('compensating', 'parked') AND turned_at IS NOT NULL;

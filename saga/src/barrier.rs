@@ -65,6 +65,10 @@ pub(crate) enum Decision {
 impl Barrier {
     /// The one place that decides.
     pub(crate) fn decide(&self, request: Request) -> Decision {
+        #[cfg(feature = "faults")]
+        if crate::faults::barrier_is_off() {
+            return Decision::Run;
+        }
         match request.operation {
             Operation::Action => self.decide_action(request),
             Operation::Compensation => self.decide_compensation(request),

@@ -19,8 +19,9 @@ use crate::definition::{
 use crate::draft::Draft;
 use crate::error::Error;
 use crate::instance::Instance;
+use crate::lock::{self, Lock};
 use crate::retry::Retry;
-use crate::unreadable::{read, write};
+use crate::unreadable::{Unreadable, read, write};
 use crate::work::{Awaits, CanBeUndone, CannotBeRefused, Does, Work};
 
 /// How long an attempt waits for its answer if nothing else is said.
@@ -268,6 +269,33 @@ impl<D: Serialize + DeserializeOwned + 'static> BeforePivot<D> {
     ) -> Self {
         let mut step = waiting::<D, S>(name, StepKind::NoEffect, within, fold);
         step.on_timeout = on_timeout;
+        self.take(step)
+    }
+
+    /// The locks that sagas of this definition take, in the order in which they take them. All definitions of a service
+    /// had best share one constant: an engine takes none whose orders contradict each other. Default: none.
+    pub fn lock_order(mut self, order: &[&str]) -> Self {
+        self.draft.lock_order = order.iter().map(|name| (*name).into()).collect();
+        self
+    }
+
+    /// Takes a lock, for all of these keys, and keeps it until the saga has ended. The step is named after the lock.
+    ///
+    /// Whoever asks first has it first. Keys are taken one after another in their order, whatever the order in which
+    /// they are given; without any, nothing is locked. A saga takes each lock once, in the declared
+    /// [order](Self::lock_order), and none behind its pivot or in a branch; so no two sagas wait for each other.
+    pub fn lock<K>(self, lock: Lock, keys: impl Fn(&D) -> K + Send + Sync + 'static) -> Self
+    where
+        K: IntoIterator<Item = String>,
+    {
+        let keys = move |data: &Value| {
+            lock::in_order(keys(&read("the data", data)?))
+                .map_err(|what| Unreadable { what: format!("the lock {}: {what}", lock.name) })
+        };
+        let work = Inner::Lock { lock, keys: Closure(Box::new(keys)) };
+        let mut step = new_step(lock.name, StepKind::NoEffect, work);
+        step.timeout = lock.wait;
+        step.on_timeout = lock.on_timeout;
         self.take(step)
     }
 

@@ -14,6 +14,7 @@ use crate::correlation::SagaId;
 use crate::error::Error;
 use crate::instance::Request;
 use crate::local::{LocalRun, NoLocal};
+use crate::lock::Lock;
 use crate::retry::Retry;
 use crate::transition::PART_TYPE;
 use crate::unreadable::Unreadable;
@@ -31,6 +32,7 @@ pub(crate) struct Graph {
     pub(crate) deadline: Option<Duration>,
     pub(crate) upcasters: Vec<Upcaster>,
     pub(crate) starts: Vec<Start>,
+    pub(crate) lock_order: Vec<Box<str>>,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -126,6 +128,9 @@ pub enum OnRefused {
     Abort,
     /// It is asked for again, by its [`Retry`]; at the end of that the saga is undone.
     Retry,
+    /// As [`Retry`](Self::Retry), with a command that is made anew of the data: what was refused has no effect, so what is
+    /// asked for next may be something else.
+    Anew,
     /// The saga goes on without it.
     GoOn,
 }
@@ -147,10 +152,15 @@ pub(crate) enum Work {
     Part { definition: Definition, build: Closure<Build> },
     /// Somebody outside.
     Wait { signal_type: &'static str },
+    /// Whoever has the lock now, by his end.
+    Lock { lock: Lock, keys: Closure<Keys> },
 }
 
 /// The target, where there is one, and the payload of a command.
 pub(crate) type Build = dyn Fn(&Value) -> Result<(Option<String>, Value), Unreadable> + Send + Sync;
+
+/// From the data to the keys of a lock, in the order in which they are taken.
+pub(crate) type Keys = dyn Fn(&Value) -> Result<Vec<String>, Unreadable> + Send + Sync;
 
 /// From the data and a reply to the new data.
 pub(crate) type Fold = dyn Fn(&Value, &Value) -> Result<Value, Unreadable> + Send + Sync;
@@ -229,6 +239,11 @@ impl Definition {
         (start.begin.0)(payload).map_err(Error::from)
     }
 
+    /// The locks that its sagas may take, in the order in which they take them.
+    pub fn lock_order(&self) -> &[Box<str>] {
+        &self.0.lock_order
+    }
+
     /// Every topic that has to exist before it runs: of what starts it, of its commands and of its replies, and those of
     /// the sagas that are its steps.
     pub fn topics(&self) -> BTreeSet<&str> {
@@ -299,7 +314,7 @@ impl Step {
         match &self.work {
             Work::Command { topic, message_type, .. } => Some((topic, message_type)),
             Work::Part { definition, .. } => Some((definition.replies(), PART_TYPE)),
-            Work::Local { .. } | Work::Wait { .. } => None,
+            Work::Local { .. } | Work::Wait { .. } | Work::Lock { .. } => None,
         }
     }
 
@@ -315,6 +330,14 @@ impl Step {
     pub fn signal_type(&self) -> Option<&str> {
         match self.work {
             Work::Wait { signal_type } => Some(signal_type),
+            _ => None,
+        }
+    }
+
+    /// The lock that it takes.
+    pub fn lock(&self) -> Option<&Lock> {
+        match &self.work {
+            Work::Lock { lock, .. } => Some(lock),
             _ => None,
         }
     }
@@ -350,7 +373,7 @@ impl Step {
                 let part = part_id(saga, &self.name);
                 (definition.replies(), PART_TYPE, build, part.to_string())
             }
-            Work::Local { .. } | Work::Wait { .. } => return Ok(None),
+            Work::Local { .. } | Work::Wait { .. } | Work::Lock { .. } => return Ok(None),
         };
         let (target, payload) = (build.0)(data)?;
         Ok(Some(Request {
@@ -379,6 +402,7 @@ impl Step {
             Work::Local { .. } => "local".to_owned(),
             Work::Part { definition, .. } => format!("part {}", definition.identity().name),
             Work::Wait { signal_type } => format!("wait {signal_type}"),
+            Work::Lock { lock, .. } => format!("lock {}", lock.name),
         };
         format!("{} {work}", self.kind.as_str())
     }

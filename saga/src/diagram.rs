@@ -215,6 +215,7 @@ fn exchange(out: &mut String, step: &Shape, topics: &[&str]) {
     let Some((topic, message_type)) = step.command() else {
         let what = match step.signal_type() {
             Some(signal) => format!("{} waits for {signal}", step.name()),
+            None if step.is_lock() => format!("{}, until the end", label(step)),
             None => format!("{} (local)", step.name()),
         };
         line(out, &format!("Note over saga: {what}"));
@@ -264,7 +265,7 @@ fn svg_of(definition: &Structure, saga: Option<&Instance>) -> String {
 
 fn drawn(out: &mut String, step: &Shape, status: Option<StepStatus>, (x, y): (usize, usize)) {
     let stroke = if step.kind() == StepKind::Pivot { 3 } else { 1 };
-    let name = escaped(step.name());
+    let name = escaped(&label_of_box(step));
     let kind = match status {
         Some(status) => status.as_str().replace('_', " "),
         None => said(step).to_owned(),
@@ -289,15 +290,22 @@ fn said(step: &Shape) -> &'static str {
     match step.kind() {
         StepKind::Compensable => "can be undone",
         StepKind::NoEffect if step.signal_type().is_some() => "waits for a signal",
+        StepKind::NoEffect if step.is_lock() => "locked until the end",
         StepKind::NoEffect => "leaves nothing to undo",
         StepKind::Pivot => "point of no return",
         StepKind::Retriable => "repeated until it is done",
     }
 }
 
+/// The pivot is known by its frame.
+fn label_of_box(step: &Shape) -> String {
+    if step.kind() == StepKind::Pivot { step.name().to_owned() } else { label(step) }
+}
+
 fn label(step: &Shape) -> String {
     match step.kind() {
         StepKind::Pivot => format!("{} (pivot)", step.name()),
+        _ if step.is_lock() => format!("lock {}", step.name()),
         _ => step.name().to_owned(),
     }
 }
@@ -330,7 +338,9 @@ fn line(out: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::create_order;
+    use crate::builder::Saga;
+    use crate::fixture::{CapturePayment, Order, create_order};
+    use crate::lock::Lock;
 
     #[test]
     fn a_saga_is_drawn_as_states_forward_and_back() {
@@ -388,6 +398,27 @@ sequenceDiagram
     t4--)saga: done
 ";
         assert_eq!(sequence(create_order().definition()), expected);
+    }
+
+    #[test]
+    fn a_lock_is_drawn_where_it_is_taken() {
+        const ACCOUNT: Lock = Lock::named("account");
+        let saga = Saga::<Order>::define("pay", 1)
+            .lock_order(&["account"])
+            .lock(ACCOUNT, |order: &Order| [order.customer.clone()])
+            .pivot("capture", CapturePayment::of)
+            .build()
+            .unwrap();
+
+        assert!(states(saga.definition()).contains("    g0 : lock account\n"));
+        let sequence = sequence(saga.definition());
+        assert!(
+            sequence.contains("    Note over saga: lock account, until the end\n"),
+            "{sequence}"
+        );
+        let svg = svg(saga.definition());
+        assert!(svg.contains(">lock account</text>") && svg.contains(">locked until the end<"));
+        assert!(svg.contains(">capture</text>"), "{svg}");
     }
 
     #[test]

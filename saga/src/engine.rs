@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::builder::Saga;
 use crate::definition::Definition;
 use crate::error::{Error, Kind};
+use crate::lock::{self, Ordered};
 use crate::operate;
 use crate::schema;
 use crate::transition::{PART_TYPE, REPLY_TYPE};
@@ -194,7 +195,8 @@ impl Engine {
     /// The engine and a handle by which the service itself starts sagas and tells them something.
     ///
     /// # Errors
-    /// [`Kind::Definition`] where two definitions are the same version of one name and not the same.
+    /// [`Kind::Definition`] where two definitions are the same version of one name and not the same, or where the lock
+    /// orders of definitions contradict each other.
     pub fn prepare(self) -> Result<Prepared, Error> {
         let Self { config, source, outbox, prefix, definitions, unknown, strict, counters, health } =
             self;
@@ -208,6 +210,7 @@ impl Engine {
                 return Err(Error::definition(text));
             }
         }
+        keep_lock_orders(definitions.iter().map(Ordered::new).collect())?;
         let registry = Registry::new(definitions);
         let core = Arc::new(Core { registry, outbox, source, prefix, unknown, counters });
         Ok(Prepared { config, core, strict, health })
@@ -241,7 +244,8 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Kind::Schema`] where tables are missing, [`Kind::Quarantined`] where it is [strict](Engine::strict) and
-    /// somebody's sagas would stand still; otherwise what [`Consumer::run`] says.
+    /// somebody's sagas would stand still, [`Kind::Definition`] where its lock orders contradict those of a living engine;
+    /// otherwise what [`Consumer::run`] says.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Report, Error> {
         let Self { config, core, strict, health } = self;
         let pool = config.pool().clone();
@@ -288,7 +292,19 @@ async fn begin(core: &Core, pool: &PgPool, strict: bool) -> Result<(), Error> {
     core.counters.quarantine(quarantined);
     let structures: Vec<_> = core.registry.all().map(Definition::structure).collect();
     operate::register(&mut conn, &structures).await?;
-    core.registry.beat(&mut conn, SILENCE_MAX).await
+    core.registry.beat(&mut conn, SILENCE_MAX).await?;
+    // After the sign of life: of two engines that begin at the same time, one at least sees the other.
+    let kept = keep_lock_orders(registry::lock_orders(&mut conn, SILENCE_MAX).await?);
+    if kept.is_err() {
+        core.registry.leave(&mut conn).await?;
+    }
+    kept
+}
+
+/// Sagas that take locks in contradicting orders might wait for each other.
+fn keep_lock_orders(definitions: Vec<Ordered>) -> Result<(), Error> {
+    let faults = lock::contradictions(&definitions);
+    if faults.is_empty() { Ok(()) } else { Err(Error::faults("the lock order", faults)) }
 }
 
 fn consumer(config: Config, core: &Arc<Core>) -> Consumer {
@@ -323,6 +339,13 @@ fn report(applied: &Applied) {
         tracing::error!(saga = %alert.saga, %definition, step = %alert.step, operation = alert.operation.as_str(),
             trouble = ?alert.trouble, "a saga waits for a person");
     }
+}
+
+/// What is looked at now and then, for tests of how much that reads.
+#[cfg(test)]
+pub(crate) async fn look(conn: &mut PgConnection, definitions: &[&str]) -> Result<(), Error> {
+    metrics::look(conn, definitions).await?;
+    registry::quarantined(conn, SILENCE_MAX, &[]).await.map(drop)
 }
 
 struct Panicked;

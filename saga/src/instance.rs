@@ -130,6 +130,11 @@ pub enum Cause {
     Cancelled,
     /// The saga that it is part of is undone.
     Parent,
+    /// It held a lock for as long as it may go forward with it.
+    LockExpired {
+        /// The step that took it.
+        step: Box<str>,
+    },
 }
 
 /// How far a step is.
@@ -150,6 +155,45 @@ pub struct StepState {
     pub(crate) due: Option<SystemTime>,
     /// Why a person has to decide.
     pub(crate) trouble: Option<Trouble>,
+    /// What it locks, once it has asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lock: Option<LockState>,
+}
+
+/// How far a step is with its lock.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LockState {
+    /// In the order in which they are taken.
+    pub(crate) keys: Vec<String>,
+    /// How many of them the saga holds.
+    pub(crate) held: usize,
+    /// Until when it may go forward with what it holds.
+    #[serde(with = "micros::optional")]
+    pub(crate) expires_at: Option<SystemTime>,
+    /// Whether that time is over, and the saga has been told.
+    pub(crate) is_expired: bool,
+}
+
+impl LockState {
+    /// The keys that the saga holds.
+    pub fn held(&self) -> &[String] {
+        self.keys.get(..self.held).unwrap_or(&self.keys)
+    }
+
+    /// The key that it gets next.
+    pub fn next(&self) -> Option<&str> {
+        self.keys.get(self.held).map(String::as_str)
+    }
+
+    /// Until when it may go forward with them; it keeps them in any case.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+
+    /// Whether it was told that this time is over.
+    pub fn is_expired(&self) -> bool {
+        self.is_expired
+    }
 }
 
 /// Where a step is between not begun and over.
@@ -217,6 +261,9 @@ pub enum Trouble {
     Refused,
     /// The participant says that the step was compensated before.
     Blocked,
+    /// The saga holds its lock for longer than it may go forward with it, and can not be undone any more, or is not undone
+    /// yet.
+    LockExpired,
     /// The data, a reply or a command could not be read or written. The text names no values.
     Unreadable {
         /// What could not be read, and why.
@@ -369,6 +416,7 @@ impl StepState {
             since: None,
             due: None,
             trouble: None,
+            lock: None,
         }
     }
 
@@ -410,6 +458,11 @@ impl StepState {
     /// Why a person has to decide about it.
     pub fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()
+    }
+
+    /// Its lock, where it takes one and has begun to.
+    pub fn lock(&self) -> Option<&LockState> {
+        self.lock.as_ref()
     }
 
     /// The operation that is under way, or waits for a person.

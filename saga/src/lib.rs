@@ -10,6 +10,9 @@
 //! function, [`step`](fn@step): from an [`Instance`] and an [`Input`] to a [`Transition`]. [`check`] explores what can
 //! happen to yours, [`testing`] tells it in virtual time, [`diagram`] draws it.
 //!
+//! A saga's effects are seen before it has ended: a [`Lock`] keeps others out meanwhile, and [`Seen`] has a step refused
+//! where somebody was there all the same.
+//!
 //! Where nobody is to stand in the middle, services react to each other's events, as a `Choreography` declares.
 //!
 //! # Features
@@ -39,10 +42,14 @@ mod draft;
 #[cfg(feature = "kafka")]
 mod engine;
 mod error;
+#[doc(hidden)]
+#[cfg(feature = "faults")]
+pub mod faults;
 #[cfg(test)]
 mod fixture;
 mod instance;
 mod local;
+mod lock;
 mod machine;
 mod mapping_file;
 mod migrate;
@@ -52,6 +59,7 @@ pub mod participant;
 mod retry;
 mod rules;
 pub mod schema;
+mod seen;
 #[cfg(feature = "kafka")]
 mod store;
 pub mod story;
@@ -79,19 +87,22 @@ pub use engine::{
 };
 pub use error::{Error, Kind};
 pub use instance::{
-    Cause, Instance, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus, Trouble,
+    Cause, Instance, LockState, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus,
+    Trouble,
 };
 pub use local::{Local, LocalCx, LocalHandler, NotUndone, Undone, local};
+pub use lock::{LOCK_KEY_BYTES_MAX, LOCK_KEYS_MAX, Lines, Lock};
 pub use machine::step;
 pub use mapping_file::{DataEdit, MappingFile};
 pub use migrate::{Mapping, migrate};
 #[cfg(feature = "kafka")]
 pub use participant::Participant;
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
+pub use seen::{Changed, Seen};
 pub use structure::{Shape, Structure};
 pub use transition::{
-    Alert, CommandMessage, Entry, Happening, Input, LocalCall, PART_TYPE, REPLY_TYPE, ReplyMessage,
-    Tick, Timer, Transition, Verb, Verdict,
+    Alert, CommandMessage, Entry, Happening, Input, LocalCall, LockKey, LockMove, PART_TYPE,
+    REPLY_TYPE, ReplyMessage, Tick, Timer, Transition, Verb, Verdict,
 };
 pub use work::{
     Asks, Awaits, CanBeUndone, CannotBeRefused, Does, DoesInner, Locally, Part, PartOf, Work, part,

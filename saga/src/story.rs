@@ -20,6 +20,9 @@ mod render;
 
 #[cfg(feature = "kafka")]
 pub use observer::Observer;
+#[cfg(test)]
+#[cfg(feature = "kafka")]
+pub(crate) use observer::keep;
 
 /// One message of a saga.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -51,6 +51,8 @@ pub(crate) enum Does {
     },
     /// Somebody outside.
     Wait { signal: Box<str> },
+    /// Whoever has the lock now.
+    Lock,
 }
 
 impl Definition {
@@ -100,6 +102,7 @@ impl Shape {
         let work = match &step.work {
             Work::Local { .. } => Does::Local,
             Work::Wait { signal_type } => Does::Wait { signal: (*signal_type).into() },
+            Work::Lock { .. } => Does::Lock,
             Work::Command { .. } | Work::Part { .. } => {
                 let (topic, message_type) = step.command().unwrap_or_default();
                 let (topic, message_type) = (topic.into(), message_type.into());
@@ -137,8 +140,13 @@ impl Shape {
             Does::Command { topic, message_type } | Does::Part { topic, message_type, .. } => {
                 Some((topic, message_type))
             }
-            Does::Local | Does::Wait { .. } => None,
+            Does::Local | Does::Wait { .. } | Does::Lock => None,
         }
+    }
+
+    /// Whether it takes a lock.
+    pub(crate) fn is_lock(&self) -> bool {
+        self.work == Does::Lock
     }
 
     /// The name of the saga that it is.

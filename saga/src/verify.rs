@@ -23,9 +23,11 @@ use crate::error::Error;
 use crate::instance::{Instance, Phase, StepStatus};
 use crate::transition::{Entry, Happening, Input, Tick, Timer};
 
+mod lines;
 mod recall;
 mod retell;
 
+use lines::Place;
 use retell::retell;
 
 /// The most sagas that are looked at in one statement.
@@ -124,6 +126,7 @@ struct Stored {
     journal: Vec<Noted>,
     timers: Vec<Timer>,
     inputs: Vec<Input>,
+    lines: Vec<Place>,
 }
 
 /// What one input has left in the journal.
@@ -152,11 +155,14 @@ async fn look(
              FROM tailrace.saga_timer WHERE saga_id IN (SELECT id FROM page) GROUP BY saga_id),
          waiting AS (
              SELECT saga_id, json_agg(input ORDER BY id) AS rows
-             FROM tailrace.saga_input WHERE saga_id IN (SELECT id FROM page) GROUP BY saga_id)
+             FROM tailrace.saga_input WHERE saga_id IN (SELECT id FROM page) GROUP BY saga_id),
+         lines AS (
+             SELECT saga_id, json_agg(json_build_object('lock', lock, 'key', key, 'is_held', held_at IS NOT NULL)) AS rows
+             FROM tailrace.saga_lock WHERE saga_id IN (SELECT id FROM page) GROUP BY saga_id)
          SELECT page.id, page.status, page.revision, page.instance::text, coalesce(told.rows::text, '[]'),
-             coalesce(timed.rows::text, '[]'), coalesce(waiting.rows::text, '[]')
+             coalesce(timed.rows::text, '[]'), coalesce(waiting.rows::text, '[]'), coalesce(lines.rows::text, '[]')
          FROM page LEFT JOIN told ON told.saga_id = page.id LEFT JOIN timed ON timed.saga_id = page.id
-             LEFT JOIN waiting ON waiting.saga_id = page.id
+             LEFT JOIN waiting ON waiting.saga_id = page.id LEFT JOIN lines ON lines.saga_id = page.id
          ORDER BY page.id",
     )
     .bind(ids.from)
@@ -196,7 +202,7 @@ fn stored(
     let revision: i64 = row.try_get(2)?;
     let status = text(1)?.to_owned();
     let instance = serde_json::from_str(text(3)?).ok();
-    let (journal, timers, inputs) = (text(4)?, text(5)?, text(6)?);
+    let (journal, timers, inputs, lines) = (text(4)?, text(5)?, text(6)?, text(7)?);
     let read = || {
         Ok::<_, serde_json::Error>(Stored {
             id,
@@ -207,6 +213,7 @@ fn stored(
             journal: serde_json::from_str(journal)?,
             timers: serde_json::from_str(timers)?,
             inputs: serde_json::from_str(inputs)?,
+            lines: serde_json::from_str(lines)?,
         })
     };
     Ok(read().map_err(|error| {
@@ -221,6 +228,7 @@ impl Stored {
         };
         let mut faults = self.row_faults(instance);
         faults.extend(self.lost_timers(definition, instance));
+        faults.extend(lines::faults(instance, &self.lines, &self.inputs));
         let is_migration = |entry: &Entry| matches!(entry.what, Happening::Migrated { .. });
         if self.journal.iter().flat_map(|row| &row.entries).any(is_migration) {
             found.migrated += 1;
@@ -262,6 +270,13 @@ impl Stored {
                 faults.push(format!("step {} is under way without its timer", state.name()));
             }
         }
+        for state in instance.steps() {
+            let lock = state.lock().filter(|lock| !lock.is_expired());
+            let Some(due) = lock.and_then(|lock| lock.expires_at()) else { continue };
+            if !self.will_come(&Tick::Lock { step: state.name().into() }, due) {
+                faults.push(format!("the lock {} expires without a timer", state.name()));
+            }
+        }
         let is_undoable = instance.phase == Phase::Running
             && instance.steps.iter().zip(definition.steps()).all(|(state, step)| {
                 step.kind() != crate::definition::StepKind::Pivot
@@ -301,6 +316,12 @@ fn differences(told: &Instance, stored: &Instance) -> Vec<String> {
             format!("{status:?} ({epoch}, {attempts}, {since:?}, {due:?}, {trouble:?})")
         };
         same(&of, state(told), state(stored));
+        let lock = |step: &crate::instance::StepState| {
+            let lock = step.lock.as_ref();
+            let said = lock.map(|lock| (lock.held, lock.expires_at, lock.is_expired));
+            format!("{said:?}")
+        };
+        same(&format!("the lock of {of}"), lock(told), lock(stored));
     }
     let signals = |saga: &Instance| {
         let signals = saga.signals.iter().map(|signal| signal.signal_type.clone());

@@ -101,8 +101,9 @@ async fn fill(
         some.extend(ids.iter().step_by(usize::try_from(finished)? / LOOKS));
         backlog.template.fill(&mut conn, &ids, last, &bar).await?;
     }
+    sqlx::raw_sql("set synchronous_commit = on").execute(&mut *conn).await?;
     // As autovacuum would in time.
-    sqlx::raw_sql("set synchronous_commit = on; vacuum analyze").execute(&mut *conn).await.ok();
+    sqlx::raw_sql("vacuum analyze").execute(&mut *conn).await?;
     bar.finish_and_clear();
     Ok(some)
 }

@@ -1,4 +1,4 @@
-//! `tailrace saga retry`, `skip`, `compensate` and `abort`.
+//! `tailrace saga retry`, `skip`, `unlock`, `compensate` and `abort`.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -48,6 +48,29 @@ impl Skip {
             ));
         };
         self.which.tell(Verb::Skip { step }, &[Status::Parked]).await
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Unlock {
+    #[command(flatten)]
+    which: Which,
+}
+
+impl Unlock {
+    pub(super) async fn run(self) -> Result<Answer, Error> {
+        let fault = |text, mend| Err(Error::new(Kind::Settings, text).mended_by(mend));
+        let Some(step) = self.which.chosen.step.as_deref().map(Into::into) else {
+            return fault(
+                "--step is missing",
+                "name the step that holds the lock, which is named after it, as `tailrace saga show` has it",
+            );
+        };
+        // Whether it does harm is to be known of each saga.
+        if !self.which.names_sagas() {
+            return fault("no saga is named", "name the sagas that hold the lock by their ids");
+        }
+        self.which.tell(Verb::Unlock { step }, &[]).await
     }
 }
 

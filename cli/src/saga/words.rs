@@ -56,6 +56,7 @@ pub(super) fn why(trouble: &Trouble) -> String {
         Trouble::NoAnswer { attempts } => format!("no answer to {attempts} attempts"),
         Trouble::Refused => "refused, which it must not be".to_owned(),
         Trouble::Blocked => "its participant says that it was undone before".to_owned(),
+        Trouble::LockExpired => "its lock is held for longer than was meant".to_owned(),
         Trouble::Unreadable { what } => what.clone(),
     }
 }

@@ -16,10 +16,12 @@ use crate::engine::{Core, Tally};
 use crate::error::{Error, is_transient};
 use crate::instance::{Instance, Status};
 use crate::local::{self, LocalCx};
+use crate::lock;
 use crate::machine;
 use crate::store::{self, Cause, Changed, Deferred, Kept, Noted, Reason};
 use crate::transition::{
-    Alert, CommandMessage, Input, REPLY_TYPE, ReplyMessage, Timer, Transition, Verdict,
+    Alert, CommandMessage, Input, LockKey, LockMove, REPLY_TYPE, ReplyMessage, Timer, Transition,
+    Verdict,
 };
 
 /// The most local steps that follow upon one input: a definition has fewer steps.
@@ -50,6 +52,7 @@ struct Sheet {
     changed: Vec<Changed>,
     noted: Vec<Noted>,
     timers: Vec<(SagaId, Timer)>,
+    released: Vec<(SagaId, LockKey)>,
     messages: Vec<Message>,
     alerts: Vec<(Box<str>, Alert)>,
     tally: Tally,
@@ -207,6 +210,7 @@ impl Sheet {
         store::write(conn, &self.changed).await?;
         store::note(conn, &self.noted).await?;
         store::set_timers(conn, &self.timers).await?;
+        lock::rows::release(conn, &self.released).await?;
         for messages in self.messages.chunks(BATCH_MESSAGES_MAX) {
             core.outbox.write_all(conn, messages).await?;
         }
@@ -230,10 +234,22 @@ struct Draft {
     instance: Option<Instance>,
     noted: Vec<Noted>,
     timers: Vec<Timer>,
+    released: Vec<LockKey>,
     messages: Vec<Message>,
     alerts: Vec<Alert>,
     tally: Tally,
     has_savepoint: bool,
+}
+
+impl Draft {
+    /// What is done to tables from here on can be undone with the input.
+    async fn set_savepoint(&mut self, conn: &mut PgConnection) -> Result<(), Spoilt> {
+        if !self.has_savepoint {
+            statement(conn, "SAVEPOINT tailrace_saga").await?;
+            self.has_savepoint = true;
+        }
+        Ok(())
+    }
 }
 
 impl Turn<'_> {
@@ -279,6 +295,7 @@ impl Turn<'_> {
                 let id = self.instance.id();
                 sheet.noted.append(&mut draft.noted);
                 sheet.timers.extend(draft.timers.into_iter().map(|timer| (id, timer)));
+                sheet.released.extend(draft.released.into_iter().map(|lock| (id, lock)));
                 sheet.messages.append(&mut draft.messages);
                 let definition = &self.instance.definition().name;
                 let alerts = draft.alerts.drain(..);
@@ -315,18 +332,18 @@ impl Turn<'_> {
             for reply in &turn.replies {
                 draft.messages.push(self.reply(reply, cause)?);
             }
-            let Transition { instance, locals, timers, journal, alerts, .. } = turn;
+            let Transition { instance, locals, locks, timers, journal, alerts, .. } = turn;
             if !journal.is_empty() {
                 let (saga, revision) = (instance.id(), instance.revision());
                 draft.noted.push(Noted { saga, revision, entries: journal });
             }
             draft.timers.extend(timers);
             draft.alerts.extend(alerts);
+            for moved in locks {
+                inputs.extend(self.lock(conn, draft, moved).await?);
+            }
             for call in locals {
-                if !draft.has_savepoint {
-                    statement(conn, "SAVEPOINT tailrace_saga").await?;
-                    draft.has_savepoint = true;
-                }
+                draft.set_savepoint(conn).await?;
                 inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
             }
             let next = inputs.pop().map(|input| self.step(&instance, input));
@@ -343,6 +360,27 @@ impl Turn<'_> {
         match catch_unwind(AssertUnwindSafe(step)) {
             Ok(turn) => turn.map_err(|error| Spoilt::Input(error.to_string())),
             Err(_) => Err(Spoilt::Input("the saga's code panicked".to_owned())),
+        }
+    }
+
+    /// Stands in line for a lock, and answers with it where it is the saga's at once. What is given back is so with
+    /// all else that is written.
+    async fn lock(
+        &self,
+        conn: &mut PgConnection,
+        draft: &mut Draft,
+        moved: LockMove,
+    ) -> Result<Option<Input>, Spoilt> {
+        match moved {
+            LockMove::Take { lock, ttl } => {
+                draft.set_savepoint(conn).await?;
+                let is_held = lock::rows::take(conn, self.instance.id(), &lock, ttl).await?;
+                Ok(is_held.then_some(Input::Held { step: lock.name, key: lock.key }))
+            }
+            LockMove::Release(lock) => {
+                draft.released.push(lock);
+                Ok(None)
+            }
         }
     }
 

@@ -81,3 +81,29 @@ mod routes {
         (code, Json(serde_json::json!({ "faults": faults, "degraded": degraded })))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definition::Identity;
+    use crate::engine::Quarantined;
+
+    #[test]
+    fn an_engine_whose_sagas_nobody_can_run_is_degraded_and_no_less_ready() {
+        let (health, counters) = (Health::default(), Counters::default());
+        assert_eq!(health.faults(), ["the engine has not started yet"]);
+        assert!(health.is_live() && health.degraded().is_empty());
+
+        let consumer = tailrace_idempotency::Health::default();
+        health.began(consumer.clone(), counters.clone());
+        let name = "create-order".into();
+        let definition = Identity { name, version: 3, hash: "abc".into() };
+        counters.quarantine(vec![Quarantined { definition, sagas: 25 }]);
+
+        assert_eq!(health.faults(), consumer.faults());
+        assert_eq!(
+            health.degraded(),
+            ["25 sagas of create-order/3 (abc) wait for an engine that can run them"]
+        );
+    }
+}

@@ -16,6 +16,7 @@ use crate::engine::Quarantined;
 use crate::engine::apply::Applied;
 use crate::error::Error;
 use crate::instance::{Instance, StepState, StepStatus};
+use crate::lock::Lines;
 
 /// Sagas that have begun, ended or turned round, by [`DEFINITION`] and [`STATUS`].
 pub const TURNED: &str = "tailrace_saga_turned_total";
@@ -36,6 +37,12 @@ pub const UNCOMPENSATED_SECONDS: &str = "tailrace_saga_uncompensated_seconds";
 
 /// A label: how a step has ended: `done`, `refused`, `skipped`, `compensated` or `waived`.
 pub const OUTCOME: &str = "outcome";
+/// Locks of sagas, by [`LOCK`] and [`STATE`]: `held`, `waiting`, or `expired`, which are held for longer than a saga may
+/// go forward with them.
+pub const LOCKS: &str = "tailrace_saga_locks";
+/// For how many seconds the saga has stood in line that stands there longest, by [`LOCK`].
+pub const LOCK_WAIT: &str = "tailrace_saga_lock_wait_seconds_max";
+
 /// A label: the name of a definition.
 pub const DEFINITION: &str = "definition";
 /// A label: how a saga stands, as [`Status::as_str`](crate::Status::as_str) has it.
@@ -46,6 +53,11 @@ pub const STEP: &str = "step";
 pub const OPERATION: &str = "operation";
 /// A label: what became of an input.
 pub const VERDICT: &str = "verdict";
+
+/// A label: the name of a lock, never its key.
+pub const LOCK: &str = "lock";
+/// A label: whether a lock is held, waited for or expired.
+pub const STATE: &str = "state";
 
 /// Tells the recorder what the metrics mean.
 pub fn describe() {
@@ -60,6 +72,8 @@ pub fn describe() {
         Unit::Seconds,
         "How long the oldest saga is being undone"
     );
+    describe_gauge!(LOCKS, Unit::Count, "Locks that are held, waited for, or held for too long");
+    describe_gauge!(LOCK_WAIT, Unit::Seconds, "How long a saga has waited for a lock at most");
 }
 
 /// What a committed transaction has done. In the transaction of a batch it is said before the commit, and so again if
@@ -130,9 +144,25 @@ pub(super) fn steps(
     }
 }
 
-/// Looks at what waits for a person or to be undone, by indexes that have nothing else in them.
+/// What waits for a person or to be undone, of one definition.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Waits {
+    definition: String,
+    parked: u32,
+    uncompensated_secs: f64,
+}
+
+/// Looks at what waits, and tells it.
 pub(super) async fn look(conn: &mut PgConnection, definitions: &[&str]) -> Result<(), Error> {
-    let failed = |error| Error::database("what waits for a person cannot be known", error);
+    tell_waiting(waiting(conn, definitions).await?);
+    Ok(())
+}
+
+/// By indexes that have nothing else in them; more than 10,000 are not counted.
+pub(super) async fn waiting(
+    conn: &mut PgConnection,
+    definitions: &[&str],
+) -> Result<Vec<Waits>, Error> {
     let rows: Vec<(String, i64, f64)> = sqlx::query_as(
         "SELECT name,
              (SELECT count(*) FROM (
@@ -145,13 +175,20 @@ pub(super) async fn look(conn: &mut PgConnection, definitions: &[&str]) -> Resul
     .bind(definitions)
     .fetch_all(conn)
     .await
-    .map_err(failed)?;
-    for (definition, parked, seconds) in rows {
-        let parked = u32::try_from(parked).unwrap_or(u32::MAX);
+    .map_err(|error| Error::database("what waits for a person cannot be known", error))?;
+    let waits = |(definition, parked, seconds): (String, i64, f64)| Waits {
+        definition,
+        parked: u32::try_from(parked).unwrap_or(u32::MAX),
+        uncompensated_secs: seconds.max(0.0),
+    };
+    Ok(rows.into_iter().map(waits).collect())
+}
+
+pub(super) fn tell_waiting(waiting: Vec<Waits>) {
+    for Waits { definition, parked, uncompensated_secs } in waiting {
         gauge!(PARKED, DEFINITION => definition.clone()).set(f64::from(parked));
-        gauge!(UNCOMPENSATED_SECONDS, DEFINITION => definition).set(seconds.max(0.0));
+        gauge!(UNCOMPENSATED_SECONDS, DEFINITION => definition).set(uncompensated_secs);
     }
-    Ok(())
 }
 
 /// A cheap handle to an engine's live counters, and to what it cannot run.
@@ -173,6 +210,7 @@ struct Counts {
     failed: AtomicU64,
     timers: AtomicU64,
     quarantined: Mutex<Vec<Quarantined>>,
+    locks: Mutex<Vec<Lines>>,
 }
 
 /// Counts of one engine, as numbers. What is rolled back and repeated with its batch counts each time.
@@ -284,6 +322,27 @@ impl Counters {
             }
             *known = found;
         }
+    }
+
+    /// How many locks are held and waited for, by their names, as of the last look.
+    pub fn locks(&self) -> Vec<Lines> {
+        self.0.locks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn look_at_locks(&self, found: Vec<Lines>) {
+        let mut known = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_gone = |it: &&Lines| found.iter().all(|now| now.lock != it.lock);
+        let gone = known.iter().filter(is_gone).map(|it| Lines::of(&it.lock));
+        for it in gone.chain(found.iter().cloned()) {
+            for (state, sagas) in
+                [("held", it.held), ("waiting", it.waiting), ("expired", it.expired)]
+            {
+                let sagas = f64::from(u32::try_from(sagas).unwrap_or(u32::MAX));
+                gauge!(LOCKS, LOCK => it.lock.clone(), STATE => state).set(sagas);
+            }
+            gauge!(LOCK_WAIT, LOCK => it.lock).set(it.wait_max.as_secs_f64());
+        }
+        *known = found;
     }
 
     pub(crate) fn count(&self, tally: Tally) {

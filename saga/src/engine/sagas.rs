@@ -48,6 +48,23 @@ impl Sagas {
         id: SagaId,
         data: &D,
     ) -> Result<Started, Error> {
+        self.start_caused_by(conn, definition, id, data, Vec::new()).await
+    }
+
+    /// As [`start`](Self::start), with what has caused it: attributes of a message, such as `traceparent`, that all
+    /// commands of the saga will carry.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_caused_by<D: Serialize + Sync>(
+        &self,
+        conn: &mut PgConnection,
+        definition: &str,
+        id: SagaId,
+        data: &D,
+        cause: Vec<(String, String)>,
+    ) -> Result<Started, Error> {
+        let cause: Cause = cause.into_iter().collect();
         let core = &*self.0;
         let Some(definition) = core.registry.current(definition) else {
             return Err(Error::definition(format!("there is no definition {definition}")));
@@ -58,7 +75,7 @@ impl Sagas {
         let now = SystemTime::now();
         let instance = Instance::new(definition, id, write("the data", data)?, now);
         let definition = definition.clone();
-        let begun = vec![Begun { instance, definition, cause: Cause::new() }];
+        let begun = vec![Begun { instance, definition, cause }];
         let applied = apply(core, conn, begun, Vec::new(), now).await.map_err(|error| {
             Error::new(Kind::Database, "the saga cannot be started").caused_by(error)
         })?;

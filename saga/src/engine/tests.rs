@@ -18,6 +18,10 @@ use crate::store::{self, Cause, Reason};
 use crate::transition::{Input, Verb};
 use crate::verify;
 
+mod locks;
+mod rights;
+mod seen;
+
 /// A reply with this makes the saga's code panic.
 const PANICS: i64 = 13;
 
@@ -62,9 +66,12 @@ async fn shop(name: &str) -> Shop {
 }
 
 fn core(versions: &[u32]) -> Arc<Core> {
-    let definitions = versions.iter().map(|version| definition(*version).definition().clone());
+    core_of(versions.iter().map(|version| definition(*version).definition().clone()).collect())
+}
+
+fn core_of(definitions: Vec<Definition>) -> Arc<Core> {
     Arc::new(Core {
-        registry: Registry::new(definitions.collect()),
+        registry: Registry::new(definitions),
         outbox: Outbox::new(Store::Wal),
         source: "/orders".to_owned(),
         prefix: String::new(),
@@ -486,4 +493,44 @@ async fn a_saga_goes_on_under_another_definition_when_a_person_wants_that() {
     apply(&new, &mut tx, Vec::new(), told, SystemTime::now()).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(shop.status(ids[0]).await, Status::Completed);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_person_and_what_is_to_be_undone_is_measured_by_definition_and_step() {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    let shop = shop("engine_metrics").await;
+    let ids = shop.started(3).await;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let by = |verb| Input::Operator { by: "anna".into(), verb };
+    let told = |saga, input| Told { saga, input, cause: Cause::new(), ticket: None };
+
+    let mut tx = shop.bed.begin().await;
+    let inputs = vec![reserved(ids[0], 7), told(ids[1], by(Verb::Compensate))];
+    let applied = apply(&shop.core, &mut tx, Vec::new(), inputs, SystemTime::now()).await.unwrap();
+    tx.commit().await.unwrap();
+    shop.bed
+        .execute("UPDATE tailrace.saga_instance SET turned_at = turned_at - interval '1 h'")
+        .await;
+    let mut conn = shop.conn().await;
+    // No await is within the guard: the recorder is that of the thread.
+    let looked = metrics::waiting(&mut conn, &["create-order", "refund"]).await.unwrap();
+    ::metrics::with_local_recorder(&recorder, || {
+        metrics::tell(&applied);
+        metrics::tell_waiting(looked);
+    });
+
+    let told = handle.render();
+    let of =
+        |name: &str| -> Vec<&str> { told.lines().filter(|line| line.starts_with(name)).collect() };
+    let steps = of("tailrace_saga_step_seconds_count").join("\n");
+    for step in ["reserve-credit", "approve"] {
+        assert!(steps.contains(&format!("step=\"{step}\",outcome=\"done\"")), "{told}");
+    }
+    let [refund, order] = &of("tailrace_saga_uncompensated_seconds{")[..] else { panic!("{told}") };
+    let (refund, order) = if refund.contains("refund") { (refund, order) } else { (order, refund) };
+    assert!(refund.ends_with(" 0"), "{told}");
+    let seconds: f64 = order.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((3600.0..7200.0).contains(&seconds), "{told}");
+    assert_eq!(of("tailrace_saga_parked{").len(), 2);
 }

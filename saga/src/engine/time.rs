@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::{Core, SILENCE_MAX, registry};
 use crate::engine::apply::{Applied, Told, apply};
+use crate::lock;
 use crate::store::{self, Cause, Deferred, Reason};
 use crate::transition::Input;
 
@@ -56,6 +57,7 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<(), Bo
         core.registry.beat(&mut conn, SILENCE_MAX).await?;
         let mine = core.registry.identities();
         core.counters.quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
+        core.counters.look_at_locks(lock::rows::lines(&mut conn).await?);
         let expired = store::expire(&mut conn, TAKE_MAX).await?;
         if expired > 0 {
             tracing::warn!(
@@ -70,6 +72,7 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<(), Bo
         *beaten = Beaten { last: Some(Instant::now()), count: beaten.count + 1 };
     }
     while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
+    while locks(&mut conn).await? == TAKE_MAX as usize {}
     while inputs(core, &mut conn).await? == TAKE_MAX as usize {}
     Ok(())
 }
@@ -100,6 +103,17 @@ pub(super) async fn timers(
     tally.timers = taken as u64;
     core.counters.count(tally);
     Ok(taken)
+}
+
+/// Looks again at the lines of locks at which transactions met, and says at how many.
+pub(super) async fn locks(conn: &mut PgConnection) -> Result<usize, BoxError> {
+    if !lock::rows::has_looks(conn).await? {
+        return Ok(0);
+    }
+    let mut tx = super::begin_transaction(conn).await?;
+    let looked = lock::rows::look(&mut tx, TAKE_MAX).await?;
+    tx.commit().await?;
+    Ok(looked)
 }
 
 /// Tells sagas what has waited for them, and says how much.

@@ -318,6 +318,14 @@ fn planned(saga: &Instance, structure: Option<&Structure>, verb: &Verb) -> Resul
             }
         }
         Verb::Compensate => compensated(saga, structure),
+        Verb::Unlock { step } => {
+            let state = found(saga, step)?;
+            let held = state.lock.as_ref().map_or(&[][..], |lock| lock.held());
+            if held.is_empty() || state.operation().is_some() {
+                return Err(format!("step {step} holds no lock"));
+            }
+            Ok(format!("goes on without the lock {step} of {}", held.join(", ")))
+        }
         Verb::Abort => {
             let done = |step: &&StepState| step.status() == StepStatus::Done;
             let done: Vec<&str> = saga.steps().iter().filter(done).map(StepState::name).collect();

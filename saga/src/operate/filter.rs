@@ -34,7 +34,9 @@ impl Filter {
     /// In this state, or another one that was said.
     #[must_use]
     pub fn state(mut self, state: Status) -> Self {
-        self.states.push(state);
+        if !self.states.contains(&state) {
+            self.states.push(state);
+        }
         self
     }
 
@@ -91,18 +93,22 @@ impl Filter {
         if self.states.is_empty() { &UNFINISHED } else { &self.states }
     }
 
-    /// The predicate of the narrowest index that has all of these states.
-    pub(super) fn source(&self) -> &'static str {
-        let within = |of: &[Status]| self.states().iter().all(|state| of.contains(state));
-        if within(&[Status::Compensating, Status::Parked]) {
-            "status IN ('compensating', 'parked')"
-        } else if within(&UNFINISHED) {
-            "status IN ('running', 'compensating', 'parked')"
-        } else if within(&[Status::Compensated, Status::Aborted]) {
-            "status IN ('compensated', 'aborted')"
-        } else {
-            "true"
+    /// The predicate of the narrowest index that has all of these states, and whether it has no other ones. States stand
+    /// in the statement itself, since the planner proves nothing of a parameter.
+    pub(super) fn source(&self) -> (String, bool) {
+        if let [state] = self.states() {
+            return (format!("status = '{}'", state.as_str()), true);
         }
+        for (of, predicate) in [
+            (&[Status::Compensating, Status::Parked][..], "status IN ('compensating', 'parked')"),
+            (&UNFINISHED, "status IN ('running', 'compensating', 'parked')"),
+            (&[Status::Compensated, Status::Aborted], "status IN ('compensated', 'aborted')"),
+        ] {
+            if self.states().iter().all(|state| of.contains(state)) {
+                return (predicate.to_owned(), of.len() == self.states().len());
+            }
+        }
+        ("true".to_owned(), self.states().len() == Status::ALL.len())
     }
 
     /// Texts of which a saga at the step has one. It may have one for another reason: see [`is_at`](Self::is_at).

@@ -417,6 +417,10 @@ impl Wanted {
         match (self.verb.as_str(), step) {
             ("retry", step) => Ok(Verb::Retry { step }),
             ("skip", Some(step)) => Ok(Verb::Skip { step }),
+            ("unlock", Some(step)) => Ok(Verb::Unlock { step }),
+            ("unlock", None) => {
+                Err(Problem::wrong("unlock needs the step, which is named after the lock"))
+            }
             ("skip", None) => Err(Problem::wrong("skip needs the step that is passed over")),
             ("compensate", None) => Ok(Verb::Compensate),
             ("abort", None) => Ok(Verb::Abort),
@@ -425,7 +429,7 @@ impl Wanted {
             }
             ("migrate", _) => Err(Problem::wrong("migrate needs a mapping")),
             (other, _) => Err(Problem::wrong(format!(
-                "{other:?} is none of retry, skip, compensate, abort, migrate"
+                "{other:?} is none of retry, skip, unlock, compensate, abort, migrate"
             ))),
         }
     }

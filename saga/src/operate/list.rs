@@ -73,7 +73,7 @@ const COLUMNS: &str = "id, definition, version, hash, status, revision,
     (SELECT count(*) FROM tailrace.saga_input AS input WHERE input.saga_id = saga.id) AS inputs,
     instance::text AS instance";
 
-const FITS: &str = "status = ANY ($3)
+const FITS: &str = "($3::text[] IS NULL OR status = ANY ($3))
     AND ($4::text IS NULL OR definition = $4) AND ($5::bigint IS NULL OR version = $5)
     AND ($6::float8 IS NULL OR started_at < now() - make_interval(secs => $6))
     AND ($7::float8 IS NULL OR started_at >= now() - make_interval(secs => $7))
@@ -91,7 +91,7 @@ pub async fn list(
     paging: &Paging,
 ) -> Result<Page, Error> {
     let max = paging.max.clamp(1, PAGE_MAX);
-    let source = filter.source();
+    let (source, is_exact) = filter.source();
     let (first, behind, until, order, last) = match paging.newest_first {
         false => (Uuid::nil(), ">", "<=", "id", Uuid::max()),
         true => (Uuid::max(), "<", ">=", "id DESC", Uuid::nil()),
@@ -114,7 +114,7 @@ pub async fn list(
     let rows = sqlx::query(AssertSqlSafe(page))
         .bind(after)
         .bind(horizon.unwrap_or(last))
-        .bind(states)
+        .bind((!is_exact).then_some(states))
         .bind(&filter.definition)
         .bind(filter.version.map(i64::from))
         .bind(filter.older_than.map(|age| age.as_secs_f64()))

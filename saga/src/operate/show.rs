@@ -133,6 +133,7 @@ fn said(input: &Input) -> String {
         ),
         Input::Tick(_) => "a timer".to_owned(),
         Input::Signal { signal_type, .. } => format!("the signal {signal_type}"),
+        Input::Held { step, .. } => format!("it holds the lock {step}"),
         Input::Cancel => "cancel".to_owned(),
         Input::Part(of) => format!("{} for its whole", of.correlation.operation.as_str()),
         Input::Operator { by, verb } => match verb.step() {

@@ -239,3 +239,60 @@ async fn a_migration_is_told_from_structures_alone() {
     );
     let _ = at(0);
 }
+
+#[tokio::test]
+async fn who_looks_at_sagas_reads_none_that_are_over() {
+    let sagas = (1..=20).map(|number| under(&running(), number)).collect();
+    let bed = stored("operate_full", sagas).await;
+    bed.execute(
+        "INSERT INTO tailrace.saga_instance (id, definition, version, hash, status, revision, instance)
+         SELECT gen_random_uuid(), definition, version, hash, 'completed', revision, instance
+         FROM tailrace.saga_instance, generate_series(1, 1000);
+         ANALYZE tailrace.saga_instance",
+    )
+    .await;
+    let mut tx = bed.begin().await;
+    // What a look reads of the table, in rows.
+    let mut read = async |look: &str| {
+        match look {
+            "live" => drop(list(&mut tx, &Filter::default(), &Paging::default()).await.unwrap()),
+            "parked" => {
+                let parked = Filter::default().state(Status::Parked).step("send-mail");
+                drop(list(&mut tx, &parked, &Paging::default()).await.unwrap());
+            }
+            "newest" => {
+                let paging = Paging { newest_first: true, max: 50, ..Paging::default() };
+                drop(list(&mut tx, &Filter::default().any_state(), &paging).await.unwrap());
+            }
+            "one" => drop(show(&mut tx, id(7)).await.unwrap()),
+            "nobody's" => {
+                let rare = Filter::default().any_state().definition("refund");
+                drop(list(&mut tx, &rare, &Paging::default()).await.unwrap());
+            }
+            "metrics" => crate::engine::look(&mut tx, &["create-order"]).await.unwrap(),
+            other => panic!("{other}"),
+        }
+        let rows: i64 = sqlx::query_scalar(
+            "SELECT (seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_xact_user_tables
+             WHERE schemaname = 'tailrace' AND relname = 'saga_instance'",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+        rows
+    };
+
+    let mut before = 0;
+    for (look, rows_max) in [
+        ("live", 100),
+        ("parked", 10),
+        ("one", 10),
+        ("metrics", 100),
+        ("newest", i64::from(LOOK_MAX) + 100),
+        ("nobody's", 2 * i64::from(LOOK_MAX) + 100),
+    ] {
+        let rows = read(look).await;
+        assert!(rows - before <= rows_max, "{look} reads {} rows", rows - before);
+        before = rows;
+    }
+}

@@ -32,6 +32,12 @@ impl<'a, S> Cx<'a, S> {
     ) -> Self {
         Self { conn, saga, meta, state }
     }
+
+    /// The headers that tie a message of the handler's own to the one that caused it, as
+    /// [`tailrace_idempotency::Cx::cause`].
+    pub fn cause(&self) -> Vec<(String, String)> {
+        self.meta.cause()
+    }
 }
 
 /// The action of a step: any `async fn(Cx<'_, S>, C) -> Result<Result<C::Reply, C::Refusal>, impl Into<BoxError>>`.

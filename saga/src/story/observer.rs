@@ -147,7 +147,7 @@ impl Entry {
     }
 }
 
-pub(super) async fn keep(
+pub(crate) async fn keep(
     conn: &mut PgConnection,
     entries: &[(SagaId, Entry)],
 ) -> Result<(), Error> {

@@ -1,6 +1,5 @@
 use uuid::Uuid;
 
-use super::observer::keep;
 use super::*;
 use crate::bed::installed;
 use crate::fixture::saga_id;

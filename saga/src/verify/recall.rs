@@ -43,20 +43,24 @@ impl Memory {
     }
 }
 
+/// The keys that each step has locked, in their order.
+pub(super) type Keys = BTreeMap<Box<str>, Vec<String>>;
+
 /// The same definition, with the same policies, whose code looks into this memory.
-pub(super) fn recalling(definition: &Definition, memory: &Memory) -> Definition {
-    let steps = definition.steps().map(|step| recalling_step(step, memory)).collect();
+pub(super) fn recalling(definition: &Definition, memory: &Memory, keys: &Keys) -> Definition {
+    let steps = definition.steps().map(|step| recalling_step(step, memory, keys)).collect();
     Definition(Arc::new(Graph {
         identity: definition.identity().clone(),
         replies: definition.replies().into(),
         deadline: definition.deadline(),
         upcasters: Vec::new(),
         starts: Vec::new(),
+        lock_order: definition.lock_order().to_vec(),
         steps,
     }))
 }
 
-fn recalling_step(step: &Step, memory: &Memory) -> Step {
+fn recalling_step(step: &Step, memory: &Memory, keys: &Keys) -> Step {
     let work = match &step.work {
         Work::Command { topic, message_type, .. } => {
             Work::Command { topic, message_type, build: memory.build(&step.name) }
@@ -69,6 +73,12 @@ fn recalling_step(step: &Step, memory: &Memory) -> Step {
             undo: None,
         },
         Work::Wait { signal_type } => Work::Wait { signal_type },
+        Work::Lock { lock, .. } => {
+            let keys = keys.get(&step.name).cloned().unwrap_or_default();
+            let (memory, name) = (memory.clone(), step.name.clone());
+            let keys = move |_: &Value| memory.fault(&name).map(|_| keys.clone());
+            Work::Lock { lock: *lock, keys: Closure(Box::new(keys)) }
+        }
     };
     let (name, folding, deciding) = (step.name.clone(), memory.clone(), memory.clone());
     let refused = step.name.clone();

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::Noted;
-use super::recall::{Decided, Memory, recalling};
+use super::recall::{Decided, Keys, Memory, recalling};
 use crate::correlation::{Correlation, Epoch, Instruction, Operation};
 use crate::definition::{Definition, OnRefused};
 use crate::instance::{Cause, Instance, Parent, Trouble};
@@ -22,7 +22,7 @@ pub(super) fn retell(
     journal: &[Noted],
 ) -> Result<Instance, String> {
     let memory = Memory::default();
-    let recalling = recalling(definition, &memory);
+    let recalling = recalling(definition, &memory, &keys(journal));
     let mut saga = unbegun(&recalling, stored);
     for noted in journal {
         let Some(turn) = explain(&recalling, &memory, &saga, noted) else {
@@ -37,6 +37,21 @@ pub(super) fn retell(
         saga = turn.instance;
     }
     Ok(saga)
+}
+
+/// What each step has locked. It asks for the next key as soon as it has one, so the journal has all of which it is known
+/// that there are any.
+fn keys(journal: &[Noted]) -> Keys {
+    let mut keys = Keys::new();
+    for entry in journal.iter().flat_map(|noted| &noted.entries) {
+        if let (Some(step), Happening::LockWanted { key }) = (&entry.step, &entry.what) {
+            let of_step = keys.entry(step.clone()).or_default();
+            if !of_step.contains(key) {
+                of_step.push(key.clone());
+            }
+        }
+    }
+    keys
 }
 
 /// As it was before its start.
@@ -124,6 +139,10 @@ fn input(saga: &Instance, entry: &Entry) -> Option<Input> {
             Cause::Deadline => Input::Tick(Tick::Deadline),
             _ => return None,
         },
+        Happening::LockHeld { key } | Happening::LockLeft { key } => {
+            Input::Held { step: step?, key: key.clone() }
+        }
+        Happening::LockExpired => Input::Tick(Tick::Lock { step: step? }),
         Happening::PartAsked { operation, epoch } => {
             let parent = saga.parent.clone()?;
             let correlation =

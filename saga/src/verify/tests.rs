@@ -6,11 +6,14 @@ use tailrace_idempotency::Config;
 
 use super::*;
 use crate::bed::{Bed, installed};
+use crate::builder::Saga;
 use crate::correlation::{Answer, Correlation, Epoch, Operation};
+use crate::definition::{OnRefused, OnTimeout};
 use crate::engine::Engine;
-use crate::fixture::{at, create_order, order, saga_id};
+use crate::fixture::{CapturePayment, Order, ReserveCredit, at, create_order, order, saga_id};
+use crate::lock::Lock;
 use crate::machine;
-use crate::transition::{Transition, Verb};
+use crate::transition::{LockKey, Transition, Verb};
 
 /// The numbers of one walk.
 struct Dice(u64);
@@ -27,10 +30,27 @@ impl Dice {
     }
 }
 
+/// Two accounts are locked.
+fn transfer() -> Saga<Order> {
+    const ACCOUNT: Lock = Lock::named("account").ttl(Duration::from_secs(100));
+    Saga::define("transfer", 1)
+        .lock_order(&["account"])
+        .lock(ACCOUNT.wait(Duration::from_secs(50), OnTimeout::Park), |order: &Order| {
+            [order.customer.clone(), "bob".to_owned()]
+        })
+        .step("reserve-credit", ReserveCredit::of)
+        .on_refused(|_, _| OnRefused::Anew)
+        .compensate()
+        .pivot("capture-payment", CapturePayment::of)
+        .build()
+        .unwrap()
+}
+
 /// Anything that a saga can be told, sensible or not.
 fn anything(dice: &mut Dice, saga: &Instance, timers: &[Timer]) -> Input {
     let step = saga.steps[dice.of(&saga.steps)].clone();
-    let verb = |dice: &mut Dice| match dice.below(5) {
+    let verb = |dice: &mut Dice| match dice.below(6) {
+        5 => Verb::Unlock { step: step.name.clone() },
         0 => Verb::Retry { step: None },
         1 => Verb::Retry { step: Some(step.name.clone()) },
         2 => Verb::Skip { step: step.name.clone() },
@@ -42,6 +62,10 @@ fn anything(dice: &mut Dice, saga: &Instance, timers: &[Timer]) -> Input {
         1 => Input::Operator { by: "ada".into(), verb: verb(dice) },
         2 | 3 if !timers.is_empty() => Input::Tick(timers[dice.of(timers)].tick.clone()),
         4 => Input::Start,
+        5..=12 if step.lock().is_some() || step.name() == "account" => {
+            let keys = ["ada", "bob"];
+            Input::Held { step: step.name.clone(), key: keys[dice.of(&keys)].to_owned() }
+        }
         _ => {
             let answers =
                 [Answer::Done, Answer::Done, Answer::Done, Answer::Refused, Answer::Blocked];
@@ -66,9 +90,9 @@ fn anything(dice: &mut Dice, saga: &Instance, timers: &[Timer]) -> Input {
 
 #[test]
 fn whatever_a_saga_is_told_its_journal_tells_it_again() {
-    let saga = create_order();
-    let definition = saga.definition();
-    for seed in 0..2_000 {
+    for seed in 0..3_000 {
+        let saga = if seed < 2_000 { create_order() } else { transfer() };
+        let definition = saga.definition();
         let mut dice = Dice(seed);
         let mut now = at(0);
         let mut instance = saga.instance(saga_id(), &order(), now).unwrap();
@@ -100,18 +124,23 @@ fn whatever_a_saga_is_told_its_journal_tells_it_again() {
 }
 
 async fn place(name: &str) -> (Bed, SagaId) {
+    place_of(name, &create_order()).await
+}
+
+async fn place_of(name: &str, saga: &Saga<Order>) -> (Bed, SagaId) {
     let bed = installed(name).await;
     let config = Config::new("sagas", "localhost:9092", bed.pool.clone());
-    let sagas = Engine::new(config).saga(&create_order()).prepare().unwrap().sagas();
+    let sagas = Engine::new(config).saga(saga).prepare().unwrap().sagas();
     let id = SagaId::from_uuid(Uuid::now_v7());
     let mut tx = bed.begin().await;
-    sagas.start(&mut tx, "create-order", id, &order()).await.unwrap();
+    let name = &saga.definition().identity().name;
+    sagas.start(&mut tx, name, id, &order()).await.unwrap();
     tx.commit().await.unwrap();
     (bed, id)
 }
 
-async fn faults(conn: &mut PgConnection, id: SagaId) -> Vec<String> {
-    let found = saga(conn, create_order().definition(), id).await.unwrap();
+async fn faults(conn: &mut PgConnection, of: &Saga<Order>, id: SagaId) -> Vec<String> {
+    let found = saga(conn, of.definition(), id).await.unwrap();
     assert_eq!(found.sagas, 1);
     found.faults.get(&id).cloned().unwrap_or_default()
 }
@@ -122,7 +151,7 @@ async fn what_is_wrong_with_the_store_is_found_and_named() {
     let check = async |damage: &'static str, expected: &[&str]| {
         let mut tx = bed.begin().await;
         sqlx::raw_sql(damage).execute(&mut *tx).await.unwrap();
-        let faults = faults(&mut tx, id).await;
+        let faults = faults(&mut tx, &create_order(), id).await;
         tx.rollback().await.unwrap();
         let is_named = |text: &&str| faults.iter().any(|fault| fault.contains(text));
         assert!(expected.iter().all(is_named), "{damage}: {faults:?}");
@@ -185,4 +214,59 @@ async fn all_sagas_of_a_definition_are_looked_at_page_by_page() {
     // The copies have another id in their row than in themselves, and no journal.
     assert_eq!(found.faults.len(), 4);
     assert!(!found.faults.contains_key(&first));
+}
+
+#[tokio::test]
+async fn a_lock_that_is_not_where_its_saga_takes_it_to_be_is_found() {
+    let (bed, id) = place_of("verify_locks", &transfer()).await;
+    let check = async |damage: &'static str, expected: &[&str]| {
+        let mut tx = bed.begin().await;
+        sqlx::raw_sql(damage).execute(&mut *tx).await.unwrap();
+        let faults = faults(&mut tx, &transfer(), id).await;
+        tx.rollback().await.unwrap();
+        assert_eq!(faults, expected, "{damage}");
+    };
+
+    // It has both accounts.
+    check("SELECT 1", &[]).await;
+    check(
+        "UPDATE tailrace.saga_lock SET held_at = NULL WHERE key = 'ada'",
+        &["it takes itself for the one who has the lock account, and is not"],
+    )
+    .await;
+    check(
+        "UPDATE tailrace.saga_lock SET key = 'eve' WHERE key = 'ada'",
+        &[
+            "it takes itself for the one who has the lock account, and is not",
+            "it has the lock account, and does not know it",
+        ],
+    )
+    .await;
+    check(
+        "DELETE FROM tailrace.saga_timer WHERE tick ->> 'tick' = 'lock'",
+        &["the lock account expires without a timer"],
+    )
+    .await;
+    let (bed, first) = place_of("verify_lines", &transfer()).await;
+    let (second, mut tx) = (SagaId::from_uuid(Uuid::now_v7()), bed.begin().await);
+    let config = Config::new("sagas", "localhost:9092", bed.pool.clone());
+    let sagas = Engine::new(config).saga(&transfer()).prepare().unwrap().sagas();
+    sagas.start(&mut tx, "transfer", second, &order()).await.unwrap();
+    assert_eq!(faults(&mut tx, &transfer(), second).await, [""; 0]);
+    // Its turn comes, and the word is on its way; then it is lost, and with it the place in the line.
+    let delete = "DELETE FROM tailrace.saga_lock WHERE saga_id = $1";
+    sqlx::query(delete).bind(first.as_uuid()).execute(&mut *tx).await.unwrap();
+    crate::lock::rows::release(
+        &mut tx,
+        &[(first, LockKey { name: "account".into(), key: "ada".to_owned() })],
+    )
+    .await
+    .unwrap();
+    assert_eq!(faults(&mut tx, &transfer(), second).await, [""; 0]);
+    sqlx::raw_sql("DELETE FROM tailrace.saga_input").execute(&mut *tx).await.unwrap();
+    let unheard = "it has the lock account, and does not know it";
+    assert_eq!(faults(&mut tx, &transfer(), second).await, [unheard]);
+    sqlx::query(delete).bind(second.as_uuid()).execute(&mut *tx).await.unwrap();
+    let nowhere = "it waits for the lock account, and does not stand in its line";
+    assert_eq!(faults(&mut tx, &transfer(), second).await, [nowhere]);
 }

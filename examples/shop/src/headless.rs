@@ -1,0 +1,225 @@
+//! The shop without its page: places orders while things go wrong, and says what became of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use sqlx::Row as _;
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep};
+use uuid::Uuid;
+
+use crate::Failure;
+use crate::books::{self, Books, ControlBooks};
+use crate::dice::Dice;
+use crate::order::{DECLINED_CARD, SOLD_OUT, Style, UNREACHABLE};
+use crate::report::{self, Outcome};
+use crate::services::stock::ARTICLES;
+use crate::settings::{Settings, Troubles};
+use crate::stage::Stage;
+use crate::stage::figures::Figures;
+use crate::stage::trouble::Trouble;
+
+/// Orders placed in a second, at most.
+const ORDERS_PER_SECOND: f64 = 25.0;
+/// From one trouble to the next, beside what it lasts.
+const BETWEEN: Duration = Duration::from_secs(2);
+/// All orders have ended by then after the last was placed.
+const END_MAX: Duration = Duration::from_secs(240);
+/// The books are right by then after the last order has ended: what a choreography undoes may still be on its way.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+/// An order that was not taken is placed again after this time, by the same key.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Of so many orders one is refused for each reason.
+const REFUSED_EVERY: u64 = 10;
+
+/// An order, and where it is to go wrong.
+struct Wish {
+    id: Uuid,
+    body: serde_json::Value,
+}
+
+/// Runs it all; true when the books add up.
+pub(crate) async fn run(settings: &Settings) -> Result<bool, Failure> {
+    report::line("starting Postgres, Kafka and the shop's processes");
+    let stage = Stage::start(settings, &|line| tracing::info!("{line}")).await?;
+    let outcome = story(settings, &stage).await;
+    stage.stop().await;
+    let outcome = outcome?;
+    report::print(&outcome);
+    Ok(outcome.is_right())
+}
+
+async fn story(settings: &Settings, stage: &Arc<Stage>) -> Result<Outcome, Failure> {
+    let figures = Figures::default();
+    figures.watch(stage);
+    let Troubles(troubles) = settings.trouble.clone();
+    let bar = bar(u64::from(settings.orders));
+    let began = Instant::now();
+
+    let placing_is_over = Arc::new(AtomicBool::new(false));
+    let placed = Arc::new(AtomicU64::new(0));
+    let placing = async {
+        place_all(settings, stage, &troubles, &placed).await?;
+        placing_is_over.store(true, Ordering::Relaxed);
+        Ok::<_, Failure>(())
+    };
+    let making = make_trouble(stage, &troubles, &placing_is_over);
+    let ((), ()) = tokio::try_join!(placing, making)?;
+
+    let ended = all_ended(stage, u64::from(settings.orders), &bar).await;
+    let (books, control) = settled(stage).await?;
+    bar.finish_and_clear();
+    figures.look(stage).await;
+    Ok(Outcome {
+        orders: u64::from(settings.orders),
+        all_ended: ended,
+        books,
+        control,
+        duplicates: figures.total(tailrace_idempotency::metrics::DUPLICATES) as u64,
+        dead_letters: figures.total(tailrace_idempotency::metrics::DEAD_LETTERED) as u64,
+        copies: stage.repeater.copies(),
+        restarts: stage.restarts().values().sum(),
+        took: began.elapsed(),
+    })
+}
+
+fn bar(orders: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("orders {bar:40} {pos}/{len} {elapsed} {msg}")
+        .expect("the template is right");
+    ProgressBar::new(orders).with_style(style)
+}
+
+/// Places all orders, spread over the time that the troubles take.
+async fn place_all(
+    settings: &Settings,
+    stage: &Arc<Stage>,
+    troubles: &[Trouble],
+    placed: &Arc<AtomicU64>,
+) -> Result<(), Failure> {
+    let of_machinery = troubles.iter().filter(|trouble| !trouble.is_of_orders());
+    let in_trouble: Duration = of_machinery.map(|trouble| trouble.lasts() + BETWEEN).sum();
+    let orders = f64::from(settings.orders);
+    let in_all = in_trouble.as_secs_f64().max(orders / ORDERS_PER_SECOND);
+    let mut tick = interval(Duration::from_secs_f64(in_all / orders));
+    let mut dice = Dice::new(settings.seed);
+    let mut placing = JoinSet::new();
+    for number in 0..settings.orders {
+        tick.tick().await;
+        let wish = Wish::of(number, &mut dice, troubles);
+        let (stage, placed) = (Arc::clone(stage), Arc::clone(placed));
+        placing.spawn(async move {
+            wish.place(&stage).await;
+            placed.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    placing.join_all().await;
+    Ok(())
+}
+
+impl Wish {
+    fn of(number: u32, dice: &mut Dice, troubles: &[Trouble]) -> Self {
+        let style =
+            if number.is_multiple_of(2) { Style::Choreography } else { Style::Orchestration };
+        let cents = i64::try_from(500 + dice.below(5_000)).unwrap_or(500);
+        let quantity = 1 + dice.below(3);
+        let article = ARTICLES.get(dice.below(5) as usize).copied().unwrap_or("tea");
+        let refused = dice.below(REFUSED_EVERY);
+        let is = |trouble, at| troubles.contains(&trouble) && refused == at;
+        let card = if is(Trouble::CardDeclined, 0) { DECLINED_CARD } else { "card-4711" };
+        let sku = if is(Trouble::OutOfStock, 1) { SOLD_OUT } else { article };
+        let address = if is(Trouble::CarrierRefuses, 2) { UNREACHABLE } else { "Kiel" };
+        let body = json!({
+            "style": style, "sku": sku, "quantity": quantity, "cents": cents, "card": card, "address": address,
+        });
+        Wish { id: Uuid::now_v7(), body }
+    }
+
+    /// Places it until it is taken: the key makes sure that it is taken once.
+    async fn place(&self, stage: &Stage) {
+        let Ok(front) = stage.address("storefront") else { return };
+        let url = format!("http://{front}/api/orders");
+        loop {
+            let request = stage.client.post(&url).header("idempotency-key", self.id.to_string());
+            match request.json(&self.body).send().await {
+                Ok(answer) if answer.status().is_success() => return,
+                Ok(answer) => tracing::info!(status = %answer.status(), "not taken yet"),
+                Err(error) => tracing::info!(%error, "not taken yet"),
+            }
+            sleep(AGAIN_AFTER).await;
+        }
+    }
+}
+
+/// One trouble after the other, for as long as orders are placed, and each of them once at least.
+async fn make_trouble(
+    stage: &Stage,
+    troubles: &[Trouble],
+    placing_is_over: &AtomicBool,
+) -> Result<(), Failure> {
+    let has_duplicates = troubles.contains(&Trouble::Duplicates);
+    stage.trouble(Trouble::Duplicates, has_duplicates).await?;
+    let one_by_one: Vec<Trouble> = troubles
+        .iter()
+        .copied()
+        .filter(|trouble| !trouble.is_of_orders() && *trouble != Trouble::Duplicates)
+        .collect();
+    let mut rounds = 0;
+    while !one_by_one.is_empty() && (rounds == 0 || !placing_is_over.load(Ordering::Relaxed)) {
+        for trouble in &one_by_one {
+            sleep(BETWEEN).await;
+            switch(stage, *trouble, true).await?;
+            sleep(trouble.lasts()).await;
+            switch(stage, *trouble, false).await?;
+        }
+        rounds += 1;
+    }
+    Ok(())
+}
+
+/// Makes a trouble, also where the process that has to be asked for it is just coming back from another one.
+async fn switch(stage: &Stage, trouble: Trouble, on: bool) -> Result<(), Failure> {
+    let since = Instant::now();
+    loop {
+        match stage.trouble(trouble, on).await {
+            Err(error) if since.elapsed() < SETTLE_MAX => {
+                tracing::info!(%error, trouble = trouble.name(), "not yet");
+            }
+            made => return made,
+        }
+        sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Waits until all orders have ended; false when some have not in time.
+async fn all_ended(stage: &Stage, orders: u64, bar: &ProgressBar) -> bool {
+    let since = Instant::now();
+    let mut look = interval(Duration::from_millis(200));
+    while since.elapsed() < END_MAX {
+        look.tick().await;
+        let counting = sqlx::query("SELECT count(ended_at) FROM orders");
+        let Ok(home) = stage.home("orders") else { return false };
+        let Ok(row) = counting.fetch_one(&home.pool).await else { continue };
+        let ended = row.try_get::<i64, _>(0).unwrap_or_default().unsigned_abs();
+        bar.set_position(ended);
+        if ended >= orders {
+            return true;
+        }
+    }
+    false
+}
+
+/// The books when they are right, or when it is no use to wait any longer.
+async fn settled(stage: &Stage) -> Result<(Books, ControlBooks), Failure> {
+    let since = Instant::now();
+    let mut look = interval(Duration::from_millis(500));
+    loop {
+        look.tick().await;
+        let books = books::check(stage).await?;
+        if books.wrong + books.settling == 0 || since.elapsed() > SETTLE_MAX {
+            return Ok((books, books::check_control(stage).await?));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The storefront: the page, and behind it one place to ask. What it shows it keeps in a read model of its own.
+//!
+//! The contract with the page is in `examples/shop/ARCHITECTURE.md`.
+
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{Event, Sse};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures_util::{Stream, stream};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tailrace_idempotency::{BoxError, Consumer, Projection};
+use tailrace_saga::story::Observer;
+use uuid::Uuid;
+
+use crate::Failure;
+use crate::ledger;
+use crate::order::{FACTS, ORDER_CHANGED, Order, Style};
+use crate::place_order;
+use crate::service::Service;
+use crate::services::control::ControlOrder;
+
+pub(crate) mod points;
+mod read_model;
+
+use read_model::ReadModel;
+
+/// Between two looks at what has changed.
+const FEED_EVERY: Duration = Duration::from_millis(500);
+/// A page that waits shows nothing.
+const SUMMARY_MAX: Duration = Duration::from_secs(1);
+/// Another service answers by then, or the page is told that it does not.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+struct Front {
+    model: ReadModel,
+    client: reqwest::Client,
+    orders_url: String,
+    control_url: String,
+    stage_url: String,
+}
+
+pub(crate) async fn run(service: Service) -> Result<(), Failure> {
+    service.prepare(&[ledger::TABLES]).await?;
+    let points =
+        Consumer::new(service.config("points")).topic(FACTS).on(ORDER_CHANGED, points::credit);
+    let facts = Consumer::new(service.projection_config(read_model::NAME))
+        .topic(FACTS)
+        .on_batch(ORDER_CHANGED, read_model::keep);
+    let projection = Projection::new(facts, 1, read_model::TABLES);
+    let stories = Observer::new(service.config("stories"))
+        .choreography(&place_order::choreography()?)
+        .saga(place_order::saga()?.definition());
+    let front = Front {
+        model: ReadModel::of(service.pool.clone()),
+        client: reqwest::Client::builder().timeout(ANSWER_MAX).build()?,
+        orders_url: service.surroundings.orders_url.clone(),
+        control_url: service.surroundings.control_url.clone(),
+        stage_url: service.surroundings.stage_url.clone(),
+    };
+    tokio::try_join!(
+        async { Ok::<_, Failure>(Box::pin(projection.run(service.stopped())).await?) },
+        async { Ok(Box::pin(stories.run(service.stopped())).await?) },
+        async { Ok(Box::pin(points.run(service.stopped())).await?) },
+        service.serve(routes(front)),
+    )?;
+    Ok(())
+}
+
+fn routes(front: Front) -> Router {
+    Router::new()
+        .route("/", get(async || Html(include_str!("../../page/index.html"))))
+        .route("/api/orders", get(orders).post(place))
+        .route("/api/orders/{saga}/story", get(story))
+        .route("/api/state", get(state))
+        .route("/api/feed", get(feed))
+        .route("/api/troubles/{name}", post(trouble))
+        .with_state(front)
+}
+
+/// What a customer asks for; all of it may be left out.
+#[derive(Debug, Deserialize)]
+struct Wish {
+    style: Style,
+    #[serde(default = "tea")]
+    sku: String,
+    #[serde(default = "one")]
+    quantity: i64,
+    #[serde(default = "price")]
+    cents: i64,
+    #[serde(default = "card")]
+    card: String,
+    #[serde(default = "address")]
+    address: String,
+}
+
+fn tea() -> String {
+    "tea".to_owned()
+}
+
+fn one() -> i64 {
+    1
+}
+
+fn price() -> i64 {
+    1_900
+}
+
+fn card() -> String {
+    "card-4711".to_owned()
+}
+
+fn address() -> String {
+    "Kiel".to_owned()
+}
+
+impl Wish {
+    /// The key makes the order's id: a second click is the same order.
+    fn order(self, id: Uuid) -> Order {
+        let Wish { style, sku, quantity, cents, card, address } = self;
+        Order { id, style, sku, quantity, cents, card, address, reason: None }
+    }
+}
+
+/// Places an order. The header `Idempotency-Key` is the order's id, a UUID of version 7 that the page makes.
+async fn place(
+    State(front): State<Front>,
+    headers: HeaderMap,
+    Json(wish): Json<Wish>,
+) -> Result<Response, Problem> {
+    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+    let id = key
+        .and_then(|key| key.trim_matches('"').parse::<Uuid>().ok())
+        .filter(|id| id.get_version_num() == 7)
+        .ok_or(Problem(StatusCode::BAD_REQUEST, "Idempotency-Key must be a UUID of version 7"))?;
+    let cents = wish.cents;
+    let mut request = front
+        .client
+        .post(format!("{}/orders", front.orders_url))
+        .header("idempotency-key", format!("\"{id}\""))
+        .json(&wish.order(id));
+    if let Some(parent) = headers.get("traceparent") {
+        request = request.header("traceparent", parent);
+    }
+    let unanswered = Problem(StatusCode::SERVICE_UNAVAILABLE, "the orders service does not answer");
+    let answer = request.send().await.map_err(|_| unanswered)?;
+    let status = answer.status();
+    let unread = Problem(StatusCode::BAD_GATEWAY, "the orders service breaks off");
+    let body = answer.bytes().await.map_err(|_| unread)?;
+    if status.is_success() {
+        tokio::spawn(front.tell_control(ControlOrder { id, cents }));
+    }
+    Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+async fn orders(State(front): State<Front>) -> Result<Json<Value>, Problem> {
+    Ok(Json(front.model.latest().await?))
+}
+
+async fn story(State(front): State<Front>, Path(saga): Path<Uuid>) -> Result<Json<Value>, Problem> {
+    Ok(Json(front.model.story(saga).await?))
+}
+
+/// Everything that the page shows, in one answer.
+async fn state(State(front): State<Front>) -> Json<Value> {
+    Json(front.state().await)
+}
+
+/// The same, again and again: the page needs no other request to stay as things are.
+async fn feed(State(front): State<Front>) -> Sse<impl Stream<Item = Result<Event, axum::Error>>> {
+    let events = stream::unfold((front, 0_u64), |(front, number)| async move {
+        if number > 0 {
+            tokio::time::sleep(FEED_EVERY).await;
+        }
+        let event = Event::default().event("state").json_data(front.state().await);
+        Some((event, (front, number + 1)))
+    });
+    Sse::new(events)
+}
+
+/// Switches a trouble on or off; whoever started the shop does it.
+async fn trouble(
+    State(front): State<Front>,
+    Path(name): Path<String>,
+    Json(wanted): Json<Value>,
+) -> Result<Response, Problem> {
+    let unanswered = Problem(StatusCode::SERVICE_UNAVAILABLE, "nobody is there to make trouble");
+    let url = format!("{}/troubles/{name}", front.stage_url);
+    let asked = front.client.post(url).json(&wanted).send().await.map_err(|_| unanswered)?;
+    Ok(asked.status().into_response())
+}
+
+impl Front {
+    /// The control lane gets each order too. Whether it takes it is its own affair.
+    async fn tell_control(self, order: ControlOrder) {
+        let url = format!("{}/orders", self.control_url);
+        if let Err(error) = self.client.post(url).json(&order).send().await {
+            tracing::info!(%error, "the control lane does not answer");
+        }
+    }
+
+    async fn state(&self) -> Value {
+        let stage = self.stage().await.unwrap_or(Value::Null);
+        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary()).await;
+        match summary.unwrap_or_else(|late| Err(late.into())) {
+            Ok(shop) => json!({ "shop": shop, "stage": stage }),
+            // It says so rather than to show what is old as if it were new.
+            Err(error) => json!({ "shop": null, "stage": stage, "problem": error.to_string() }),
+        }
+    }
+
+    async fn stage(&self) -> Result<Value, BoxError> {
+        let asked = self.client.get(format!("{}/stage", self.stage_url)).send().await?;
+        Ok(asked.json().await?)
+    }
+}
+
+/// What the page is told when something does not work, as JSON.
+#[derive(Clone, Copy, Debug)]
+struct Problem(StatusCode, &'static str);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "problem": self.1 }))).into_response()
+    }
+}
+
+impl From<BoxError> for Problem {
+    fn from(error: BoxError) -> Self {
+        tracing::warn!(%error, "the read model does not answer");
+        Problem(StatusCode::SERVICE_UNAVAILABLE, "the read model does not answer")
+    }
+}

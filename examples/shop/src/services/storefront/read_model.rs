@@ -1,0 +1,128 @@
+//! How orders stand, and their stories, as the topics tell it: the storefront's own tables, and queries on them.
+
+use serde_json::{Value, json};
+use sqlx::{PgPool, Row};
+use tailrace_idempotency::{BatchCx, BoxError, Item, Outcome};
+use tailrace_saga::{SagaId, story};
+use uuid::Uuid;
+
+use crate::order::Fact;
+
+/// The name of the read model, and of the schema that its readers use.
+pub(super) const NAME: &str = "storefront";
+
+pub(super) const TABLES: &str = "
+    CREATE TABLE shop_order (
+        id uuid PRIMARY KEY,
+        saga uuid NOT NULL,
+        style text NOT NULL,
+        sku text NOT NULL,
+        quantity bigint NOT NULL,
+        cents bigint NOT NULL,
+        state text NOT NULL,
+        reason text,
+        placed_at timestamptz,
+        ended_at timestamptz);
+    CREATE INDEX shop_order_latest ON shop_order (placed_at DESC)";
+
+/// Orders that the page shows.
+const LATEST: i64 = 40;
+
+/// Keeps what the orders service says. Of an order, facts come in their order.
+pub(super) async fn keep(cx: BatchCx<'_>, facts: Vec<Item<'_, Fact>>) -> Result<Outcome, BoxError> {
+    for item in facts {
+        let Fact { order, saga, state } = item.message;
+        let at = item.meta.timestamp().unwrap_or(std::time::SystemTime::UNIX_EPOCH);
+        let micros = i64::try_from(at.duration_since(std::time::UNIX_EPOCH)?.as_micros())?;
+        sqlx::query(
+            "INSERT INTO shop_order (id, saga, style, sku, quantity, cents, state, reason, placed_at, ended_at)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, CASE WHEN $7 = 'placed' THEN at END,
+                 CASE WHEN $7 <> 'placed' THEN at END
+             FROM (SELECT timestamptz 'epoch' + $9::bigint * interval '1 microsecond' AS at) AS said
+             ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
+                 ended_at = excluded.ended_at",
+        )
+        .bind(order.id)
+        .bind(saga)
+        .bind(order.style.as_str())
+        .bind(order.sku)
+        .bind(order.quantity)
+        .bind(order.cents)
+        .bind(state.as_str())
+        .bind(order.reason)
+        .bind(micros)
+        .execute(&mut *cx.conn)
+        .await?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Queries on the read model.
+#[derive(Clone)]
+pub(super) struct ReadModel {
+    pool: PgPool,
+}
+
+impl ReadModel {
+    pub(super) fn of(pool: PgPool) -> Self {
+        ReadModel { pool }
+    }
+
+    /// The latest orders, the newest first.
+    pub(super) async fn latest(&self) -> Result<Value, BoxError> {
+        let text: Option<String> = sqlx::query_scalar(
+            "SELECT json_agg(o)::text FROM (
+                 SELECT id, saga, style, sku, quantity, cents, state, reason,
+                     (extract(epoch FROM placed_at) * 1000)::bigint AS placed_at_ms,
+                     (extract(epoch FROM ended_at) * 1000)::bigint AS ended_at_ms
+                 FROM storefront.shop_order ORDER BY placed_at DESC LIMIT $1) AS o",
+        )
+        .bind(LATEST)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(serde_json::from_str(text.as_deref().unwrap_or("[]"))?)
+    }
+
+    /// The latest orders, and how many there are by style and state.
+    pub(super) async fn summary(&self) -> Result<Value, BoxError> {
+        let rows = sqlx::query(
+            "SELECT style, state, count(*),
+                 percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM ended_at - placed_at) * 1000)::float8,
+                 percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM ended_at - placed_at) * 1000)::float8
+             FROM storefront.shop_order GROUP BY style, state ORDER BY style, state",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut counts = Vec::with_capacity(rows.len());
+        for row in rows {
+            counts.push(json!({
+                "style": row.try_get::<String, _>(0)?,
+                "state": row.try_get::<String, _>(1)?,
+                "orders": row.try_get::<i64, _>(2)?,
+                "p50_ms": row.try_get::<Option<f64>, _>(3)?,
+                "p99_ms": row.try_get::<Option<f64>, _>(4)?,
+            }));
+        }
+        Ok(json!({ "counts": counts, "orders": self.latest().await? }))
+    }
+
+    /// What the services have said to each other for one order.
+    pub(super) async fn story(&self, saga: Uuid) -> Result<Value, BoxError> {
+        let mut conn = self.pool.acquire().await?;
+        let timeline = story::timeline(&mut conn, SagaId::from_uuid(saga)).await?;
+        let mut entries = Vec::with_capacity(timeline.entries().len());
+        for entry in timeline.entries() {
+            let at = entry.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            entries.push(json!({
+                "at_ms": u64::try_from(at.as_millis())?,
+                "topic": entry.topic,
+                "from": entry.source,
+                "type": entry.message_type,
+                "step": entry.step,
+                "operation": entry.operation.as_str(),
+                "outcome": entry.outcome.map(|outcome| outcome.as_str()),
+            }));
+        }
+        Ok(json!({ "saga": saga, "entries": entries, "mermaid": timeline.sequence() }))
+    }
+}
