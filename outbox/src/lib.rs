@@ -55,6 +55,9 @@
 //!   before the commit leaves nothing.
 //! - **Order.** Messages of one key are published in the order in which their transactions
 //!   commit, and inside a transaction in the order of the calls. Without a key there is no order.
+//! - **Sight.** A message can be read a moment before other sessions see its transaction, which Postgres
+//!   logs before it shows it. Who comes back to the row by the message reads it `FOR SHARE`, and tries
+//!   again for one that is not there yet.
 //! - **Identity.** [`Message::id`] is minted once, when the message is built, and stays the same
 //!   on every publication: consumers know a repetition by it.
 //! - **Limits.** A frame holds at most [`FRAME_BYTES_MAX`] bytes, so that the default settings of

@@ -117,7 +117,6 @@ async fn main() -> Result<(), BoxError> {
     // The relay is a sidecar elsewhere; example 03 is about it.
     let config = Config::new(database.url(), stack.kafka().brokers()).slot(database.name());
     let relay = Relay::new(config);
-    let status = relay.status();
     let (stop_relay, stopped) = oneshot::channel::<()>();
     let relay = tokio::spawn(relay.run_on_own_thread(async { drop(stopped.await) }));
 
@@ -156,7 +155,7 @@ async fn main() -> Result<(), BoxError> {
     serving.await??;
     println!("Then it has ended.");
 
-    until(async || Ok(status.snapshot().messages == 2)).await?;
+    until(async || Ok(read(stack.kafka().brokers(), &topic)?.len() >= 2)).await?;
     drop(stop_relay);
     relay.await??;
     let orders: i64 = sqlx::query_scalar("select count(*) from orders").fetch_one(&pool).await?;

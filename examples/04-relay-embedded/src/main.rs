@@ -108,12 +108,15 @@ async fn main() -> Result<(), Failure> {
         "200 orders were placed. Half-way the first replica was stopped, and the second leads."
     );
 
-    let published = || of_first.snapshot().messages + second.status.snapshot().messages;
-    until(|| published() >= 200).await?;
+    let brokers = stack.kafka().brokers();
+    let are_there = || reader::read(brokers, &topic).is_ok_and(|records| records.len() >= 200);
+    until(are_there).await.map_err(|_| {
+        format!("the relays: {:?} and {:?}", of_first.snapshot(), second.status.snapshot())
+    })?;
     second.stop().await?;
     let orders: Vec<i64> =
         sqlx::query_scalar("select number from orders order by number").fetch_all(&pool).await?;
-    let records = reader::read(stack.kafka().brokers(), &topic)?;
+    let records = reader::read(brokers, &topic)?;
     println!("In Postgres are {} orders, in Kafka {} records.", orders.len(), records.len());
     let same = orders.iter().map(i64::to_string).eq(records);
     println!("The same ones, each of them once, in their order: {same}.");

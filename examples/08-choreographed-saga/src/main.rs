@@ -125,16 +125,18 @@ async fn main() -> Result<(), BoxError> {
 }
 
 impl Shop {
+    /// A message can be read a moment before its transaction is seen in Postgres: a read that locks waits for that.
     async fn balances(&self) -> Result<String, BoxError> {
         let mut balances = String::new();
         for pool in &self.others {
             let (name, value): (String, i64) =
-                sqlx::query_as("select * from amount").fetch_one(pool).await?;
+                sqlx::query_as("select * from amount for share").fetch_one(pool).await?;
             balances += &format!("{name} {value}, ");
         }
-        let states: Vec<String> = sqlx::query_scalar("select state from orders order by number")
-            .fetch_all(&self.orders)
-            .await?;
+        let states: Vec<String> =
+            sqlx::query_scalar("select state from orders order by number for share")
+                .fetch_all(&self.orders)
+                .await?;
         Ok(format!("{balances}orders {states:?}"))
     }
 }
