@@ -50,6 +50,8 @@ mod rights;
 mod roles;
 #[path = "e2e/run.rs"]
 mod run;
+#[path = "e2e/saga_operating.rs"]
+mod saga_operating;
 #[path = "e2e/sagas.rs"]
 mod sagas;
 #[path = "e2e/secure.rs"]

@@ -21,6 +21,7 @@ mod relay_reader;
 mod relay_site;
 mod relay_start;
 mod retention;
+mod saga;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -63,6 +64,14 @@ enum Scenario {
     Calls(calls::Options),
     /// What it takes to forget claims, and what claims notice of it
     Retention(retention::Options),
+    /// What sagas cost: transitions, a saga from order to end, and a full store
+    Saga(saga::Options),
+    /// The engine of the sagas that are measured
+    #[command(name = "saga-engine", hide = true)]
+    SagaEngine(saga::EngineArguments),
+    /// A service of the sagas that are measured
+    #[command(name = "saga-participant", hide = true)]
+    SagaParticipant(saga::ParticipantArguments),
     /// The sidecar, which the scenarios of the relay start as a process of its own
     #[command(name = relay_process::SIDECAR, hide = true, disable_help_flag = true)]
     CdcRelay {
@@ -83,6 +92,9 @@ async fn main() -> ExitCode {
         Scenario::Parking(options) => Box::pin(parking::measure(options)).await,
         Scenario::Calls(options) => Box::pin(calls::measure(options)).await,
         Scenario::Retention(options) => Box::pin(retention::measure(options)).await,
+        Scenario::Saga(options) => Box::pin(saga::measure(options)).await,
+        Scenario::SagaEngine(arguments) => return saga::orchestrate(arguments).await,
+        Scenario::SagaParticipant(arguments) => return saga::participate(arguments).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);
             tailrace_cdc_relay::cli::run(std::iter::once(program).chain(arguments)).await

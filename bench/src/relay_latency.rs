@@ -249,7 +249,12 @@ impl Schedule {
     }
 
     /// A message that carries when it was due.
-    pub(crate) fn message(&self, topic: &str, number: u32, due: Instant) -> Result<Message, Failure> {
+    pub(crate) fn message(
+        &self,
+        topic: &str,
+        number: u32,
+        due: Instant,
+    ) -> Result<Message, Failure> {
         let mut payload = format!("{:0TIME_DIGITS$x}", (due - self.start).as_nanos()).into_bytes();
         payload.resize(PAYLOAD_BYTES, b'x');
         let message = Message::builder(topic, "order.placed.v1").source("/orders");

@@ -6,6 +6,7 @@ use std::fmt;
 
 use tailrace_idempotency as idempotency;
 use tailrace_outbox as outbox;
+use tailrace_saga as saga;
 
 /// What went wrong, as far as the exit code tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +172,54 @@ impl From<idempotency::Error> for Error {
         }
     }
 }
+
+impl From<saga::Error> for Error {
+    fn from(error: saga::Error) -> Self {
+        let mend = error.mend();
+        let whole = error.to_string();
+        // The library's text ends with the way on, which has a line of its own here.
+        let text = match mend {
+            Some(mend) => whole.strip_suffix(&format!(": {mend}")).unwrap_or(&whole).to_owned(),
+            None => whole,
+        };
+        let fault = error.source().and_then(|source| source.downcast_ref::<sqlx::Error>());
+        let code = fault.and_then(|fault| fault.as_database_error()?.code());
+        let (kind, way_on) = match (code.as_deref(), error.kind()) {
+            // A table or a column that is not there.
+            (Some("42P01" | "42703"), _) | (None, saga::Kind::Schema) => {
+                (Kind::Settings, Some("run `tailrace saga install`"))
+            }
+            (Some("42501"), _) => (
+                Kind::Permission,
+                Some("grant what stands at the head of saga/migrations/0006_operating.sql"),
+            ),
+            (Some(code), _) => (by_sqlstate(code), Some("see the server's log")),
+            (None, saga::Kind::Database) => (Kind::Unavailable, Some("run it again")),
+            (None, _) => (Kind::Refused, None),
+        };
+        let made = Error::new(kind, text);
+        Error {
+            mend: way_on.or(mend).map(Cow::Borrowed),
+            origin: error.source().is_some().then(|| Origin::Cause(Box::new(Below(error)))),
+            ..made
+        }
+    }
+}
+
+/// What is below an error of sagas, whose own text has been told.
+#[derive(Debug)]
+struct Below(saga::Error);
+
+impl fmt::Display for Below {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.source() {
+            Some(source) => fmt::Display::fmt(source, f),
+            None => fmt::Display::fmt(&self.0, f),
+        }
+    }
+}
+
+impl StdError for Below {}
 
 /// What is below an error of the library, whose own text has been told.
 #[derive(Debug)]

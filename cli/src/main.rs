@@ -1,4 +1,4 @@
-//! The operator's command line: `tailrace outbox …`, `tailrace inbox …` and `tailrace http-key …`.
+//! The operator's command line: `tailrace outbox …`, `tailrace inbox …`, `tailrace saga …` and `tailrace http-key …`.
 
 mod answer;
 mod database;
@@ -6,6 +6,7 @@ mod error;
 mod http_key;
 mod inbox;
 mod outbox;
+mod saga;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,10 +35,6 @@ Exit codes: 0 done, 1 a check found a fault, 2 arguments, settings or tables tha
 6 Postgres is out of reach or busy, 8 nothing was changed for want of --yes";
 
 #[derive(Subcommand)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one value, for as long as the program runs"
-)]
 enum Command {
     /// Functions and tables of the outbox, and the partitions of its journal
     #[command(subcommand, after_help = EXIT_CODES)]
@@ -47,6 +44,12 @@ enum Command {
     /// Commands that change something tell first what they would change, and do it with --yes.
     #[command(subcommand, after_help = EXIT_CODES)]
     Inbox(inbox::Command),
+    /// Sagas: which there are, what happened to them, and what a person wants of them
+    ///
+    /// Commands that change something tell first what they would change, and do it with --yes. An engine does what is
+    /// wanted, within a second where one runs.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Saga(saga::Command),
     /// What is kept for HTTP requests with an Idempotency-Key
     #[command(subcommand, after_help = EXIT_CODES)]
     HttpKey(http_key::Command),
@@ -73,6 +76,7 @@ async fn run(command: Command) -> Result<Answer, Error> {
     match command {
         Command::Outbox(command) => Box::pin(outbox::run(command)).await.map(Answer::from),
         Command::Inbox(command) => Box::pin(inbox::run(command)).await,
+        Command::Saga(command) => Box::pin(saga::run(command)).await,
         Command::HttpKey(command) => http_key::run(command).await,
     }
 }

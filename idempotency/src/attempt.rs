@@ -26,6 +26,7 @@ use crate::retry::{Backoff, OnFailure, chance};
 use crate::route::RouteId;
 use crate::sequence;
 use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
+use crate::used::Used;
 
 /// Applies a lane's batches, and knows what the lane has parked.
 pub(crate) struct Effects {
@@ -51,24 +52,6 @@ struct Kept {
 
 /// Then it goes back all the same: others may wait for it where there are fewer connections than lanes.
 const KEPT_MAX: Duration = Duration::from_millis(100);
-
-/// A connection that is in the middle of something. It is closed where that is given up: one whose BEGIN was not answered
-/// yet would go back to the pool with its transaction open, and whoever is given it next would write into that.
-struct Used(Option<Kept>);
-
-impl Used {
-    fn conn(&mut self) -> &mut PgConnection {
-        &mut self.0.as_mut().expect("it is there until its end").conn
-    }
-}
-
-impl Drop for Used {
-    fn drop(&mut self) {
-        if let Some(kept) = &mut self.0 {
-            kept.conn.close_on_drop();
-        }
-    }
-}
 
 /// A batch whose headers were read.
 pub(crate) struct Batch {
@@ -255,17 +238,19 @@ impl Effects {
             }
         }
         let unbegun = "a transaction cannot be begun";
-        let mut used = Used(Some(in_time(unbegun, self.connection()).await?));
+        let Kept { conn, since } = in_time(unbegun, self.connection()).await?;
+        let mut used = Used::new(conn);
         let tx = in_time(unbegun, async {
             let Shared { rebalance_deadline, entering, .. } = &*self.shared;
-            let begun = progress::begin(used.conn(), *rebalance_deadline, entering).await;
+            let begun = progress::begin(&mut used, *rebalance_deadline, entering).await;
             begun.map_err(|error| Error::database(unbegun, error))
         });
         let tx = tx.await?;
         let attempt = self.attempt_in(tx, batch, plan).await;
         // After a commit it is as it was before.
         let committed = matches!(attempt, Ok(Attempt::Committed(_)));
-        self.kept = used.0.take().filter(|kept| committed && kept.since.elapsed() < KEPT_MAX);
+        let conn = used.unused();
+        self.kept = (committed && since.elapsed() < KEPT_MAX).then_some(Kept { conn, since });
         attempt
     }
 

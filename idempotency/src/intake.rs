@@ -223,6 +223,7 @@ impl Intake {
         let mut rebalanced = false;
         while let Some(rebalance) = self.client.context().next_rebalance() {
             rebalanced = true;
+            self.keep_places();
             match rebalance {
                 Rebalance::Assigned(list) => self.assigned(&list)?,
                 Rebalance::Revoked(list) => self.revoked(&list)?,
@@ -308,8 +309,34 @@ impl Intake {
                 let at = Position { topic, partition, offset };
                 complain(&KafkaError::MessageConsumption(code), text)
                     .map_err(|error| self.located(error, Some(&at)))?;
+                let partition = Partition { topic: at.topic, number: at.partition };
+                self.read_on(&partition, (offset.get() >= 0).then_some(offset));
                 Ok(true)
             }
+        }
+    }
+
+    /// Has the client read on at what has not arrived yet.
+    ///
+    /// It counts whatever it tells of a partition, also that it ends or cannot be fetched, as the record at that offset,
+    /// handed over (librdkafka 2.12.1, `rd_kafka_q_serve_rkmessages`). Each rebalance pauses what stays assigned, and
+    /// resumes it behind what was handed over: the record that comes to stand there would be left out. Held by
+    /// `a_rebalance_leaves_no_record_out_where_the_end_of_a_partition_was_told`.
+    fn read_on(&self, partition: &Partition, told_at: Option<Offset>) {
+        let Some(running) = self.running.get(partition) else { return };
+        let from = kafka_offset(running.arrived_until().max(told_at));
+        if let Err(error) =
+            self.client.seek(&partition.topic, partition.number, from, BROKER_WAIT_MAX)
+        {
+            // Then it is not being fetched, and whoever fetches it next says from where.
+            tracing::warn!(%error, topic = %partition.topic, partition = partition.number, "not sought");
+        }
+    }
+
+    /// The client has paused what stays assigned, until its question is answered.
+    fn keep_places(&self) {
+        for (partition, _) in self.running.iter().filter(|(_, running)| running.is_at_end()) {
+            self.read_on(partition, None);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind};
 use crate::lanes::{Lanes, Reached, Stored, plan};
 use crate::position::Offset;
 use crate::progress::{Partition, Wanted, columns};
-use crate::record::Delivery;
+use crate::record::{Delivery, SEQUENCE};
 use crate::sequence::{Break, Highest, Place, Sequences};
 
 const AGAIN: &str = "see whether messages come again by that, then begin anew with \
@@ -31,7 +31,7 @@ impl Inspector {
     /// An error for a record that may stand in the partition twice.
     pub(crate) fn admit(&mut self, delivery: &Delivery) -> Result<(), Error> {
         let told = |error: Error| Err(error.at(&delivery.position));
-        let Some(header) = delivery.headers.get("ce_sequence") else {
+        let Some(header) = delivery.headers.get(SEQUENCE) else {
             return match self.unsequenced {
                 Unsequenced::Claim => Ok(()),
                 Unsequenced::Halt => told(unsequenced(delivery)),
@@ -60,7 +60,7 @@ fn unsequenced(delivery: &Delivery) -> Error {
 fn broken(delivery: &Delivery, found: Break) -> Error {
     let relay = delivery
         .headers
-        .get("ce_sequence")
+        .get(SEQUENCE)
         .and_then(|header| str::from_utf8(header).ok())
         .and_then(crate::sequence::parts)
         .map_or("", |(relay, _)| relay);

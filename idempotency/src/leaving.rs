@@ -14,6 +14,8 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use crate::assignment::Group;
 use crate::native;
 
+/// Where no join can be before it, a coordinator answers within this time, or nobody does.
+const COORDINATOR_ANSWER_USUAL: Duration = Duration::from_millis(500);
 /// Brokers that do not answer within this time need not be told.
 const BROKERS_ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long a rebalance that is owed to us is waited for before the coordinator is asked again.
@@ -45,17 +47,30 @@ pub(crate) fn leave(client: Arc<BaseConsumer<Group>>, topics: &[Arc<str>], patie
 fn settle(client: &BaseConsumer<Group>, topics: &[Arc<str>], deadline: Instant) {
     let Some(topic) = topics.first() else { return };
     let left = || deadline.saturating_duration_since(Instant::now());
-    if client.fetch_metadata(Some(topic), BROKERS_ANSWER_MAX.min(left())).is_err() {
-        return;
-    }
     let mut asked = TopicPartitionList::new();
     asked.add_partition(topic, 0);
     let seen = || (native::generation(client), client.context().answered());
     let (mut before, mut quiet, mut owed) = (seen(), 0, false);
-    while quiet < QUIET_ROUNDS {
-        if let Err(error) = client.committed_offsets(asked.clone(), left()) {
-            tracing::warn!(%error, "the group is left while it is rebalanced, and may wait for this member");
+    let answers = || client.fetch_metadata(Some(topic), BROKERS_ANSWER_MAX.min(left())).is_ok();
+    let mut patience = COORDINATOR_ANSWER_USUAL;
+    if client.context().is_classic() {
+        if !answers() {
             return;
+        }
+        patience = Duration::MAX;
+    }
+    while quiet < QUIET_ROUNDS {
+        if let Err(error) = client.committed_offsets(asked.clone(), patience.min(left())) {
+            if patience == Duration::MAX {
+                tracing::warn!(%error, "the group is left while it is rebalanced, and may wait for this member");
+                return;
+            }
+            // Not asked at first: the answer stands behind that of a fetch, for which a broker takes its time.
+            if !answers() {
+                return;
+            }
+            patience = Duration::MAX;
+            continue;
         }
         // What comes besides rebalances is of no use any more.
         drop(client.poll(if owed { REBALANCE_WAIT.min(left()) } else { Duration::ZERO }));

@@ -168,6 +168,8 @@ pub mod schema;
 mod sequence;
 #[cfg(feature = "kafka")]
 mod trial;
+#[cfg(feature = "kafka")]
+mod used;
 
 #[cfg(feature = "kafka")]
 pub use breaker::{Breaker, NotDone};

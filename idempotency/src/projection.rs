@@ -60,6 +60,7 @@ use crate::consumer::{Consumer, Runner, prepare};
 use crate::error::{Error, Kind};
 use crate::metrics::Report;
 use crate::retry::OutOfHorizon;
+use crate::used::Used;
 
 use builds::{Builds, Switched};
 use choice::{Build, State, Wanted};
@@ -191,7 +192,10 @@ impl Projection {
         let version = i32::try_from(self.version).unwrap_or(i32::MAX);
         let wanted = Wanted { version, definition: self.definition(), anew };
         loop {
-            let build = self.builds.choose(&mut *self.connection().await?, &wanted).await?;
+            let mut conn = Used::new(self.connection().await?);
+            let build = self.builds.choose(&mut conn, &wanted).await;
+            drop(conn.unused());
+            let build = build?;
             let mut watch = Watch::new(&self, &wanted, build)?;
             match self.work_at(&mut watch, shutdown.as_mut()).await? {
                 (Why::Moved, _) => {}
@@ -391,7 +395,10 @@ impl<'p> Watch<'p> {
             self.projection.runner.topics.iter().map(|topic| topic.to_string()).collect();
         let keep = self.projection.keep_former;
         let Progress { version, build, .. } = self.progress;
-        match builds.switch(&mut conn, self.build.number, &topics, keep).await? {
+        let mut used = Used::new(conn);
+        let switched = builds.switch(&mut used, self.build.number, &topics, keep).await;
+        let mut conn = used.unused();
+        match switched? {
             Switched::NotYet => return Ok(None),
             Switched::Done => {
                 tracing::info!(projection = %builds.name, version, build, "the read model is switched to a new build");
@@ -450,8 +457,10 @@ impl<'p> Watch<'p> {
     /// Drops what was replaced. That it is not possible now is no reason to end.
     async fn sweep(&mut self) {
         let swept = async {
-            let mut conn = self.projection.connection().await?;
-            self.projection.builds.sweep(&mut conn).await
+            let mut conn = Used::new(self.projection.connection().await?);
+            let swept = self.projection.builds.sweep(&mut conn).await;
+            drop(conn.unused());
+            swept
         };
         let told = match swept.await {
             Ok(()) => None,

@@ -12,6 +12,9 @@ use crate::id_source::IdFrom;
 use crate::message_id::MessageId;
 use crate::position::{Offset, Position};
 
+/// The header with a message's place in its source.
+pub(crate) const SEQUENCE: &str = "ce_sequence";
+
 /// A record copied out of the client's memory, not yet looked at.
 #[derive(Debug)]
 pub(crate) struct Delivery {
@@ -86,10 +89,15 @@ impl Headers {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
+        self.text.get(self.place(name)?)
+    }
+
+    /// Where the first value of a header stands.
+    fn place(&self, name: &str) -> Option<Range<usize>> {
         let name = Some(name.as_bytes());
         let (_, value) =
             self.spans.iter().find(|(found, _)| self.text.get(found.clone()) == name)?;
-        self.text.get(value.clone()?)
+        value.clone()
     }
 }
 
@@ -127,8 +135,9 @@ impl Record {
                 error.at(&position).mended_by("every record needs its type in the header ce_type")
             })?
             .into();
+        let sequence = headers.place(SEQUENCE);
         Ok(Self {
-            meta: Meta { position, timestamp, key, message_id, message_type, headers },
+            meta: Meta { position, timestamp, key, message_id, message_type, headers, sequence },
             payload,
         })
     }
@@ -163,6 +172,7 @@ impl Record {
             key: stored.key,
             message_id,
             message_type: stored.message_type.into(),
+            sequence: headers.place(SEQUENCE),
             headers,
         };
         Ok(Self { meta, payload: stored.payload })
@@ -203,6 +213,8 @@ pub struct Meta {
     message_id: MessageId,
     message_type: Box<str>,
     headers: Headers,
+    /// Where the header of this name stands among them: asked for more than once for each record.
+    sequence: Option<Range<usize>>,
 }
 
 impl Meta {
@@ -249,7 +261,13 @@ impl Meta {
 
     /// `<relay id>:<position>`: where the message stands in its source; absent on what was published again.
     pub fn sequence(&self) -> Option<&str> {
-        self.text("ce_sequence")
+        let value = self.headers.text.get(self.sequence.clone()?)?;
+        str::from_utf8(value).ok()
+    }
+
+    /// Whether it has a [`sequence`](Self::sequence).
+    pub(crate) fn has_sequence(&self) -> bool {
+        self.sequence.is_some()
     }
 
     /// The first value of a header. Names are case-sensitive.

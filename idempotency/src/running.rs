@@ -175,6 +175,8 @@ pub(crate) struct Running {
     inspector: Option<Inspector>,
     /// The offset after the last record that arrived.
     seen: Option<Offset>,
+    /// The client has told that the partition ends there, and nothing has arrived since.
+    at_end: bool,
     /// What is told once everything before it is applied, or then.
     halt: Option<(Error, Instant)>,
 }
@@ -212,6 +214,7 @@ impl Running {
             applied_before,
             inspector,
             seen: None,
+            at_end: false,
             halt: None,
         }
     }
@@ -237,13 +240,15 @@ impl Running {
             }
             return taken;
         }
-        let Self { fetched, lanes, count, applied_before, inspector, seen, halt, .. } = self;
+        let Self { fetched, lanes, count, applied_before, inspector, seen, at_end, halt, .. } =
+            self;
         fetched.take(|fetched| {
             let delivery = match fetched {
                 Ok(delivery) => delivery,
                 // Told where the client is asked to: what lies before is here, or was no record.
                 Err(Complaint::Kafka(RDKafkaErrorCode::PartitionEOF, _, end)) => {
                     *seen = (*seen).max(Some(end));
+                    *at_end = true;
                     return;
                 }
                 Err(complaint) => {
@@ -251,6 +256,7 @@ impl Running {
                     return;
                 }
             };
+            *at_end = false;
             // What follows a record that cannot be taken over must not be applied before it.
             if halt.is_some() || taken.complaint.as_ref().is_some_and(Complaint::is_about_a_record)
             {
@@ -286,6 +292,16 @@ impl Running {
                 lane.pass(seen);
             }
         }
+    }
+
+    /// Whether the last thing that the client told of the partition is that it ends.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.at_end
+    }
+
+    /// Everything below has arrived here, or was not to.
+    pub(crate) fn arrived_until(&self) -> Option<Offset> {
+        self.seen.or(self.began_at())
     }
 
     /// Everything below is applied.

@@ -14,13 +14,21 @@ const RELAYS_MAX: usize = 64;
 /// The position of a message in its source (incarnation, commit LSN, ordinal) as 32 lower-case hex digits, whose order is
 /// that of the source. They are compared for each record and hence not turned into a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place([u8; 32]);
+pub(crate) struct Place([u8; DIGITS]);
+
+const DIGITS: usize = 32;
 
 impl Place {
     pub(crate) fn read(digits: &str) -> Option<Self> {
         let lower = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-        let digits = <[u8; 32]>::try_from(digits.as_bytes()).ok()?;
-        digits.iter().all(lower).then_some(Self(digits))
+        let digits = <[u8; DIGITS]>::try_from(digits.as_bytes()).ok()?;
+        // All of them, whatever the first is: without a branch for each they are looked at together.
+        let is_place = digits.iter().fold(true, |so_far, byte| so_far & lower(byte));
+        is_place.then_some(Self(digits))
+    }
+
+    fn is_of_incarnation_of(&self, other: &Self) -> bool {
+        self.0.first_chunk::<8>() == other.0.first_chunk::<8>()
     }
 
     /// Counts the lives of the relay's slot.
@@ -30,9 +38,12 @@ impl Place {
     }
 }
 
-/// `<relay id>:<position>` in its two parts. The id may hold colons of its own.
+/// `<relay id>:<position>` in its two parts, where the second is as long as one. The id may hold colons of its own.
 pub(crate) fn parts(sequence: &str) -> Option<(&str, &str)> {
-    sequence.rsplit_once(':').filter(|(relay, _)| !relay.is_empty())
+    let colon = sequence.len().checked_sub(DIGITS + 1)?;
+    let (relay, rest) = sequence.split_at_checked(colon)?;
+    let digits = rest.strip_prefix(':')?;
+    (!relay.is_empty()).then_some((relay, digits))
 }
 
 /// The highest place of a relay in a partition, and where its record stands.
@@ -86,7 +97,7 @@ impl Sequences {
             (false, false) => Ok(()),
             (false, true) => Err(Break::Ahead { highest: highest.offset }),
             (true, false) => Err(Break::Back { highest: highest.offset }),
-            (true, true) if place.incarnation() != highest.place.incarnation() => {
+            (true, true) if !place.is_of_incarnation_of(&highest.place) => {
                 let (from, to) = (highest.place.incarnation(), place.incarnation());
                 Err(Break::Incarnation { from, to })
             }

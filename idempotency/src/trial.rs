@@ -192,7 +192,7 @@ impl<'s, 'a> Trial<'s, 'a> {
     /// Whether its place in the source tells that it comes for the first time, which was looked at before.
     fn is_known_by_position(&self, at: usize) -> bool {
         let record = self.work.records.get(at).filter(|_| self.shared.dedupe.is_position());
-        record.is_some_and(|record| record.meta.sequence().is_some())
+        record.is_some_and(|record| record.meta.has_sequence())
     }
 
     fn first(&mut self, plan: &mut Plan<&'a [u8]>, at: usize) {

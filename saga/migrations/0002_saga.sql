@@ -2,7 +2,7 @@
 --
 -- An orchestrator's own role needs, beside what stands at the head of the first migration:
 --   GRANT SELECT, INSERT, UPDATE ON tailrace.saga_instance TO service;
---   GRANT SELECT, INSERT ON tailrace.saga_journal TO service;
+--   GRANT INSERT ON tailrace.saga_journal TO service;
 --   GRANT SELECT, INSERT, UPDATE, DELETE ON tailrace.saga_timer, tailrace.saga_input, tailrace.saga_engine TO service;
 
 -- A running saga is rewritten with every answer. Half of each page is free for that, and no index is on what changes

@@ -19,8 +19,9 @@ use crate::definition::{
 use crate::draft::Draft;
 use crate::error::Error;
 use crate::instance::Instance;
+use crate::lock::{self, Lock};
 use crate::retry::Retry;
-use crate::unreadable::{read, write};
+use crate::unreadable::{Unreadable, read, write};
 use crate::work::{Awaits, CanBeUndone, CannotBeRefused, Does, Work};
 
 /// How long an attempt waits for its answer if nothing else is said.
@@ -125,6 +126,12 @@ impl<D: Serialize + DeserializeOwned + 'static> Saga<D> {
 impl<D> Saga<D> {
     /// The definition without the type of its data.
     pub fn definition(&self) -> &Definition {
+        &self.definition
+    }
+}
+
+impl<D> AsRef<Definition> for Saga<D> {
+    fn as_ref(&self) -> &Definition {
         &self.definition
     }
 }
@@ -265,6 +272,33 @@ impl<D: Serialize + DeserializeOwned + 'static> BeforePivot<D> {
         self.take(step)
     }
 
+    /// The locks that sagas of this definition take, in the order in which they take them. All definitions of a service
+    /// had best share one constant: an engine takes none whose orders contradict each other. Default: none.
+    pub fn lock_order(mut self, order: &[&str]) -> Self {
+        self.draft.lock_order = order.iter().map(|name| (*name).into()).collect();
+        self
+    }
+
+    /// Takes a lock, for all of these keys, and keeps it until the saga has ended. The step is named after the lock.
+    ///
+    /// Whoever asks first has it first. Keys are taken one after another in their order, whatever the order in which
+    /// they are given; without any, nothing is locked. A saga takes each lock once, in the declared
+    /// [order](Self::lock_order), and none behind its pivot or in a branch; so no two sagas wait for each other.
+    pub fn lock<K>(self, lock: Lock, keys: impl Fn(&D) -> K + Send + Sync + 'static) -> Self
+    where
+        K: IntoIterator<Item = String>,
+    {
+        let keys = move |data: &Value| {
+            lock::in_order(keys(&read("the data", data)?))
+                .map_err(|what| Unreadable { what: format!("the lock {}: {what}", lock.name) })
+        };
+        let work = Inner::Lock { lock, keys: Closure(Box::new(keys)) };
+        let mut step = new_step(lock.name, StepKind::NoEffect, work);
+        step.timeout = lock.wait;
+        step.on_timeout = lock.on_timeout;
+        self.take(step)
+    }
+
     /// The point of no return.
     pub fn pivot<W: Work>(self, name: &str, work: impl Does<D, W>) -> Pivot<D, W> {
         let mut step = new_step(name, StepKind::Pivot, work.inner().0);
@@ -313,12 +347,14 @@ impl<P: Place, W: Work> StepNeedsCompensation<P, W> {
         self
     }
 
-    /// What follows a refusal. Default: [`OnRefused::Abort`].
-    pub fn on_refused<F>(mut self, decide: F) -> Self
+    /// How a refusal comes into the saga's data, and what follows. Default: it is dropped, and [`OnRefused::Abort`]
+    /// follows, as it does where nothing is returned.
+    pub fn on_refused<F, T>(mut self, decide: F) -> Self
     where
-        F: Fn(&mut P::Data, W::Refusal) -> OnRefused + Send + Sync + 'static,
+        F: Fn(&mut P::Data, W::Refusal) -> T + Send + Sync + 'static,
+        T: Into<OnRefused>,
     {
-        self.current.on_refused = Some(refusal(decide));
+        self.current.on_refused = Some(refusal(move |data, refused| decide(data, refused).into()));
         self
     }
 

@@ -34,6 +34,7 @@
 
 mod explore;
 mod hash;
+mod line;
 mod message;
 mod orchestrator;
 mod participant;
@@ -70,7 +71,8 @@ const WALK_MOVES: usize = 300;
 /// Explores what can happen to a saga, by the machine and the barrier that run it.
 ///
 /// Messages come twice, late, and in any order; a time-out happens at any moment; participants refuse what they may
-/// refuse; the deadline passes and somebody cancels at any moment. A crash needs no move of its own: a transaction
+/// refuse; the deadline passes and somebody cancels at any moment; a lock is given or withheld, expires, and comes when it
+/// is not wanted any more. A crash needs no move of its own: a transaction
 /// happens or does not, and what was not done is done later, by another delivery. Sagas of up to
 /// [`WINDOW_STEPS`] steps are explored exhaustively, with two attempts of each step in each direction. Of longer ones
 /// every window of so many consecutive steps is, and of the whole every schedule with at most two faults, and random
@@ -78,7 +80,7 @@ const WALK_MOVES: usize = 300;
 ///
 /// # Errors
 /// The smallest schedule by which the saga breaks a promise: an effect happens twice; a completed saga lacks an effect;
-/// a compensated one has one left, or gets one later; a reply of an older epoch, or one that comes again, does
+/// a compensated one has one left, or gets one later; it goes on without a lock, or keeps one for ever; a reply of an older epoch, or one that comes again, does
 /// something; a state from which no end can be reached.
 pub fn check(definition: &Definition) -> Result<Coverage, Counterexample> {
     check_by(definition, Assumptions::SHIPPED)
@@ -223,6 +225,8 @@ enum Broken {
     EffectTwice(String),
     EffectMissing(String),
     EffectLeft(String),
+    LockLost(String),
+    LockKept(String),
     OldEpoch,
     EpochKept(String),
     Twice,
@@ -239,6 +243,12 @@ impl fmt::Display for Broken {
             Self::EffectMissing(step) => write!(f, "it has completed without the effect of {step}"),
             Self::EffectLeft(step) => {
                 write!(f, "it is compensated, and the effect of {step} is there")
+            }
+            Self::LockLost(step) => {
+                write!(f, "it takes itself for the one who has the lock {step}, and is not")
+            }
+            Self::LockKept(step) => {
+                write!(f, "it is over, and nobody else ever has the lock {step}")
             }
             Self::OldEpoch => f.write_str("a reply of an older epoch does something"),
             Self::EpochKept(step) => write!(f, "{step} begins again in an epoch that is over"),

@@ -168,6 +168,11 @@ impl Choreography {
         self.0.topic_of(service)
     }
 
+    /// Every topic that has to exist before it runs: one for each service that emits an event.
+    pub fn topics(&self) -> BTreeSet<&str> {
+        self.events().into_values().map(|service| self.topic_of(service)).collect()
+    }
+
     /// The events that a service takes, and the service that emits each: those that lead to its steps, and those that
     /// undo them.
     pub fn subscriptions(&self, service: &str) -> BTreeMap<&str, &str> {

@@ -22,6 +22,11 @@ const OUTCOME: &str = "ce_sagaoutcome";
 pub struct SagaId(Uuid);
 
 impl SagaId {
+    /// A new id, a UUID of version 7: of a saga that begins now.
+    pub fn mint() -> Self {
+        Self(Uuid::now_v7())
+    }
+
     /// The id with these bytes.
     pub fn from_uuid(uuid: Uuid) -> Self {
         Self(uuid)

@@ -1,5 +1,6 @@
 //! What a saga is made of, once it is known to be right.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::correlation::SagaId;
 use crate::error::Error;
 use crate::instance::Request;
 use crate::local::{LocalRun, NoLocal};
+use crate::lock::Lock;
 use crate::retry::Retry;
 use crate::transition::PART_TYPE;
 use crate::unreadable::Unreadable;
@@ -30,6 +32,7 @@ pub(crate) struct Graph {
     pub(crate) deadline: Option<Duration>,
     pub(crate) upcasters: Vec<Upcaster>,
     pub(crate) starts: Vec<Start>,
+    pub(crate) lock_order: Vec<Box<str>>,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -69,7 +72,8 @@ pub struct Step {
 }
 
 /// What a step is for the saga as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum StepKind {
     /// Can be undone.
     Compensable,
@@ -124,8 +128,17 @@ pub enum OnRefused {
     Abort,
     /// It is asked for again, by its [`Retry`]; at the end of that the saga is undone.
     Retry,
+    /// As [`Retry`](Self::Retry), with a command that is made anew of the data: what was refused has no effect, so what is
+    /// asked for next may be something else.
+    Anew,
     /// The saga goes on without it.
     GoOn,
+}
+
+impl From<()> for OnRefused {
+    fn from((): ()) -> Self {
+        Self::Abort
+    }
 }
 
 /// Who does a step.
@@ -139,10 +152,15 @@ pub(crate) enum Work {
     Part { definition: Definition, build: Closure<Build> },
     /// Somebody outside.
     Wait { signal_type: &'static str },
+    /// Whoever has the lock now, by his end.
+    Lock { lock: Lock, keys: Closure<Keys> },
 }
 
 /// The target, where there is one, and the payload of a command.
 pub(crate) type Build = dyn Fn(&Value) -> Result<(Option<String>, Value), Unreadable> + Send + Sync;
+
+/// From the data to the keys of a lock, in the order in which they are taken.
+pub(crate) type Keys = dyn Fn(&Value) -> Result<Vec<String>, Unreadable> + Send + Sync;
 
 /// From the data and a reply to the new data.
 pub(crate) type Fold = dyn Fn(&Value, &Value) -> Result<Value, Unreadable> + Send + Sync;
@@ -221,6 +239,20 @@ impl Definition {
         (start.begin.0)(payload).map_err(Error::from)
     }
 
+    /// The locks that its sagas may take, in the order in which they take them.
+    pub fn lock_order(&self) -> &[Box<str>] {
+        &self.0.lock_order
+    }
+
+    /// Every topic that has to exist before it runs: of what starts it, of its commands and of its replies, and those of
+    /// the sagas that are its steps.
+    pub fn topics(&self) -> BTreeSet<&str> {
+        let commands = self.steps().filter_map(|step| step.command().map(|(topic, _)| topic));
+        let starts = self.starts().map(|(topic, _)| topic);
+        let parts = self.steps().filter_map(Step::part).flat_map(Self::topics);
+        starts.chain(commands).chain(parts).chain([self.replies()]).collect()
+    }
+
     /// Its steps, in their order.
     pub fn steps(&self) -> impl ExactSizeIterator<Item = &Step> + DoubleEndedIterator {
         self.0.steps.iter()
@@ -255,6 +287,12 @@ impl Definition {
     }
 }
 
+impl AsRef<Definition> for Definition {
+    fn as_ref(&self) -> &Definition {
+        self
+    }
+}
+
 impl Step {
     /// Its name.
     pub fn name(&self) -> &str {
@@ -276,7 +314,7 @@ impl Step {
         match &self.work {
             Work::Command { topic, message_type, .. } => Some((topic, message_type)),
             Work::Part { definition, .. } => Some((definition.replies(), PART_TYPE)),
-            Work::Local { .. } | Work::Wait { .. } => None,
+            Work::Local { .. } | Work::Wait { .. } | Work::Lock { .. } => None,
         }
     }
 
@@ -292,6 +330,14 @@ impl Step {
     pub fn signal_type(&self) -> Option<&str> {
         match self.work {
             Work::Wait { signal_type } => Some(signal_type),
+            _ => None,
+        }
+    }
+
+    /// The lock that it takes.
+    pub fn lock(&self) -> Option<&Lock> {
+        match &self.work {
+            Work::Lock { lock, .. } => Some(lock),
             _ => None,
         }
     }
@@ -327,7 +373,7 @@ impl Step {
                 let part = part_id(saga, &self.name);
                 (definition.replies(), PART_TYPE, build, part.to_string())
             }
-            Work::Local { .. } | Work::Wait { .. } => return Ok(None),
+            Work::Local { .. } | Work::Wait { .. } | Work::Lock { .. } => return Ok(None),
         };
         let (target, payload) = (build.0)(data)?;
         Ok(Some(Request {
@@ -356,6 +402,7 @@ impl Step {
             Work::Local { .. } => "local".to_owned(),
             Work::Part { definition, .. } => format!("part {}", definition.identity().name),
             Work::Wait { signal_type } => format!("wait {signal_type}"),
+            Work::Lock { lock, .. } => format!("lock {}", lock.name),
         };
         format!("{} {work}", self.kind.as_str())
     }
@@ -389,4 +436,28 @@ pub(crate) fn structure_hash(steps: &[Step]) -> Box<str> {
         .fold(Sha256::new(), |hash, step| hash.chain_update(step.signature()))
         .finalize();
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fixture::create_order;
+
+    #[test]
+    fn every_topic_that_has_to_exist_is_named() {
+        let create_order = create_order();
+
+        let topics: Vec<&str> = create_order.definition().topics().into_iter().collect();
+
+        assert_eq!(
+            topics,
+            [
+                "create-order.replies",
+                "customers.commands",
+                "mail.commands",
+                "payments.commands",
+                "shipping.commands",
+                "warehouse.commands",
+            ]
+        );
+    }
 }

@@ -8,6 +8,7 @@ use crate::definition::{
     Definition, Graph, Identity, OnTimeout, Start, Step, StepKind, Upcaster, Work, structure_hash,
 };
 use crate::error::Error;
+use crate::lock;
 use crate::retry::WAIT_MAX;
 
 /// The most steps that a saga may have.
@@ -27,6 +28,7 @@ pub(crate) struct Draft {
     pub(crate) deadline: Option<Duration>,
     pub(crate) upcasters: Vec<Upcaster>,
     pub(crate) starts: Vec<Start>,
+    pub(crate) lock_order: Vec<Box<str>>,
     pub(crate) steps: Vec<Step>,
     groups: usize,
     pub(crate) faults: Vec<String>,
@@ -41,6 +43,7 @@ impl Draft {
             deadline: None,
             upcasters: Vec::new(),
             starts: Vec::new(),
+            lock_order: Vec::new(),
             steps: Vec::new(),
             groups: 0,
             faults: Vec::new(),
@@ -63,6 +66,7 @@ impl Draft {
         let of_steps: Vec<String> = self.steps.iter().flat_map(step_faults).collect();
         self.faults.extend(of_steps);
         self.check_parts();
+        self.faults.extend(lock::faults(&self.lock_order, &self.steps));
         if !self.faults.is_empty() {
             return Err(Error::faults(&format!("{}/{}", self.name, self.version), self.faults));
         }
@@ -73,6 +77,7 @@ impl Draft {
             deadline: self.deadline,
             upcasters: self.upcasters,
             starts: self.starts,
+            lock_order: self.lock_order,
             steps: self.steps,
         })))
     }
@@ -104,6 +109,9 @@ impl Draft {
     fn check_names(&mut self) {
         if !is_name(&self.name) {
             self.faults.push(format!("the saga's {NAME_RULE}"));
+        }
+        for lock in self.lock_order.iter().filter(|lock| !is_name(lock)) {
+            self.faults.push(format!("the lock {lock:?}: its {NAME_RULE}"));
         }
         let mut seen = BTreeSet::new();
         for (at, step) in self.steps.iter().enumerate() {
@@ -161,12 +169,13 @@ fn step_faults(step: &Step) -> Vec<String> {
         {
             faults.push("its command has no topic or no type".to_owned());
         }
-        Work::Wait { .. } if step.on_timeout == OnTimeout::Retry => {
+        Work::Wait { .. } | Work::Lock { .. } if step.on_timeout == OnTimeout::Retry => {
             faults
                 .push("it waits, and there is nobody to ask again: compensate or park".to_owned());
         }
         _ => {}
     }
+    faults.extend(step.lock().and_then(lock::fault).map(str::to_owned));
     faults.into_iter().map(|fault| format!("step {}: {fault}", step.name)).collect()
 }
 

@@ -16,17 +16,22 @@ use tokio::sync::watch;
 use crate::builder::Saga;
 use crate::definition::Definition;
 use crate::error::{Error, Kind};
+use crate::lock::{self, Ordered};
+use crate::operate;
 use crate::schema;
 use crate::transition::{PART_TYPE, REPLY_TYPE};
 
 mod apply;
+mod health;
 mod intake;
 pub mod metrics;
+mod moves;
 mod registry;
 mod sagas;
 mod time;
 
 use apply::Applied;
+pub use health::Health;
 pub(crate) use metrics::Tally;
 pub use metrics::{Counters, Report};
 pub use registry::Quarantined;
@@ -83,6 +88,7 @@ pub struct Engine {
     unknown: Unknown,
     strict: bool,
     counters: Counters,
+    health: Health,
 }
 
 /// What all parts of an engine share.
@@ -128,6 +134,7 @@ impl Engine {
             definitions: Vec::new(),
             unknown: Unknown::Park(Duration::from_secs(3600)),
             strict: false,
+            health: Health::default(),
             counters: Counters::default(),
         }
     }
@@ -180,12 +187,19 @@ impl Engine {
         self.counters.clone()
     }
 
+    /// A handle to how it is; it stays valid after the engine has ended.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// The engine and a handle by which the service itself starts sagas and tells them something.
     ///
     /// # Errors
-    /// [`Kind::Definition`] where two definitions are the same version of one name and not the same.
+    /// [`Kind::Definition`] where two definitions are the same version of one name and not the same, or where the lock
+    /// orders of definitions contradict each other.
     pub fn prepare(self) -> Result<Prepared, Error> {
-        let Self { config, source, outbox, prefix, definitions, unknown, strict, counters } = self;
+        let Self { config, source, outbox, prefix, definitions, unknown, strict, counters, health } =
+            self;
         for definition in &definitions {
             let is_other = |other: &&Definition| {
                 let (one, other) = (definition.identity(), other.identity());
@@ -196,9 +210,10 @@ impl Engine {
                 return Err(Error::definition(text));
             }
         }
+        keep_lock_orders(definitions.iter().map(Ordered::new).collect())?;
         let registry = Registry::new(definitions);
         let core = Arc::new(Core { registry, outbox, source, prefix, unknown, counters });
-        Ok(Prepared { config, core, strict })
+        Ok(Prepared { config, core, strict, health })
     }
 
     /// Runs until `stop` resolves: see [`Prepared::run`].
@@ -216,6 +231,7 @@ pub struct Prepared {
     config: Config,
     core: Arc<Core>,
     strict: bool,
+    health: Health,
 }
 
 impl Prepared {
@@ -228,13 +244,15 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Kind::Schema`] where tables are missing, [`Kind::Quarantined`] where it is [strict](Engine::strict) and
-    /// somebody's sagas would stand still; otherwise what [`Consumer::run`] says.
+    /// somebody's sagas would stand still, [`Kind::Definition`] where its lock orders contradict those of a living engine;
+    /// otherwise what [`Consumer::run`] says.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Report, Error> {
-        let Self { config, core, strict } = self;
+        let Self { config, core, strict, health } = self;
         let pool = config.pool().clone();
         metrics::describe();
         begin(&core, &pool, strict).await?;
         let consumer = consumer(config, &core);
+        health.began(consumer.health(), core.counters.clone());
         let (ending, ends) = watch::channel(false);
         let consuming = async {
             let consumed = consumer.run(stop).await;
@@ -272,7 +290,21 @@ async fn begin(core: &Core, pool: &PgPool, strict: bool) -> Result<(), Error> {
             .mended_by("register their definition too, or migrate them"));
     }
     core.counters.quarantine(quarantined);
-    core.registry.beat(&mut conn, SILENCE_MAX).await
+    let structures: Vec<_> = core.registry.all().map(Definition::structure).collect();
+    operate::register(&mut conn, &structures).await?;
+    core.registry.beat(&mut conn, SILENCE_MAX).await?;
+    // After the sign of life: of two engines that begin at the same time, one at least sees the other.
+    let kept = keep_lock_orders(registry::lock_orders(&mut conn, SILENCE_MAX).await?);
+    if kept.is_err() {
+        core.registry.leave(&mut conn).await?;
+    }
+    kept
+}
+
+/// Sagas that take locks in contradicting orders might wait for each other.
+fn keep_lock_orders(definitions: Vec<Ordered>) -> Result<(), Error> {
+    let faults = lock::contradictions(&definitions);
+    if faults.is_empty() { Ok(()) } else { Err(Error::faults("the lock order", faults)) }
 }
 
 fn consumer(config: Config, core: &Arc<Core>) -> Consumer {
@@ -303,10 +335,17 @@ async fn begin_transaction(conn: &mut PgConnection) -> Result<Transaction<'_, Po
 /// Counts, and wakes whoever reads the log.
 fn report(applied: &Applied) {
     metrics::tell(applied);
-    for alert in &applied.alerts {
-        tracing::error!(saga = %alert.saga, step = %alert.step, operation = alert.operation.as_str(),
+    for (definition, alert) in &applied.alerts {
+        tracing::error!(saga = %alert.saga, %definition, step = %alert.step, operation = alert.operation.as_str(),
             trouble = ?alert.trouble, "a saga waits for a person");
     }
+}
+
+/// What is looked at now and then, for tests of how much that reads.
+#[cfg(test)]
+pub(crate) async fn look(conn: &mut PgConnection, definitions: &[&str]) -> Result<(), Error> {
+    metrics::look(conn, definitions).await?;
+    registry::quarantined(conn, SILENCE_MAX, &[]).await.map(drop)
 }
 
 struct Panicked;

@@ -31,6 +31,8 @@ pub enum Kind {
     Consumer,
     /// There are running sagas that nobody can run.
     Quarantined,
+    /// What is wanted does not fit what is there.
+    Conflict,
     /// A definition is wrong, or an instance does not follow it.
     Definition,
     /// Data, a command or a reply can not be read or written as JSON.
@@ -77,6 +79,11 @@ impl Error {
 
     pub(crate) fn of_outbox(error: tailrace_outbox::Error) -> Self {
         Self::new(Kind::Outbox, "a command or a reply is no message").caused_by(error)
+    }
+
+    /// How to mend it, where that is known: the text ends with it.
+    pub fn mend(&self) -> Option<&'static str> {
+        self.mend
     }
 
     /// Its class.

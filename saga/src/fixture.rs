@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::builder::{Saga, Signal};
 use crate::command::{Command, Compensable, Irrefusable};
 use crate::correlation::SagaId;
-use crate::definition::{Forward, OnRefused, OnTimeout};
+use crate::definition::{Forward, OnTimeout};
 use crate::retry::Retry;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -95,10 +95,7 @@ pub(crate) fn create_order() -> Saga<Order> {
         .retry(Retry::exponential(SECOND, 30 * SECOND).attempts(3))
         .timeout(20 * SECOND, OnTimeout::Retry)
         .on_reply(|order, reply| order.hold = Some(reply.hold))
-        .on_refused(|order, refusal| {
-            order.missing_cents = Some(refusal.missing_cents);
-            OnRefused::Abort
-        })
+        .on_refused(|order, refusal| order.missing_cents = Some(refusal.missing_cents))
         .retry_compensation(Retry::every(SECOND).attempts(3))
         .compensate()
         .parallel(|branches| {

@@ -77,6 +77,21 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every one of them.
+    pub const ALL: [Self; 6] = [
+        Self::Running,
+        Self::Compensating,
+        Self::Parked,
+        Self::Completed,
+        Self::Compensated,
+        Self::Aborted,
+    ];
+
+    /// The status of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
+    }
+
     /// As it stands in rows and reports.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -115,6 +130,11 @@ pub enum Cause {
     Cancelled,
     /// The saga that it is part of is undone.
     Parent,
+    /// It held a lock for as long as it may go forward with it.
+    LockExpired {
+        /// The step that took it.
+        step: Box<str>,
+    },
 }
 
 /// How far a step is.
@@ -135,6 +155,45 @@ pub struct StepState {
     pub(crate) due: Option<SystemTime>,
     /// Why a person has to decide.
     pub(crate) trouble: Option<Trouble>,
+    /// What it locks, once it has asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lock: Option<LockState>,
+}
+
+/// How far a step is with its lock.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LockState {
+    /// In the order in which they are taken.
+    pub(crate) keys: Vec<String>,
+    /// How many of them the saga holds.
+    pub(crate) held: usize,
+    /// Until when it may go forward with what it holds.
+    #[serde(with = "micros::optional")]
+    pub(crate) expires_at: Option<SystemTime>,
+    /// Whether that time is over, and the saga has been told.
+    pub(crate) is_expired: bool,
+}
+
+impl LockState {
+    /// The keys that the saga holds.
+    pub fn held(&self) -> &[String] {
+        self.keys.get(..self.held).unwrap_or(&self.keys)
+    }
+
+    /// The key that it gets next.
+    pub fn next(&self) -> Option<&str> {
+        self.keys.get(self.held).map(String::as_str)
+    }
+
+    /// Until when it may go forward with them; it keeps them in any case.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+
+    /// Whether it was told that this time is over.
+    pub fn is_expired(&self) -> bool {
+        self.is_expired
+    }
 }
 
 /// Where a step is between not begun and over.
@@ -166,6 +225,23 @@ pub enum StepStatus {
 }
 
 impl StepStatus {
+    /// As it stands in rows and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Acting => "acting",
+            Self::Delayed => "delayed",
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Skipped => "skipped",
+            Self::Compensating => "compensating",
+            Self::Compensated => "compensated",
+            Self::Waived => "waived",
+            Self::StuckActing => "stuck_acting",
+            Self::StuckCompensating => "stuck_compensating",
+        }
+    }
+
     /// Whether a person has to decide.
     pub fn is_stuck(self) -> bool {
         matches!(self, Self::StuckActing | Self::StuckCompensating)
@@ -185,6 +261,9 @@ pub enum Trouble {
     Refused,
     /// The participant says that the step was compensated before.
     Blocked,
+    /// The saga holds its lock for longer than it may go forward with it, and can not be undone any more, or is not undone
+    /// yet.
+    LockExpired,
     /// The data, a reply or a command could not be read or written. The text names no values.
     Unreadable {
         /// What could not be read, and why.
@@ -337,6 +416,7 @@ impl StepState {
             since: None,
             due: None,
             trouble: None,
+            lock: None,
         }
     }
 
@@ -378,6 +458,11 @@ impl StepState {
     /// Why a person has to decide about it.
     pub fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()
+    }
+
+    /// Its lock, where it takes one and has begun to.
+    pub fn lock(&self) -> Option<&LockState> {
+        self.lock.as_ref()
     }
 
     /// The operation that is under way, or waits for a person.

@@ -20,6 +20,8 @@ use crate::transition::{
 };
 use crate::unreadable::Unreadable;
 
+mod locks;
+
 /// What becomes of a saga when something happens to it.
 ///
 /// Everything in the answer is to be written in one transaction, or nothing of it. The same input given again changes
@@ -60,6 +62,7 @@ pub(crate) fn go_on(
     turn.note(None, what);
     for at in 0..instance.steps.len() {
         turn.wish_again(at);
+        turn.wish_for_expiry(at);
     }
     if let Some(due) = instance.deadline {
         turn.out.timers.push(Timer { due, tick: Tick::Deadline });
@@ -84,6 +87,8 @@ enum Event {
     Answer(Operation, Answer, Value),
     /// Its timer is due.
     Due,
+    /// It was given the lock on this key.
+    Held(String),
     /// It is to have no effect.
     Undo,
     /// A person wants it asked for again.
@@ -128,6 +133,7 @@ impl<'d> Turn<'d> {
             commands: Vec::new(),
             locals: Vec::new(),
             replies: Vec::new(),
+            locks: Vec::new(),
             timers: Vec::new(),
             journal: Vec::new(),
             alerts: Vec::new(),
@@ -157,6 +163,7 @@ impl<'d> Turn<'d> {
             (Phase::Running | Phase::Compensating, Input::Tick(tick)) => self.tick(&tick),
             (_, Input::Tick(_)) => Verdict::Stale,
             (_, Input::Signal { signal_type, payload }) => self.signal(&signal_type, payload),
+            (_, Input::Held { step, key }) => self.held(&step, key),
             (_, Input::Cancel) => self.undo_all(Cause::Cancelled),
             (_, Input::Part(instruction)) => self.part(instruction),
             (_, Input::Operator { by, verb }) => {
@@ -197,6 +204,9 @@ impl<'d> Turn<'d> {
             (S::Delayed, Event::Due) => self.ask(at, S::Acting, Operation::Action),
             (S::Compensating, Event::Due) => self.compensation_late(at),
 
+            (S::Acting | S::StuckActing, Event::Held(key)) => self.hold(at, key),
+            (_, Event::Held(key)) => self.unwanted(at, key),
+
             (S::Delayed, Event::Undo) => self.settle(at, S::Refused),
             (S::Acting | S::Done | S::Skipped | S::StuckActing, Event::Undo) => self.undo(at),
 
@@ -221,7 +231,11 @@ impl<'d> Turn<'d> {
     }
 
     fn reply(&mut self, of: &Correlation, answer: Answer, payload: Value) -> Verdict {
-        let Some(at) = self.find(&of.step).filter(|_| of.saga == self.out.instance.id) else {
+        // Nobody answers for a lock: it is held or it is not.
+        let is_asked = |at: &usize| self.spec(*at).lock().is_none();
+        let Some(at) =
+            self.find(&of.step).filter(is_asked).filter(|_| of.saga == self.out.instance.id)
+        else {
             return Verdict::Unfit;
         };
         let epoch = self.state(at).epoch;
@@ -242,6 +256,7 @@ impl<'d> Turn<'d> {
     fn tick(&mut self, tick: &Tick) -> Verdict {
         match tick {
             Tick::Deadline => self.deadline(),
+            Tick::Lock { step } => self.lock_due(step, tick),
             Tick::Step { step, epoch, attempt } => {
                 let Some(at) = self.find(step) else { return Verdict::Unfit };
                 let state = self.state(at);
@@ -312,9 +327,11 @@ impl<'d> Turn<'d> {
         if asked.epoch < known.epoch {
             return Verdict::Stale;
         }
+        let (operation, epoch) = (asked.operation, asked.epoch);
         parent.correlation = instruction.correlation;
         parent.reply_to = instruction.reply_to;
-        match (parent.correlation.operation, self.out.instance.phase) {
+        self.note(None, Happening::PartAsked { operation, epoch });
+        match (operation, self.out.instance.phase) {
             (Operation::Action, Phase::Running | Phase::Compensating) => {}
             (Operation::Compensation, Phase::Running | Phase::Completed) => {
                 return self.begin_undoing(Cause::Parent);
@@ -341,6 +358,7 @@ impl<'d> Turn<'d> {
                     .max_by_key(|v| *v == Verdict::Applied)
                     .unwrap_or(Verdict::Unfit)
             }
+            Verb::Unlock { step } => self.unlock(step),
             Verb::Compensate => self.undo_all(Cause::Cancelled),
             Verb::Abort => {
                 self.finish(Phase::Aborted, Happening::Aborted);
@@ -427,6 +445,7 @@ impl<'d> Turn<'d> {
         self.out.instance.phase = phase;
         self.out.instance.signals.clear();
         self.note(None, what);
+        self.release_all();
         self.answer_parent();
     }
 
@@ -463,7 +482,13 @@ impl<'d> Turn<'d> {
                 Err(unreadable) => return self.stick_unreadable(at, unreadable),
             }
         }
+        if let Err(unreadable) = self.choose_keys(at) {
+            return self.stick_unreadable(at, unreadable);
+        }
         let verdict = self.ask(at, StepStatus::Acting, Operation::Action);
+        if self.has_all_keys(at) {
+            return self.settle(at, StepStatus::Done);
+        }
         if let Some(signal_type) = spec.signal_type() {
             self.take_kept_signal(at, signal_type);
         }
@@ -496,8 +521,9 @@ impl<'d> Turn<'d> {
                 status,
                 StepStatus::Done | StepStatus::Compensating | StepStatus::StuckCompensating
             ),
-            Work::Wait { .. } => false,
+            Work::Wait { .. } | Work::Lock { .. } => false,
         };
+        self.leave(at);
         self.turn_round(at);
         if spec.kind == StepKind::Compensable && may_have_an_effect {
             self.ask(at, StepStatus::Compensating, Operation::Compensation)
@@ -529,7 +555,7 @@ impl<'d> Turn<'d> {
         let spec = self.spec(at);
         let retries = spec.on_timeout == OnTimeout::Retry || operation == Operation::Compensation;
         let wait = match spec.work {
-            Work::Wait { .. } => spec.timeout,
+            Work::Wait { .. } | Work::Lock { .. } => spec.timeout,
             _ if retries => spec.timeout + self.backoff(at, operation),
             _ => spec.timeout,
         };
@@ -558,6 +584,8 @@ impl<'d> Turn<'d> {
             let request = request.clone();
             let instruction = Instruction { correlation, reply_to, deadline };
             self.out.commands.push(CommandMessage { request, instruction });
+        } else {
+            self.want(at);
         }
     }
 
@@ -668,7 +696,15 @@ impl<'d> Turn<'d> {
         match then {
             OnRefused::GoOn => self.pass_over(at, StepStatus::Skipped),
             OnRefused::Retry if !self.is_exhausted(at, Operation::Action) => self.delay(at),
-            OnRefused::Retry | OnRefused::Abort => {
+            OnRefused::Anew if !self.is_exhausted(at, Operation::Action) => {
+                let (saga, data) = (self.out.instance.id, &self.out.instance.data);
+                match spec.request(saga, data) {
+                    Ok(request) => self.state_mut(at).request = request,
+                    Err(unreadable) => return self.stick_unreadable(at, unreadable),
+                }
+                self.delay(at)
+            }
+            OnRefused::Retry | OnRefused::Anew | OnRefused::Abort => {
                 self.settle(at, StepStatus::Refused);
                 self.begin_undoing(Cause::Refused { step: spec.name.clone() })
             }
@@ -686,6 +722,7 @@ impl<'d> Turn<'d> {
     }
 
     fn pass_over(&mut self, at: usize, status: StepStatus) -> Verdict {
+        self.leave(at);
         self.note(Some(at), Happening::Skipped);
         self.settle(at, status)
     }

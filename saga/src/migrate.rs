@@ -6,10 +6,11 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use crate::definition::{Closure, Definition, Step, Upcast};
+use crate::definition::{Closure, Definition, Identity, Upcast};
 use crate::error::Error;
 use crate::instance::{Instance, Phase, StepState, StepStatus};
 use crate::machine;
+use crate::structure::{Shape, Structure};
 use crate::transition::{Happening, Transition};
 
 /// How sagas come from one definition to another.
@@ -66,23 +67,54 @@ pub fn migrate(
     mapping: &Mapping,
     now: SystemTime,
 ) -> Result<Transition, Error> {
-    let faults = faults(instance, from, to, mapping);
+    let map = |data: Value| match &mapping.data {
+        Some(map) => Ok((map.0)(data)),
+        None => Ok(data),
+    };
+    migrate_by(
+        instance,
+        (&from.structure(), Some(from)),
+        to,
+        &Way { skipped: &mapping.skipped, map: &map },
+        now,
+    )
+}
+
+/// A mapping, wherever it comes from.
+pub(crate) struct Way<'m> {
+    pub(crate) skipped: &'m BTreeSet<Box<str>>,
+    /// What becomes of the data, or why it can not be mapped.
+    pub(crate) map: &'m dyn Fn(Value) -> Result<Value, String>,
+}
+
+/// The same where of the old definition there may be no more than its structure.
+pub(crate) fn migrate_by(
+    instance: &Instance,
+    (from, code): (&Structure, Option<&Definition>),
+    to: &Definition,
+    way: &Way<'_>,
+    now: SystemTime,
+) -> Result<Transition, Error> {
+    let Way { skipped, map } = *way;
+    let target = to.structure();
+    let mut faults = faults(instance, from, &target, skipped);
+    if code.is_none() && instance.data_version < from.data_version {
+        faults.push(needs_upcasters(from.identity()));
+    }
+    let refused =
+        |faults| Error::faults(&format!("saga {} as {}", instance.id, to.identity()), faults);
     if !faults.is_empty() {
-        return Err(Error::faults(&format!("saga {} as {}", instance.id, to.identity()), faults));
+        return Err(refused(faults));
     }
-    let mut data = instance.data.clone();
-    for upcast in from.upcasters_from(instance.data_version) {
-        data = upcast(data);
-    }
-    if let Some(map) = &mapping.data {
-        data = (map.0)(data);
-    }
-    let furthest = furthest(instance, to);
+    let upcasters = code.into_iter().flat_map(|code| code.upcasters_from(instance.data_version));
+    let data = upcasters.fold(instance.data.clone(), |data, upcast| upcast(data));
+    let data = map(data).map_err(|fault| refused(vec![fault]))?;
+    let furthest = furthest(instance, &target);
     let steps = to.steps().map(|step| match instance.step(step.name()) {
         Some(state) if state.status != StepStatus::Pending => state.clone(),
         _ => {
             let mut state = StepState::new(step.name());
-            if Some(step.group()) <= furthest && mapping.skipped.contains(step.name()) {
+            if Some(step.group()) <= furthest && skipped.contains(step.name()) {
                 state.status = StepStatus::Skipped;
             }
             state
@@ -102,19 +134,27 @@ pub fn migrate(
     machine::go_on(to, &moved, what, now)
 }
 
-/// The last group of the new definition in which something has begun.
-fn furthest(instance: &Instance, to: &Definition) -> Option<usize> {
-    let has_begun = |step: &&Step| {
-        instance.step(step.name()).is_some_and(|state| state.status != StepStatus::Pending)
-    };
-    to.steps().filter(has_begun).map(Step::group).max()
+/// Old data can not be brought up to date by a structure.
+pub(crate) fn needs_upcasters(from: &Identity) -> String {
+    format!(
+        "its data is of an older form, which only the code of {from} brings up to date: let an engine have both"
+    )
 }
 
-fn faults(
+/// The last group of the new definition in which something has begun.
+fn furthest(instance: &Instance, to: &Structure) -> Option<usize> {
+    let has_begun = |step: &&Shape| {
+        instance.step(step.name()).is_some_and(|state| state.status != StepStatus::Pending)
+    };
+    to.steps().iter().filter(has_begun).map(|step| step.group).max()
+}
+
+/// Everything for which the saga can not go on so, as far as structures tell.
+pub(crate) fn faults(
     instance: &Instance,
-    from: &Definition,
-    to: &Definition,
-    mapping: &Mapping,
+    from: &Structure,
+    to: &Structure,
+    skipped: &BTreeSet<Box<str>>,
 ) -> Vec<String> {
     let mut faults = Vec::new();
     if instance.definition != *from.identity() {
@@ -123,12 +163,12 @@ fn faults(
     if instance.phase.is_over() {
         faults.push("it is over".to_owned());
     }
-    if instance.data_version > from.data_version() {
+    if instance.data_version > from.data_version {
         faults.push("its data was written by a newer release".to_owned());
     }
     let is_under_way = instance.steps.iter().any(|step| step.operation().is_some());
-    if is_under_way && from.replies() != to.replies() {
-        faults.push(format!("its replies come to {}, not {}", from.replies(), to.replies()));
+    if is_under_way && from.replies != to.replies {
+        faults.push(format!("its replies come to {}, not {}", from.replies, to.replies));
     }
     let mut last = 0;
     for state in instance.steps.iter().filter(|state| state.status != StepStatus::Pending) {
@@ -137,16 +177,16 @@ fn faults(
             faults.push(format!("step {name} has begun, and is not there"));
             continue;
         };
-        if old.nature() != new.nature() {
+        if old.nature != new.nature {
             faults.push(format!("step {name} has begun, and is something else"));
         }
-        if new.group() < last {
+        if new.group < last {
             faults.push(format!("step {name} has begun, and stands before another one now"));
         }
-        last = last.max(new.group());
+        last = last.max(new.group);
     }
     if instance.phase == Phase::Running {
-        faults.extend(passed(instance, to, mapping));
+        faults.extend(passed(instance, to, skipped));
     }
     faults
 }
@@ -154,16 +194,16 @@ fn faults(
 /// New steps whose turn is over.
 fn passed<'a>(
     instance: &'a Instance,
-    to: &'a Definition,
-    mapping: &'a Mapping,
+    to: &'a Structure,
+    skipped: &'a BTreeSet<Box<str>>,
 ) -> impl Iterator<Item = String> + 'a {
     let furthest = furthest(instance, to);
-    to.steps().filter_map(move |step| {
+    to.steps().iter().filter_map(move |step| {
         let state = instance.step(step.name()).map(|state| state.status);
         let is_new = matches!(state, None | Some(StepStatus::Pending));
         // In a group that is under way it can still be asked for; in one before it, it can not.
-        let is_passed = Some(step.group()) < furthest;
-        let is_skipped = mapping.skipped.contains(step.name());
+        let is_passed = Some(step.group) < furthest;
+        let is_skipped = skipped.contains(step.name());
         (is_new && is_passed && !is_skipped)
             .then(|| format!("step {} is new, and its turn is over: skip it", step.name()))
     })

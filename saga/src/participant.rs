@@ -91,6 +91,7 @@ pub use outside::{Outside, Prepare, Record};
 #[must_use = "a participant does nothing until it runs or has joined a consumer"]
 pub struct Participant<S = ()> {
     topic: String,
+    prefix: String,
     source: String,
     outbox: Outbox,
     steps: Vec<Box<dyn Registered<S>>>,
@@ -108,7 +109,15 @@ impl<S: Send + Sync + 'static> Participant<S> {
     pub fn on(topic: impl Into<String>) -> Self {
         let topic = topic.into();
         let source = format!("/{topic}");
-        Self { topic, source, outbox: Outbox::new(Store::Wal), steps: Vec::new() }
+        let (prefix, outbox) = (String::new(), Outbox::new(Store::Wal));
+        Self { topic, prefix, source, outbox, steps: Vec::new() }
+    }
+
+    /// What stands before the name of the topic, for environments that share brokers; the engine's is the same. Default:
+    /// nothing.
+    pub fn topic_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
     }
 
     /// The URI reference of the service, on its replies. Default: the topic's name behind a slash.
@@ -141,7 +150,8 @@ impl<S: Send + Sync + 'static> Participant<S> {
     ///
     /// Give it [`batch_records_max`](Config::batch_records_max) of 50: see [`run`](Self::run).
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
-        let Self { topic, source, outbox, steps } = self;
+        let Self { topic, prefix, source, outbox, steps } = self;
+        let topic = format!("{prefix}{topic}");
         let voice = Arc::new(carry_out::Voice { source, outbox });
         steps
             .into_iter()
@@ -154,15 +164,28 @@ impl<S: Send + Sync + 'static> Participant<S> {
     /// slows down every reader of the database.
     ///
     /// # Errors
+    /// [`Kind::Definition`](crate::Kind::Definition) where a command that it handles is sent to another topic;
     /// [`Kind::Schema`](crate::Kind::Schema) where the tables are missing; otherwise what [`Consumer::run`] says.
     pub async fn run(
         self,
         config: Config<S>,
         stop: impl Future<Output = ()>,
     ) -> Result<Report, Error> {
+        let faults = self.faults();
+        if !faults.is_empty() {
+            return Err(Error::faults(&format!("the participant on {}", self.topic), faults));
+        }
         schema::check_patiently(config.pool()).await?;
         let consumer = Consumer::new(config.batch_records_max(BATCH_RECORDS_MAX));
         self.join(consumer).run(stop).await.map_err(Error::of_consumer)
+    }
+}
+
+impl<S> Participant<S> {
+    /// Commands that never come here, since they are sent elsewhere. A prefix may stand in the topic's name.
+    fn faults(&self) -> Vec<String> {
+        let strays = self.steps.iter().filter(|step| !self.topic.ends_with(step.topic()));
+        strays.map(|step| format!("{} is sent to {}", step.command(), step.topic())).collect()
     }
 }
 
@@ -262,6 +285,9 @@ trait Registered<S>: Send + Sync {
     fn join(self: Box<Self>, voice: Arc<carry_out::Voice>, consumer: Consumer<S>) -> Consumer<S>;
 
     fn command(&self) -> &'static str;
+
+    /// Where the command is sent to.
+    fn topic(&self) -> &'static str;
 }
 
 impl<S: Send + Sync + 'static, C: Command> Registered<S> for Operations<S, C> {
@@ -272,6 +298,10 @@ impl<S: Send + Sync + 'static, C: Command> Registered<S> for Operations<S, C> {
 
     fn command(&self) -> &'static str {
         C::TYPE
+    }
+
+    fn topic(&self) -> &'static str {
+        C::TOPIC
     }
 }
 
@@ -308,4 +338,30 @@ pub async fn forget(
     rows_max: u32,
 ) -> Result<u64, Error> {
     rows::forget(conn, begun_before, i64::from(rows_max)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tailrace_idempotency::BoxError;
+
+    use super::*;
+    use crate::fixture::{CapturePayment, QuoteShipping};
+
+    async fn capture(_: Cx<'_>, _: CapturePayment) -> Result<Result<(), ()>, BoxError> {
+        Ok(Ok(()))
+    }
+
+    async fn quote(_: Cx<'_>, _: QuoteShipping) -> Result<Result<(), ()>, BoxError> {
+        Ok(Ok(()))
+    }
+
+    #[test]
+    fn a_command_that_is_sent_elsewhere_is_a_fault() {
+        for topic in ["payments.commands", "test.payments.commands"] {
+            let participant: Participant =
+                Participant::on(topic).handle(capture).handle(quote).done();
+
+            assert_eq!(participant.faults(), ["shipping.quote.v1 is sent to shipping.commands"]);
+        }
+    }
 }

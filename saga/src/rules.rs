@@ -11,6 +11,9 @@ pub(crate) struct Rules {
     /// Replies of older epochs are not told apart. So it can be shown what that would do.
     #[cfg(test)]
     pub(crate) mixes_epochs: bool,
+    /// A lock that is not wanted any more when it is given is kept. So it can be shown what that would do.
+    #[cfg(test)]
+    pub(crate) keeps_grants: bool,
 }
 
 /// What is done with the user's code.
@@ -28,6 +31,8 @@ impl Rules {
         attempts_max: u32::MAX,
         #[cfg(test)]
         mixes_epochs: false,
+        #[cfg(test)]
+        keeps_grants: false,
     };
 
     /// Without the user's code, and with two attempts of each step in each direction.
@@ -36,6 +41,8 @@ impl Rules {
         attempts_max: 2,
         #[cfg(test)]
         mixes_epochs: false,
+        #[cfg(test)]
+        keeps_grants: false,
     };
 
     /// What a refusal is taken for where the code does not run.
@@ -44,6 +51,13 @@ impl Rules {
             Code::Run => None,
             Code::Assume(then) => Some(then),
         }
+    }
+
+    pub(crate) fn keeps_grants(&self) -> bool {
+        #[cfg(test)]
+        return self.keeps_grants;
+        #[cfg(not(test))]
+        false
     }
 
     pub(crate) fn mixes_epochs(&self) -> bool {

@@ -45,6 +45,16 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0004_story.sql",
         sql: include_str!("../migrations/0004_story.sql"),
     },
+    Migration {
+        version: 5,
+        name: "0005_lock.sql",
+        sql: include_str!("../migrations/0005_lock.sql"),
+    },
+    Migration {
+        version: 6,
+        name: "0006_operating.sql",
+        sql: include_str!("../migrations/0006_operating.sql"),
+    },
 ];
 
 const MEND: &str = "run tailrace_saga::schema::install or the files of its folder migrations";

@@ -177,7 +177,9 @@ async fn update(conn: &mut PgConnection, sagas: &[&Changed]) -> Result<(), Error
     sqlx::query(
         "UPDATE tailrace.saga_instance AS kept
          SET definition = given.definition, version = given.version, hash = given.hash, status = given.status,
-             revision = given.revision, instance = given.instance::json, changed_at = now()
+             revision = given.revision, instance = given.instance::json, changed_at = now(),
+             turned_at = CASE given.status WHEN 'compensating' THEN coalesce(kept.turned_at, now())
+                 ELSE kept.turned_at END
          FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[])
              AS given (id, definition, version, hash, status, revision, instance)
          WHERE kept.id = given.id",

@@ -58,7 +58,9 @@ use crate::correlation::{Answer, Correlation, Operation, SagaId};
 use crate::definition::{Definition, StepKind};
 use crate::instance::{Instance, Status};
 use crate::machine::step;
-use crate::transition::{Alert, CommandMessage, Entry, Input, Timer, Transition, Verb, Verdict};
+use crate::transition::{
+    Alert, CommandMessage, Entry, Input, LockKey, LockMove, Timer, Transition, Verb, Verdict,
+};
 
 /// How many inputs a script gives at most: a saga that takes more does not end.
 const INPUTS_MAX: usize = 10_000;
@@ -75,6 +77,8 @@ pub struct Scenario<D> {
     timers: BTreeSet<Timer>,
     asked: Vec<String>,
     commands: Vec<CommandMessage>,
+    wanted: BTreeSet<LockKey>,
+    held: BTreeSet<LockKey>,
     verdict: Verdict,
     journal: Vec<Entry>,
     alerts: Vec<Alert>,
@@ -108,6 +112,8 @@ impl<D: Serialize + DeserializeOwned + 'static> Scenario<D> {
             timers: BTreeSet::new(),
             asked: Vec::new(),
             commands: Vec::new(),
+            wanted: BTreeSet::new(),
+            held: BTreeSet::new(),
             verdict: Verdict::Applied,
             journal: Vec::new(),
             alerts: Vec::new(),
@@ -152,12 +158,41 @@ impl<D: Serialize + DeserializeOwned + 'static> Scenario<D> {
             .map(|command| &command.instruction.correlation)
             .chain(turn.locals.iter().map(|local| &local.correlation));
         self.asked = correlations.map(asked).collect();
+        turn.locks.into_iter().for_each(|moved| self.line(moved));
         self.commands = turn.commands;
         self.instance = turn.instance;
         self.verdict = turn.verdict;
         self.timers.extend(turn.timers);
         self.journal.extend(turn.journal);
         self.alerts.extend(turn.alerts);
+    }
+
+    fn line(&mut self, moved: LockMove) {
+        match moved {
+            LockMove::Take { lock, .. } => {
+                self.asked.push(format!("lock {}", lock.name));
+                if !self.held.contains(&lock) {
+                    self.wanted.insert(lock);
+                }
+            }
+            LockMove::Release(lock) => {
+                self.wanted.remove(&lock);
+                self.held.remove(&lock);
+            }
+        }
+    }
+
+    /// The saga is given the lock for which it stands in line. Until then it waits.
+    ///
+    /// # Panics
+    /// Where it does not stand in line for this lock.
+    #[must_use]
+    pub fn when_held(mut self, lock: &str) -> Self {
+        let wanted = self.wanted.iter().find(|wanted| *wanted.name == *lock).cloned();
+        let wanted = wanted.unwrap_or_else(|| panic!("{lock} is not waited for"));
+        self.wanted.remove(&wanted);
+        self.held.insert(wanted.clone());
+        self.when(Input::Held { step: wanted.name, key: wanted.key })
     }
 
     /// What happened last happens again.
@@ -259,7 +294,7 @@ impl<D: Serialize + DeserializeOwned + 'static> Scenario<D> {
         self.when(Input::Operator { by: by.into(), verb })
     }
 
-    /// What was asked for upon the last input, in its order: `do STEP` or `undo STEP`.
+    /// What was asked for upon the last input, in its order: `do STEP`, `undo STEP` or `lock NAME`.
     ///
     /// # Panics
     /// Where it is something else.
@@ -271,6 +306,24 @@ impl<D: Serialize + DeserializeOwned + 'static> Scenario<D> {
     /// The messages that were sent upon the last input.
     pub fn then_commands(self, look: impl FnOnce(&[CommandMessage])) -> Self {
         look(&self.commands);
+        self
+    }
+
+    /// The locks that the saga has now, as `NAME KEY`.
+    ///
+    /// # Panics
+    /// Where they are others.
+    pub fn then_holds(self, locks: &[&str]) -> Self {
+        assert_eq!(said(&self.held), locks, "what it holds");
+        self
+    }
+
+    /// The locks for which the saga stands in line, as `NAME KEY`.
+    ///
+    /// # Panics
+    /// Where they are others.
+    pub fn then_stands_in_line(self, locks: &[&str]) -> Self {
+        assert_eq!(said(&self.wanted), locks, "for what it stands in line");
         self
     }
 
@@ -320,6 +373,11 @@ impl<D: Serialize + DeserializeOwned + 'static> Scenario<D> {
         &self.instance
     }
 
+    /// What somebody was woken for.
+    pub fn alerts(&self) -> &[Alert] {
+        &self.alerts
+    }
+
     /// Everything that has happened to it.
     pub fn journal(&self) -> &[Entry] {
         &self.journal
@@ -335,12 +393,16 @@ fn asked(correlation: &Correlation) -> String {
     format!("{verb} {}", correlation.step)
 }
 
+fn said(locks: &BTreeSet<LockKey>) -> Vec<String> {
+    locks.iter().map(|lock| format!("{} {}", lock.name, lock.key)).collect()
+}
+
 /// A fault at one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
     /// Its action is refused.
     Refused,
-    /// Its action is never answered.
+    /// Its action is never answered; its lock is never given.
     Silent,
     /// Its compensation is never answered.
     NotUndone,
@@ -363,12 +425,12 @@ pub struct Ended {
     pub faults: Vec<(String, Fault)>,
     /// The saga.
     pub instance: Instance,
-    /// What was asked for, in its order: `do STEP` or `undo STEP`.
+    /// What was asked for, in its order: `do STEP`, `undo STEP` or `lock NAME`.
     pub asked: Vec<String>,
 }
 
 impl Script {
-    /// Everybody answers with nothing: `()`.
+    /// Everybody answers with nothing, `()`, and nobody else has a lock.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -485,7 +547,7 @@ impl Script {
             scenario.instance.step(step).is_some_and(|state| state.operation().is_some());
         scenario.asked.clear();
         let silent = !is_under_way
-            || verb == "do" && has(Fault::Silent)
+            || verb != "undo" && has(Fault::Silent)
             || verb == "undo" && has(Fault::NotUndone);
         if silent {
             return scenario;
@@ -493,6 +555,7 @@ impl Script {
         let given = |payloads: &BTreeMap<String, Value>| payloads.get(step).cloned();
         match verb {
             "undo" => scenario.when_undone(step),
+            "lock" => scenario.when_held(step),
             _ if has(Fault::Refused) => {
                 let refusal = given(&self.refusals).unwrap_or_default();
                 scenario.when_answered(step, Answer::Refused, refusal)
@@ -532,7 +595,9 @@ fn pass_to_next_timer<D: Serialize + DeserializeOwned + 'static>(
 fn refusable(definition: &Definition) -> impl Iterator<Item = &str> {
     let can = |kind| kind != StepKind::Retriable;
     let steps = definition.steps().filter(move |step| can(step.kind()));
-    steps.filter(|step| step.signal_type().is_none()).map(|step| step.name())
+    steps
+        .filter(|step| step.signal_type().is_none() && step.lock().is_none())
+        .map(|step| step.name())
 }
 
 fn faults(definition: &Definition) -> Vec<(&str, Fault)> {

@@ -1,6 +1,6 @@
 //! What a saga is told, and what it answers with.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,6 +39,13 @@ pub enum Input {
         /// Its payload, as JSON.
         payload: Value,
     },
+    /// It has a lock for which it has waited, in the transaction in which it was given that.
+    Held {
+        /// The step that takes it, named after the lock.
+        step: Box<str>,
+        /// The key.
+        key: String,
+    },
     /// It is to be undone.
     Cancel,
     /// The saga that this one is a step of asks for it, again or the other way round.
@@ -70,6 +77,33 @@ pub enum Verb {
     Compensate,
     /// It ends as it is; nothing more is asked of anybody.
     Abort,
+    /// It gives back a lock that it holds, and goes on without it: others see what is half done.
+    Unlock {
+        /// The step that took it.
+        step: Box<str>,
+    },
+}
+
+impl Verb {
+    /// As it stands in the audit.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Retry { .. } => "retry",
+            Self::Skip { .. } => "skip",
+            Self::Compensate => "compensate",
+            Self::Abort => "abort",
+            Self::Unlock { .. } => "unlock",
+        }
+    }
+
+    /// The step that it is about, where it is about one.
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::Retry { step } => step.as_deref(),
+            Self::Skip { step } | Self::Unlock { step } => Some(step),
+            Self::Compensate | Self::Abort => None,
+        }
+    }
 }
 
 /// What a timer is about.
@@ -87,6 +121,11 @@ pub enum Tick {
     },
     /// The saga's deadline.
     Deadline,
+    /// The time to live of a lock.
+    Lock {
+        /// The step that took it.
+        step: Box<str>,
+    },
 }
 
 /// A tick that is wished for at a time. It is never taken back: one that came too late is ignored.
@@ -118,6 +157,30 @@ pub struct LocalCall {
     pub correlation: Correlation,
 }
 
+/// What is to be done with a lock, in the transaction that stores this transition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LockMove {
+    /// The saga stands in line for it, at the end; or where it stands, or has it, already. Once it has it, it is told so by
+    /// [`Input::Held`], in the same transaction where nobody stands before it.
+    Take {
+        /// The lock.
+        lock: LockKey,
+        /// How long it may go forward with it.
+        ttl: Duration,
+    },
+    /// The saga does not want it any more: it leaves the line, or the next one has it.
+    Release(LockKey),
+}
+
+/// What is locked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LockKey {
+    /// The name of the lock, which is that of the step.
+    pub name: Box<str>,
+    /// Which one.
+    pub key: String,
+}
+
 /// A saga's answer to the saga that it is a step of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReplyMessage {
@@ -145,6 +208,8 @@ pub struct Transition {
     pub locals: Vec<LocalCall>,
     /// Messages to the saga that this one is a step of.
     pub replies: Vec<ReplyMessage>,
+    /// What is to be done with locks.
+    pub locks: Vec<LockMove>,
     /// When to come back.
     pub timers: Vec<Timer>,
     /// What happened, for the timeline.
@@ -246,11 +311,36 @@ pub enum Happening {
     Operator {
         /// Who.
         by: Box<str>,
-        /// What.
-        #[serde(flatten)]
+        /// What. It may name a step, as the entry does: so they are not side by side.
         verb: Verb,
         /// Whether that did anything.
         verdict: Verdict,
+    },
+    /// The saga stands in line for a lock.
+    LockWanted {
+        /// Which one.
+        key: String,
+    },
+    /// It has it.
+    LockHeld {
+        /// Which one.
+        key: String,
+    },
+    /// It holds it for as long as it may go forward with it.
+    LockExpired,
+    /// It was given what it did not want any more, or left the line.
+    LockLeft {
+        /// Which one.
+        key: String,
+    },
+    /// It has given back all that the step had locked.
+    Unlocked,
+    /// The saga that it is a step of has asked for it once more, or the other way round.
+    PartAsked {
+        /// For what.
+        operation: Operation,
+        /// In which epoch.
+        epoch: Epoch,
     },
     /// The saga is being undone.
     Compensating {

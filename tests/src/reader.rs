@@ -45,7 +45,7 @@ impl Site {
     ///
     /// # Panics
     ///
-    /// When that is not so within `limit`, with the number of records read.
+    /// When that is not so, and nothing has come for `limit`; with what was read of each partition.
     pub async fn read_until(
         &self,
         limit: Duration,
@@ -54,14 +54,19 @@ impl Site {
         let (config, topics) = (self.kafka(), self.topics.clone());
         let read = move || {
             let consumer = consumer(&config, "read_committed");
-            let partitions = assign_all(&consumer, &topics);
-            let deadline = Instant::now() + limit;
+            assign_all(&consumer, &topics);
+            let mut deadline = Instant::now() + limit;
             let mut seen = Vec::new();
+            let mut before = 0;
             while !enough(&seen) {
+                if seen.len() > before {
+                    before = seen.len();
+                    deadline = Instant::now() + limit;
+                }
                 assert!(
                     Instant::now() < deadline,
-                    "{} records in {partitions} partitions after {limit:?} are not enough",
-                    seen.len()
+                    "{before} records are not enough, and none came for {limit:?}; {}",
+                    standing(&config, &consumer, &topics)
                 );
                 // What is there is taken at once; only the end of it is judged.
                 let mut wait = POLL;
@@ -191,6 +196,23 @@ fn ends(config: &rdkafka::config::ClientConfig, topics: &[String]) -> Vec<(Strin
     topics.iter().flat_map(of_topic).collect()
 }
 
+/// How far a reader is in each partition, how far it may read, and what is there.
+fn standing(
+    config: &rdkafka::config::ClientConfig,
+    reader: &BaseConsumer,
+    topics: &[String],
+) -> String {
+    let position = reader.position().expect("an assigned consumer has a position");
+    let tell = |(topic, partition, end): (String, i32, i64)| {
+        let found = position.find_partition(&topic, partition).map(|found| found.offset());
+        let stable = reader.fetch_watermarks(&topic, partition, ANSWER_MAX);
+        let stable = stable.expect("the broker answers").1;
+        format!("{topic}/{partition}: at {found:?}, stable up to {stable}, ends at {end}")
+    };
+    let told: Vec<String> = ends(config, topics).into_iter().map(tell).collect();
+    told.join("; ")
+}
+
 /// Reads each partition from its beginning up to its end.
 fn drain(consumer: &BaseConsumer, ends: &[(String, i32, i64)]) -> Vec<Seen> {
     let mut seen = Vec::new();
@@ -259,7 +281,7 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> Vec<i32> {
     found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect()
 }
 
-fn assign_all(consumer: &BaseConsumer, topics: &[String]) -> usize {
+fn assign_all(consumer: &BaseConsumer, topics: &[String]) {
     let mut assignment = TopicPartitionList::new();
     for topic in topics {
         for partition in partitions(consumer, topic) {
@@ -269,7 +291,6 @@ fn assign_all(consumer: &BaseConsumer, topics: &[String]) -> usize {
         }
     }
     consumer.assign(&assignment).expect("the partitions can be assigned");
-    assignment.count()
 }
 
 fn poll(consumer: &BaseConsumer, wait: Duration) -> Option<Seen> {

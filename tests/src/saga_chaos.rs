@@ -8,7 +8,7 @@ use tailrace_stack::{Needs, Stack};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::proof::{Bench, Report, Scale};
-use crate::saga_shop::{Order, SERVICES, Service};
+use crate::saga_shop::{Order, SERVICES, Service, create_order};
 use crate::saga_site::{SagaSite, customer};
 use crate::writers::Dice;
 
@@ -222,4 +222,14 @@ async fn judge(site: &SagaSite, report: &mut Report) {
         report.faults.push(format!("there are dead letters: {dead:?}"));
     }
     report.faults.extend(site.faults().await);
+    let saga = create_order(1, TIME_OUT).expect("the definition is right");
+    let found = site.verified(saga.definition()).await;
+    report.figure("sagas verified", found.sagas);
+    report.figure("inputs told again", found.inputs);
+    if found.sagas != standing.all.unsigned_abs() {
+        report.faults.push(format!("of {} sagas {} were verified", standing.all, found.sagas));
+    }
+    for (saga, faults) in found.faults.iter().take(5) {
+        report.faults.push(format!("saga {saga} is not what it was told: {}", faults.join("; ")));
+    }
 }

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::interval;
 
 use crate::node;
-use crate::saga_shop::{Manners, Service, create_order, participant};
+use crate::saga_shop::{Manners, Patience, Service, create_order_by, participant};
 
 #[derive(Args)]
 pub(crate) struct EngineArgs {
@@ -23,6 +23,12 @@ pub(crate) struct EngineArgs {
     /// After how long an attempt is given up
     #[arg(long, default_value_t = 5_000)]
     time_out_ms: u64,
+    /// After how long an attempt of the pivot is given up, where that differs
+    #[arg(long)]
+    pivot_time_out_ms: Option<u64>,
+    /// After so many attempts of the pivot a person decides
+    #[arg(long, default_value_t = 10_000)]
+    pivot_attempts: u32,
     /// It refuses to start where somebody's sagas would stand still
     #[arg(long)]
     strict: bool,
@@ -77,13 +83,18 @@ impl Place {
 
 pub(crate) async fn orchestrate(arguments: EngineArgs) -> ExitCode {
     node::log();
-    let time_out = Duration::from_millis(arguments.time_out_ms);
+    let timeout = Duration::from_millis(arguments.time_out_ms);
+    let patience = Patience {
+        timeout,
+        pivot_timeout: arguments.pivot_time_out_ms.map_or(timeout, Duration::from_millis),
+        pivot_attempts: arguments.pivot_attempts,
+    };
     let engine = Engine::new(arguments.place.config("engine"))
         .source("/orders")
         .topic_prefix(&arguments.place.prefix)
         .strict(arguments.strict);
     let engine = arguments.versions.iter().fold(engine, |engine, &version| {
-        engine.saga(&create_order(version, time_out).expect("the definition is right"))
+        engine.saga(&create_order_by(version, patience).expect("the definition is right"))
     });
     let counters = engine.counters();
     tokio::spawn(async move {

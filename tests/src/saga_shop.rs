@@ -116,12 +116,33 @@ pub struct Manners {
     pub slow_for: Duration,
 }
 
-/// The saga of an order. An attempt is given up after `timeout`.
+/// For how long a saga of an order waits. That may change under a running one.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// An attempt is given up after this.
+    pub timeout: Duration,
+    /// One of the pivot after this.
+    pub pivot_timeout: Duration,
+    /// After so many of them a person decides.
+    pub pivot_attempts: u32,
+}
+
+/// The saga of an order. An attempt is given up after `timeout`, and nothing waits for a person.
 ///
 /// # Errors
 ///
 /// Where the definition is wrong.
 pub fn create_order(version: u32, timeout: Duration) -> Result<Saga<Order>, Error> {
+    create_order_by(version, Patience { timeout, pivot_timeout: timeout, pivot_attempts: 10_000 })
+}
+
+/// As [`create_order`], with another patience.
+///
+/// # Errors
+///
+/// Where the definition is wrong.
+pub fn create_order_by(version: u32, patience: Patience) -> Result<Saga<Order>, Error> {
+    let Patience { timeout, pivot_timeout, pivot_attempts } = patience;
     let short = Retry::exponential(Duration::from_millis(100), Duration::from_secs(2));
     let long = short.attempts(10_000).max_age(Duration::from_secs(3600));
     Saga::define(CREATE_ORDER, version)
@@ -144,15 +165,16 @@ pub fn create_order(version: u32, timeout: Duration) -> Result<Saga<Order>, Erro
                 .no_effect()
         })
         .pivot("capture-payment", CapturePayment::of)
-        .retry(long)
-        .timeout(timeout, Forward::Retry)
+        .retry(long.attempts(pivot_attempts))
+        .timeout(pivot_timeout, Forward::Retry)
         .retriable("approve-order", local(approve_order))
         .build()
 }
 
 /// The participant that a service is.
 pub fn participant(service: Service, prefix: &str) -> Participant<Manners> {
-    let participant = Participant::on(format!("{prefix}{}", service.topic()))
+    let participant = Participant::on(service.topic())
+        .topic_prefix(prefix)
         .source(format!("/{}", service.name()));
     match service {
         Service::Customers => participant.handle(reserve_credit).undo(release_credit),

@@ -9,6 +9,8 @@ use rdkafka::client::DefaultClientContext;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgPool, Row};
 use tailrace_outbox::Message;
+use tailrace_saga::Definition;
+use tailrace_saga::verify::{self, Verified};
 use tailrace_stack::{Database, Postgres, unique};
 use uuid::Uuid;
 
@@ -431,6 +433,23 @@ impl SagaSite {
             faults.push(format!("{on_hold} cents are held, and {held} of completed sagas"));
         }
         faults
+    }
+
+    /// What is stored of sagas otherwise than the machine makes it of what they were told, and how many there are.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub async fn verified(&self, definition: &Definition) -> Verified {
+        let mut conn = self.orders.pool.acquire().await.expect("the server serves");
+        let mut found = Verified::default();
+        loop {
+            let page = verify::page(&mut conn, definition, found.next, verify::PAGE_MAX).await;
+            found.merge(page.expect("the sagas are read"));
+            if found.next.is_none() {
+                return found;
+            }
+        }
     }
 
     /// Status and amount of every saga.

@@ -44,6 +44,18 @@ pub(crate) const RULES: &[Rule] = &[
         why: "the guard works for any transport",
     },
     Rule {
+        package: "tailrace-saga",
+        features: &["--no-default-features"],
+        never: KAFKA,
+        why: "who operates sagas needs their database alone",
+    },
+    Rule {
+        package: "tailrace-cli",
+        features: &[],
+        never: KAFKA,
+        why: "an operator needs the database alone, and a program that builds in seconds",
+    },
+    Rule {
         package: "tailrace-cdc-relay",
         features: &[],
         never: SQLX,

@@ -3,4 +3,5 @@
 mod command;
 mod inbox;
 mod outbox;
+mod saga;
 mod settings;

@@ -7,12 +7,13 @@ use serde_json::Value;
 
 use crate::correlation::{Answer, Correlation, Operation, SagaId};
 use crate::definition::{Definition, OnRefused, StepKind};
-use crate::instance::{Instance, Phase, StepStatus};
+use crate::instance::{Instance, LockState, Phase, StepStatus};
 use crate::machine::step_by;
 use crate::rules::{Code, Rules};
 use crate::transition::{Input, LocalCall, Tick, Transition, Verb, Verdict};
 
 use super::hash::Map;
+use super::line;
 use super::message::{Message, Messages, Set, TooMany};
 use super::{Broken, Stop};
 
@@ -26,6 +27,8 @@ pub(super) enum Stimulus {
     Cancel,
     Signal(usize),
     Retry,
+    Held(usize),
+    Expire(usize),
 }
 
 /// One way in which it can go on.
@@ -35,6 +38,8 @@ pub(super) struct Outcome {
     pub(super) sent: Set,
     /// What local steps did in the same transaction.
     pub(super) effects: Vec<(usize, i8)>,
+    /// What it does in the lines before its locks.
+    pub(super) lines: Vec<(usize, line::Step)>,
 }
 
 pub(super) struct Orchestrator<'d> {
@@ -55,6 +60,7 @@ struct Key {
     has_begun: bool,
     signals: usize,
     steps: Vec<(StepStatus, u32, u32, bool, bool)>,
+    locks: Vec<Option<LockState>>,
 }
 
 impl Key {
@@ -68,6 +74,7 @@ impl Key {
             has_begun: instance.revision > 0,
             signals: instance.signals.len(),
             steps: steps.collect(),
+            locks: instance.steps.iter().map(|step| step.lock.clone()).collect(),
         }
     }
 }
@@ -104,6 +111,9 @@ impl<'d> Orchestrator<'d> {
         for step in &mut instance.steps {
             step.since = step.since.map(|_| NOW);
             step.due = step.due.map(|_| NOW);
+            if let Some(lock) = &mut step.lock {
+                lock.expires_at = lock.expires_at.map(|_| NOW);
+            }
             // Of what is over nobody asks how many attempts it took.
             if step.operation().is_none() {
                 step.attempts = 0;
@@ -138,7 +148,7 @@ impl<'d> Orchestrator<'d> {
                 rules,
                 turn,
                 &mut outcomes,
-                Outcome { saga, sent: Set::default(), effects: Vec::new() },
+                Outcome { saga, sent: Set::default(), effects: Vec::new(), lines: Vec::new() },
             )?;
         }
         let outcomes: Rc<[Outcome]> = outcomes.into();
@@ -177,6 +187,8 @@ impl<'d> Orchestrator<'d> {
                 Input::Tick(Tick::Step { step: step.name.clone(), epoch, attempt })
             }
             Stimulus::Deadline => Input::Tick(Tick::Deadline),
+            Stimulus::Held(at) => Input::Held { step: self.name_of(at), key: String::new() },
+            Stimulus::Expire(at) => Input::Tick(Tick::Lock { step: self.name_of(at) }),
             Stimulus::Cancel => Input::Cancel,
             Stimulus::Signal(at) => {
                 let signal_type = self.definition.0.steps.get(at).and_then(|s| s.signal_type());
@@ -185,6 +197,10 @@ impl<'d> Orchestrator<'d> {
             }
             Stimulus::Retry => Input::Operator { by: "".into(), verb: Verb::Retry { step: None } },
         }
+    }
+
+    fn name_of(&self, at: usize) -> Box<str> {
+        self.definition.0.steps.get(at).expect("locks are of steps").name.clone()
     }
 
     fn correlation(&self, instance: &Instance, message: &Message) -> Correlation {
@@ -230,10 +246,16 @@ impl<'d> Orchestrator<'d> {
                 return Err(Stop::Broken(Broken::EpochKept(after.name.to_string())));
             }
         }
-        if turn.verdict == Verdict::Applied && matches!(input, Input::Reply { .. } | Input::Tick(_))
-        {
+        let comes_again =
+            matches!(input, Input::Reply { .. } | Input::Tick(_) | Input::Held { .. });
+        if turn.verdict == Verdict::Applied && comes_again {
             let mut after = turn.instance.clone();
-            after.steps.iter_mut().for_each(|step| step.due = step.due.map(|_| NOW));
+            for step in &mut after.steps {
+                step.due = step.due.map(|_| NOW);
+                if let Some(lock) = &mut step.lock {
+                    lock.expires_at = lock.expires_at.map(|_| NOW);
+                }
+            }
             let again = self.step(rules, &after, input.clone())?;
             if again.verdict == Verdict::Applied {
                 return Err(Stop::Broken(Broken::Twice));
@@ -254,6 +276,10 @@ impl<'d> Orchestrator<'d> {
             let of = &command.instruction.correlation;
             let number = self.sent(&turn.instance, of).map_err(|TooMany| Stop::TooLarge)?;
             so_far.sent = so_far.sent.with(number);
+        }
+        for moved in turn.locks.drain(..) {
+            let (step, name) = line::Step::of(&moved);
+            so_far.lines.push((self.place_of(&turn.instance, name), step));
         }
         let Some(LocalCall { correlation }) = turn.locals.pop() else {
             so_far.saga = self.intern(turn.instance);
@@ -291,7 +317,11 @@ impl<'d> Orchestrator<'d> {
     }
 
     fn place(&self, instance: &Instance, of: &Correlation) -> usize {
-        let place = instance.steps.iter().position(|step| step.name == of.step);
+        self.place_of(instance, &of.step)
+    }
+
+    fn place_of(&self, instance: &Instance, step: &str) -> usize {
+        let place = instance.steps.iter().position(|state| *state.name == *step);
         place.expect("a saga asks for its own steps")
     }
 }

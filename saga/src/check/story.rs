@@ -87,6 +87,13 @@ fn line(
         Move::Saga(Stimulus::Signal(at)) => {
             format!("Note over saga: the signal for {} comes", name(at))
         }
+        Move::Give(at) => format!("Note over saga: it is its turn to have the lock {}", name(at)),
+        Move::Saga(Stimulus::Held(at)) => {
+            format!("Note over saga: hears that it has the lock {}", name(at))
+        }
+        Move::Saga(Stimulus::Expire(at)) => {
+            format!("Note over saga: has had the lock {} for too long", name(at))
+        }
         Move::Saga(Stimulus::Retry) => "Note over saga: a person asks again".to_owned(),
     }
 }

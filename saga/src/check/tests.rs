@@ -8,6 +8,7 @@ use crate::fixture::{
     SendMail, create_order,
 };
 use crate::local::{LocalCx, local};
+use crate::lock::Lock;
 
 use super::*;
 
@@ -60,7 +61,9 @@ fn without(change: impl FnOnce(&mut Assumptions)) -> String {
 
 #[test]
 fn every_promise_holds_in_every_order_of_every_fault() {
-    for saga in [one_step(), two_steps(), three_steps(), parallel(), create_order(), own_work()] {
+    for saga in
+        [one_step(), two_steps(), three_steps(), parallel(), create_order(), own_work(), locking()]
+    {
         let coverage = check(saga.definition()).unwrap();
 
         assert!(coverage.is_exhaustive(), "{coverage}");
@@ -236,6 +239,48 @@ async fn approve(_: LocalCx<'_>, _: Order) -> Result<Result<(), Irrefusable>, Bo
     Ok(Ok(()))
 }
 
+const ACCOUNT: Lock = Lock::named("account");
+const STOCK: Lock = Lock::named("stock").wait(SECOND, OnTimeout::Park);
+
+/// Two locks, for one of which a person is asked where it does not come.
+fn locking() -> Saga<Order> {
+    Saga::define("locking", 1)
+        .deadline(SECOND)
+        .lock_order(&["account", "stock"])
+        .lock(ACCOUNT, |order: &Order| [order.customer.clone()])
+        .step("reserve", ReserveCredit::of)
+        .compensate()
+        .lock(STOCK, |order: &Order| [order.customer.clone()])
+        .pivot("pay", CapturePayment::of)
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn a_lock_that_is_given_too_late_is_kept_for_ever_by_who_does_not_give_it_back() {
+    let saga = Saga::define("late", 1)
+        .lock_order(&["account"])
+        .lock(ACCOUNT, |order: &Order| [order.customer.clone()])
+        .build()
+        .unwrap();
+    let mut by = Assumptions { forgets: false, ..Assumptions::SHIPPED };
+    by.rules.keeps_grants = true;
+
+    let found = check_by(saga.definition(), by).unwrap_err().to_string();
+
+    let expected = r#"
+late/1: it is over, and nobody else ever has the lock account
+sequenceDiagram
+    participant saga
+    Note over saga: starts
+    Note over saga: the timer of account is due
+    Note over saga: compensated
+    Note over saga: hears that it has the lock account
+    Note over saga: broken: it is over, and nobody else ever has the lock account
+"#;
+    assert_eq!(found, expected.trim_start());
+}
+
 fn two_steps() -> Saga<Order> {
     Saga::define("two", 1)
         .step("reserve", ReserveCredit::of)
@@ -259,6 +304,8 @@ fn sorts() -> Saga<Order> {
         .step("note", local(note).undo(forget))
         .compensate()
         .wait::<Confirmed>("confirmed", SECOND, OnTimeout::Compensate, |_, _| {})
+        .lock_order(&["account"])
+        .lock(ACCOUNT, |order: &Order| [order.customer.clone()])
         .pivot("pay", CapturePayment::of)
         .retriable("mail", SendMail::of)
         .retriable("approve", local(approve))
@@ -276,21 +323,21 @@ fn random(seed: u64) -> Definition {
     let mut groups = 0;
     let before = pick(3);
     for _ in 0..before {
-        let mut step = sort(pick(5));
+        let mut step = sort(pick(6));
         groups += usize::from(pick(2) == 0);
         step.group = groups;
-        if step.signal_type().is_none() {
+        if step.signal_type().is_none() && step.lock().is_none() {
             step.on_timeout = [OnTimeout::Retry, OnTimeout::Compensate, OnTimeout::Park][pick(3)];
         }
         steps.push(step);
     }
     groups += 1;
-    let mut pivot = sort(5);
+    let mut pivot = sort(6);
     pivot.group = groups;
     steps.push(pivot);
     if before < 2 {
         groups += 1;
-        let mut step = sort(6 + pick(2));
+        let mut step = sort(7 + pick(2));
         step.group = groups;
         steps.push(step);
     }
@@ -303,6 +350,7 @@ fn random(seed: u64) -> Definition {
         deadline: (pick(2) == 0).then_some(SECOND),
         upcasters: Vec::new(),
         starts: Vec::new(),
+        lock_order: Vec::new(),
         steps,
     }))
 }

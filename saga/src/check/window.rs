@@ -42,6 +42,7 @@ fn cut(definition: &Definition, window: Range<usize>) -> Definition {
         deadline: definition.deadline(),
         upcasters: Vec::new(),
         starts: Vec::new(),
+        lock_order: definition.lock_order().to_vec(),
         steps,
     }))
 }
@@ -62,6 +63,9 @@ pub(super) fn bare(step: &Step) -> Step {
             build: Closure(Box::new(|_| Ok((None, Value::Null)))),
         },
         Work::Wait { signal_type } => Work::Wait { signal_type },
+        Work::Lock { lock, .. } => {
+            Work::Lock { lock: *lock, keys: Closure(Box::new(|_| Ok(Vec::new()))) }
+        }
     };
     let decides = step.on_refused.is_some();
     Step {

@@ -7,6 +7,7 @@ use crate::definition::{Definition, Step, StepKind};
 use crate::instance::{Phase, StepStatus};
 
 use super::hash::Map;
+use super::line::{self, Line, Place};
 use super::message::{Message, Set, TooMany};
 use super::orchestrator::{Orchestrator, Stimulus};
 use super::participant::{Knows, Participant};
@@ -24,6 +25,8 @@ pub(super) struct World {
     replies: Set,
     /// By the place of their step.
     participants: Box<[u16]>,
+    /// By the place of their step; none where the saga takes no lock.
+    lines: Box<[Line]>,
     /// What has not arrived yet; counted only where faults are.
     fresh_commands: Set,
     fresh_replies: Set,
@@ -34,7 +37,12 @@ pub(super) struct World {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Move {
     Saga(Stimulus),
-    Participant { command: u8, how: &'static str },
+    Participant {
+        command: u8,
+        how: &'static str,
+    },
+    /// It is its turn to have the lock of this step.
+    Give(usize),
 }
 
 /// What a participant may make of a command: how it is then, its reply, how it came to it, and whether that is a
@@ -74,11 +82,14 @@ impl<'d> Stage<'d> {
     }
 
     pub(super) fn first(&self) -> World {
+        let steps = || self.orchestrator.definition.steps();
+        let locks = steps().any(|step| step.lock().is_some());
         World {
             saga: Orchestrator::FIRST,
             commands: Set::default(),
             replies: Set::default(),
             participants: self.orchestrator.definition.steps().map(|_| 0).collect(),
+            lines: if locks { steps().map(|_| Line::default()).collect() } else { Box::default() },
             fresh_commands: Set::default(),
             fresh_replies: Set::default(),
             faults: 0,
@@ -108,6 +119,7 @@ impl<'d> Stage<'d> {
         for (stimulus, cost) in self.stimuli(world) {
             self.tell(world, stimulus, cost, &mut moves)?;
         }
+        moves.extend(given(world));
         if self.forgets {
             for (_, after) in &mut moves {
                 self.forget(after)?;
@@ -191,6 +203,8 @@ impl<'d> Stage<'d> {
             .iter()
             .map(|reply| (Stimulus::Reply(reply), u8::from(!world.fresh_replies.has(reply))))
             .collect();
+        let told = world.lines.iter().enumerate().filter(|(_, line)| line.is_told);
+        stimuli.extend(told.map(|(at, _)| (Stimulus::Held(at), 0)));
         if instance.phase.is_over() {
             return stimuli;
         }
@@ -198,6 +212,10 @@ impl<'d> Stage<'d> {
             if step.due.is_some() {
                 let is_fault = !is_quiet && step.status != StepStatus::Delayed;
                 stimuli.push((Stimulus::Tick(at), u8::from(is_fault)));
+            }
+            let lock = step.lock.as_ref().filter(|lock| !lock.is_expired);
+            if lock.is_some_and(|lock| lock.expires_at.is_some()) {
+                stimuli.push((Stimulus::Expire(at), 1));
             }
         }
         let waits = self.orchestrator.definition.steps().enumerate();
@@ -222,7 +240,11 @@ impl<'d> Stage<'d> {
         moves: &mut Vec<(Move, World)>,
     ) -> Result<(), Stop> {
         for outcome in self.orchestrator.react(world.saga, stimulus)?.iter() {
-            let is_new = outcome.saga != world.saga || !world.commands.has_all(outcome.sent);
+            let is_word = matches!(stimulus, Stimulus::Held(_));
+            let is_new = outcome.saga != world.saga
+                || !world.commands.has_all(outcome.sent)
+                || is_word
+                || !outcome.lines.is_empty();
             if !is_new && self.faults_max.is_none() {
                 continue;
             }
@@ -239,7 +261,13 @@ impl<'d> Stage<'d> {
             for (at, effect) in &outcome.effects {
                 self.add_effect(&mut after, *at, *effect);
             }
-            moves.push((Move::Saga(stimulus), after));
+            if let Stimulus::Held(at) = stimulus
+                && let Some(line) = after.lines.get_mut(at)
+            {
+                line.is_told = false;
+            }
+            let ways = in_line(after, &outcome.lines);
+            moves.extend(ways.into_iter().map(|after| (Move::Saga(stimulus), after)));
         }
         Ok(())
     }
@@ -328,9 +356,16 @@ impl<'d> Stage<'d> {
             let effect = self.participant(number).effect;
             let kind = self.spec(at).kind;
             let is_undone = matches!(kind, StepKind::Compensable | StepKind::Pivot);
-            let has_effect = self.spec(at).signal_type().is_none();
+            let spec = self.spec(at);
+            let has_effect = spec.signal_type().is_none() && spec.lock().is_none();
             let name = step.name.to_string();
+            let line = world.lines.get(at).copied().unwrap_or_default();
+            let holds = step.lock.as_ref().is_some_and(|lock| !lock.held().is_empty());
             match (instance.phase, step.status) {
+                _ if holds && line.place != Place::Holds => Some(Broken::LockLost(name)),
+                _ if instance.phase.is_over() && line.place == Place::Holds && !line.is_told => {
+                    Some(Broken::LockKept(name))
+                }
                 _ if !(0..=1).contains(&effect) => Some(Broken::EffectTwice(name)),
                 (Phase::Completed, StepStatus::Done) if has_effect && effect != 1 => {
                     Some(Broken::EffectMissing(name))
@@ -376,4 +411,32 @@ impl<'d> Stage<'d> {
             Operation::Compensation => "undo",
         }
     }
+}
+
+/// Every way in which the saga's turn can come.
+fn given(world: &World) -> impl Iterator<Item = (Move, World)> {
+    world.lines.iter().enumerate().filter_map(|(at, line)| {
+        let mut after = world.clone();
+        *after.lines.get_mut(at)? = line.given()?;
+        Some((Move::Give(at), after))
+    })
+}
+
+/// Every way in which a world can be after the saga has done something in its lines.
+fn in_line(world: World, steps: &[(usize, line::Step)]) -> Vec<World> {
+    let mut worlds = vec![world];
+    for (at, step) in steps {
+        let ways = worlds.iter().flat_map(|world| {
+            let line = world.lines.get(*at).copied().unwrap_or_default();
+            line.after(*step).into_iter().map(|line| {
+                let mut after = world.clone();
+                if let Some(place) = after.lines.get_mut(*at) {
+                    *place = line;
+                }
+                after
+            })
+        });
+        worlds = ways.collect();
+    }
+    worlds
 }

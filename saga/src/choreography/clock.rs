@@ -80,7 +80,7 @@ impl Starter {
             let text = format!("{} starts it, and not {}", step.service, self.voice.service);
             return Err(Error::definition(text));
         }
-        let saga = SagaId::from_uuid(Uuid::now_v7());
+        let saga = SagaId::mint();
         let correlation = Correlation {
             saga,
             definition: map.definition(),

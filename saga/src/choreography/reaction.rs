@@ -96,7 +96,8 @@ impl Emitted {
 /// `async fn(Cx<'_, S>, E) -> Result<Reaction, impl Into<BoxError>>`.
 ///
 /// A step is given the event that led to it; a compensation is given the event that had led to the step which it undoes,
-/// whatever has failed. It runs once per saga, after a step that was done and in no other case; it cannot refuse.
+/// whatever has failed. It runs once per saga, after a step that was done and in no other case; it cannot refuse. Which
+/// failure it was is the type of the message in [`Cx::meta`].
 ///
 /// An error is no refusal: the transaction is rolled back, and the event is tried again, as with any
 /// [handler](tailrace_idempotency::Handler).

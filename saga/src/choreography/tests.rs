@@ -245,6 +245,7 @@ fn each_service_hears_of_the_failures_that_undo_what_it_did() {
     for (service, failures) in expected {
         assert_eq!(Vec::from_iter(order.failures(service)), failures, "{service}");
     }
+    assert_eq!(Vec::from_iter(order.topics()), ["customers", "orders", "payments", "warehouse"]);
     let payments = order.subscriptions("payments");
     let payments: Vec<_> = payments.into_iter().collect();
     assert_eq!(payments, [("order.expired", "orders"), ("stock.allocated", "warehouse")]);

@@ -4,20 +4,24 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
+use serde_json::Value;
 use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
 
-use crate::correlation::{Answer, SagaId};
+use crate::correlation::{Answer, Correlation, SagaId};
 use crate::definition::Definition;
+use crate::engine::metrics::{self, StepEnded};
 use crate::engine::{Core, Tally};
 use crate::error::{Error, is_transient};
 use crate::instance::{Instance, Status};
 use crate::local::{self, LocalCx};
+use crate::lock;
 use crate::machine;
-use crate::store::{self, Cause, Changed, Deferred, Noted, Reason};
+use crate::store::{self, Cause, Changed, Deferred, Kept, Noted, Reason};
 use crate::transition::{
-    Alert, CommandMessage, Input, REPLY_TYPE, ReplyMessage, Timer, Transition, Verdict,
+    Alert, CommandMessage, Input, LockKey, LockMove, REPLY_TYPE, ReplyMessage, Timer, Transition,
+    Verdict,
 };
 
 /// The most local steps that follow upon one input: a definition has fewer steps.
@@ -48,10 +52,12 @@ struct Sheet {
     changed: Vec<Changed>,
     noted: Vec<Noted>,
     timers: Vec<(SagaId, Timer)>,
+    released: Vec<(SagaId, LockKey)>,
     messages: Vec<Message>,
-    alerts: Vec<Alert>,
+    alerts: Vec<(Box<str>, Alert)>,
     tally: Tally,
     turned: Vec<(Box<str>, Status)>,
+    steps: Vec<StepEnded>,
 }
 
 /// What came of it.
@@ -61,9 +67,11 @@ pub(crate) struct Applied {
     pub(crate) deferred: Vec<Deferred>,
     /// Counts, once the transaction has committed.
     pub(crate) tally: Tally,
-    pub(crate) alerts: Vec<Alert>,
+    /// With the name of the definition.
+    pub(crate) alerts: Vec<(Box<str>, Alert)>,
     /// Sagas that stand otherwise than before, by the name of their definition.
     pub(crate) turned: Vec<(Box<str>, Status)>,
+    pub(crate) steps: Vec<StepEnded>,
 }
 
 /// Why nothing came of an input.
@@ -109,11 +117,11 @@ pub(crate) async fn apply(
         by_saga.entry(told.saga).or_default().push(told);
     }
     let ids: Vec<SagaId> = by_saga.keys().copied().collect();
-    let kept = if ids.is_empty() { BTreeMap::new() } else { store::lock(conn, &ids).await? };
+    let mut kept = if ids.is_empty() { BTreeMap::new() } else { store::lock(conn, &ids).await? };
     for (id, inputs) in by_saga {
-        let runnable = kept.get(&id).map(|kept| {
-            let definition = core.registry.find(&kept.identity);
-            definition.zip(kept.instance.clone()).map(|found| (found, &kept.origin))
+        let runnable = kept.remove(&id).map(|Kept { identity, instance, origin }| {
+            let definition = core.registry.find(&identity);
+            definition.zip(instance).map(|found| (found, origin))
         });
         let ((definition, instance), origin) = match runnable {
             Some(Some(runnable)) => runnable,
@@ -127,7 +135,7 @@ pub(crate) async fn apply(
             }
         };
         let before = instance.revision();
-        let mut saga = Turn { core, definition, instance, origin, now };
+        let mut saga = Turn { core, definition, instance, origin: &origin, now };
         for told in inputs {
             match saga.take(conn, &mut sheet, told.input.clone(), &told.cause).await {
                 Ok(()) => {}
@@ -145,12 +153,49 @@ pub(crate) async fn apply(
         }
     }
     sheet.write(core, conn).await?;
-    let Sheet { mut tally, alerts, turned, .. } = sheet;
+    let Sheet { mut tally, alerts, turned, steps, .. } = sheet;
     let of = |reason| deferred.iter().filter(|deferred| deferred.reason == reason).count() as u64;
     tally.unknown += of(Reason::Unknown);
     tally.foreign += of(Reason::Foreign);
     tally.failed += of(Reason::Failed);
-    Ok(Applied { deferred, tally, alerts, turned })
+    Ok(Applied { deferred, tally, alerts, turned, steps })
+}
+
+/// A saga that was changed from outside, and how it goes on from there.
+#[derive(Debug)]
+pub(crate) struct Moved {
+    pub(crate) before: Instance,
+    pub(crate) origin: Cause,
+    /// The definition that it follows from now on.
+    pub(crate) definition: Definition,
+    pub(crate) turn: Transition,
+}
+
+/// Has sagas go on, in the transaction that is open, and says which of them can not, and why.
+pub(crate) async fn go_on(
+    core: &Core,
+    conn: &mut PgConnection,
+    moved: Vec<Moved>,
+    now: SystemTime,
+) -> Result<(Applied, Vec<(SagaId, String)>), BoxError> {
+    let mut sheet = Sheet::default();
+    let mut refused = Vec::new();
+    for Moved { before, origin, definition, turn } in moved {
+        let id = before.id();
+        let mut saga =
+            Turn { core, definition: &definition, instance: before, origin: &origin, now };
+        match saga.follow(conn, &mut sheet, Ok(turn), &Cause::new()).await {
+            Ok(()) => {
+                let instance = saga.instance;
+                sheet.changed.push(Changed { instance, begun: None });
+            }
+            Err(Spoilt::Transaction(error)) => return Err(error),
+            Err(Spoilt::Input(text)) => refused.push((id, text)),
+        }
+    }
+    sheet.write(core, conn).await?;
+    let Sheet { tally, alerts, turned, steps, .. } = sheet;
+    Ok((Applied { deferred: Vec::new(), tally, alerts, turned, steps }, refused))
 }
 
 impl Told {
@@ -165,6 +210,7 @@ impl Sheet {
         store::write(conn, &self.changed).await?;
         store::note(conn, &self.noted).await?;
         store::set_timers(conn, &self.timers).await?;
+        lock::rows::release(conn, &self.released).await?;
         for messages in self.messages.chunks(BATCH_MESSAGES_MAX) {
             core.outbox.write_all(conn, messages).await?;
         }
@@ -184,16 +230,30 @@ struct Turn<'a> {
 /// What has come of one input so far.
 #[derive(Default)]
 struct Draft {
+    /// The saga, once it has changed.
+    instance: Option<Instance>,
     noted: Vec<Noted>,
     timers: Vec<Timer>,
+    released: Vec<LockKey>,
     messages: Vec<Message>,
     alerts: Vec<Alert>,
     tally: Tally,
     has_savepoint: bool,
 }
 
+impl Draft {
+    /// What is done to tables from here on can be undone with the input.
+    async fn set_savepoint(&mut self, conn: &mut PgConnection) -> Result<(), Spoilt> {
+        if !self.has_savepoint {
+            statement(conn, "SAVEPOINT tailrace_saga").await?;
+            self.has_savepoint = true;
+        }
+        Ok(())
+    }
+}
+
 impl Turn<'_> {
-    /// Gives it one input, and to its local steps what they ask for. All of it counts, or nothing.
+    /// Gives it one input: see [`follow`](Self::follow).
     async fn take(
         &mut self,
         conn: &mut PgConnection,
@@ -201,23 +261,45 @@ impl Turn<'_> {
         input: Input,
         cause: &Cause,
     ) -> Result<(), Spoilt> {
-        let before = self.instance.clone();
+        let first = self.step(&self.instance, input);
+        self.follow(conn, sheet, first, cause).await
+    }
+
+    /// Does what a transition asks for, and gives its local steps what they ask for. All of it counts, or nothing.
+    async fn follow(
+        &mut self,
+        conn: &mut PgConnection,
+        sheet: &mut Sheet,
+        first: Result<Transition, Spoilt>,
+        cause: &Cause,
+    ) -> Result<(), Spoilt> {
         let mut draft = Draft::default();
-        match self.play(conn, &mut draft, input, cause).await {
+        let played = match first {
+            Ok(first) => self.play(conn, &mut draft, first, cause).await,
+            Err(spoilt) => Err(spoilt),
+        };
+        match played {
             Ok(()) => {
                 if draft.has_savepoint {
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
                 }
-                count_status(&before, &self.instance, &mut draft.tally);
-                let (is, begins) = (self.instance.status(), before.revision() == 0);
-                if is != before.status() || begins {
-                    sheet.turned.push((self.instance.definition().name.clone(), is));
+                if let Some(after) = draft.instance.take() {
+                    count_status(&self.instance, &after, &mut draft.tally);
+                    let (is, begins) = (after.status(), self.instance.revision() == 0);
+                    if is != self.instance.status() || begins {
+                        sheet.turned.push((after.definition().name.clone(), is));
+                    }
+                    metrics::steps(&self.instance, &after, self.now, &mut sheet.steps);
+                    self.instance = after;
                 }
                 let id = self.instance.id();
                 sheet.noted.append(&mut draft.noted);
                 sheet.timers.extend(draft.timers.into_iter().map(|timer| (id, timer)));
+                sheet.released.extend(draft.released.into_iter().map(|lock| (id, lock)));
                 sheet.messages.append(&mut draft.messages);
-                sheet.alerts.append(&mut draft.alerts);
+                let definition = &self.instance.definition().name;
+                let alerts = draft.alerts.drain(..);
+                sheet.alerts.extend(alerts.map(|alert| (definition.clone(), alert)));
                 sheet.tally += draft.tally;
                 Ok(())
             }
@@ -226,7 +308,6 @@ impl Turn<'_> {
                     statement(conn, "ROLLBACK TO SAVEPOINT tailrace_saga").await?;
                     statement(conn, "RELEASE SAVEPOINT tailrace_saga").await?;
                 }
-                self.instance = before;
                 Err(Spoilt::Input(text))
             }
             Err(lost) => Err(lost),
@@ -234,16 +315,14 @@ impl Turn<'_> {
     }
 
     async fn play(
-        &mut self,
+        &self,
         conn: &mut PgConnection,
         draft: &mut Draft,
-        input: Input,
+        mut turn: Transition,
         cause: &Cause,
     ) -> Result<(), Spoilt> {
-        let mut inputs = vec![input];
+        let mut inputs = Vec::new();
         for _ in 0..LOCALS_MAX {
-            let Some(input) = inputs.pop() else { return Ok(()) };
-            let turn = self.step(input)?;
             draft.tally.transitions += u64::from(turn.verdict == Verdict::Applied);
             draft.tally.stale += u64::from(turn.verdict == Verdict::Stale);
             draft.tally.duplicates += u64::from(turn.verdict == Verdict::Duplicate);
@@ -253,31 +332,55 @@ impl Turn<'_> {
             for reply in &turn.replies {
                 draft.messages.push(self.reply(reply, cause)?);
             }
-            let Transition { instance, locals, timers, journal, alerts, .. } = turn;
+            let Transition { instance, locals, locks, timers, journal, alerts, .. } = turn;
             if !journal.is_empty() {
                 let (saga, revision) = (instance.id(), instance.revision());
                 draft.noted.push(Noted { saga, revision, entries: journal });
             }
             draft.timers.extend(timers);
             draft.alerts.extend(alerts);
-            self.instance = instance;
-            for call in locals {
-                if !draft.has_savepoint {
-                    statement(conn, "SAVEPOINT tailrace_saga").await?;
-                    draft.has_savepoint = true;
-                }
-                inputs.extend(self.local(conn, &call.correlation).await?);
+            for moved in locks {
+                inputs.extend(self.lock(conn, draft, moved).await?);
             }
+            for call in locals {
+                draft.set_savepoint(conn).await?;
+                inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
+            }
+            let next = inputs.pop().map(|input| self.step(&instance, input));
+            draft.instance = Some(instance);
+            let Some(next) = next else { return Ok(()) };
+            turn = next?;
         }
         Err(Spoilt::Input("its local steps come to no end".to_owned()))
     }
 
     /// The service's code runs in it: what panics there is the input's own failure.
-    fn step(&self, input: Input) -> Result<Transition, Spoilt> {
-        let step = || machine::step(self.definition, &self.instance, input, self.now);
+    fn step(&self, instance: &Instance, input: Input) -> Result<Transition, Spoilt> {
+        let step = || machine::step(self.definition, instance, input, self.now);
         match catch_unwind(AssertUnwindSafe(step)) {
             Ok(turn) => turn.map_err(|error| Spoilt::Input(error.to_string())),
             Err(_) => Err(Spoilt::Input("the saga's code panicked".to_owned())),
+        }
+    }
+
+    /// Stands in line for a lock, and answers with it where it is the saga's at once. What is given back is so with
+    /// all else that is written.
+    async fn lock(
+        &self,
+        conn: &mut PgConnection,
+        draft: &mut Draft,
+        moved: LockMove,
+    ) -> Result<Option<Input>, Spoilt> {
+        match moved {
+            LockMove::Take { lock, ttl } => {
+                draft.set_savepoint(conn).await?;
+                let is_held = lock::rows::take(conn, self.instance.id(), &lock, ttl).await?;
+                Ok(is_held.then_some(Input::Held { step: lock.name, key: lock.key }))
+            }
+            LockMove::Release(lock) => {
+                draft.released.push(lock);
+                Ok(None)
+            }
         }
     }
 
@@ -285,11 +388,11 @@ impl Turn<'_> {
     async fn local(
         &self,
         conn: &mut PgConnection,
-        of: &crate::correlation::Correlation,
+        of: &Correlation,
+        data: &Value,
     ) -> Result<Option<Input>, Spoilt> {
         statement(conn, "SAVEPOINT tailrace_local").await?;
         let cx = LocalCx { conn: &mut *conn, saga: self.instance.id() };
-        let data = self.instance.data();
         let running = local::run(self.definition, &of.step, of.operation, data, cx);
         let ran = super::caught(running)
             .await

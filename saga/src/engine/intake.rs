@@ -98,7 +98,7 @@ async fn events(
                 Ok(data) => data,
                 Err(error) => return Ok(Outcome::reject(error.to_string())),
             };
-            let id = SagaId::from_uuid(Uuid::now_v7());
+            let id = SagaId::mint();
             let instance = Instance::new(definition, id, data, now);
             begun.push(Begun { instance, definition: definition.clone(), cause: cause.clone() });
         }

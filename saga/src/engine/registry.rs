@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::definition::{Definition, Identity};
 use crate::error::Error;
+use crate::lock::Ordered;
 
 /// The definitions of an engine, several versions side by side.
 #[derive(Debug)]
@@ -49,6 +50,13 @@ impl Registry {
         self.all().map(|definition| definition.identity().clone()).collect()
     }
 
+    /// The names of its definitions, each once.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.definitions.keys().map(|(name, _)| &**name).collect();
+        names.dedup();
+        names
+    }
+
     /// The definition that a saga follows, if it has still the structure that the saga began with.
     pub(crate) fn find(&self, identity: &Identity) -> Option<&Definition> {
         self.definitions
@@ -74,14 +82,16 @@ impl Registry {
     ) -> Result<(), Error> {
         let mine = self.identities();
         sqlx::query(
-            "INSERT INTO tailrace.saga_engine AS living (engine, definition, version, hash)
-             SELECT $1, name, version, hash FROM unnest($2::text[], $3::bigint[], $4::text[]) AS mine (name, version, hash)
+            "INSERT INTO tailrace.saga_engine AS living (engine, definition, version, hash, lock_order)
+             SELECT $1, name, version, hash, string_to_array(lock_order, ',')
+             FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[]) AS mine (name, version, hash, lock_order)
              ON CONFLICT (engine, definition, version) DO UPDATE SET seen_at = now()",
         )
         .bind(self.engine)
         .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
         .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
         .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
+        .bind(self.all().map(|mine| mine.lock_order().join(",")).collect::<Vec<_>>())
         .execute(&mut *conn)
         .await
         .map_err(failed)?;
@@ -139,6 +149,28 @@ fn choose(runs: &[(Uuid, String, u32)]) -> BTreeMap<Box<str>, u32> {
     chosen
 }
 
+/// The lock orders of all that living engines can run.
+pub(crate) async fn lock_orders(
+    conn: &mut PgConnection,
+    silence_max: Duration,
+) -> Result<Vec<Ordered>, Error> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT definition || '/' || version, lock_order FROM tailrace.saga_engine
+         WHERE seen_at > now() - interval '1 s' * $1 AND lock_order <> '{}' ORDER BY 1",
+    )
+    .bind(silence_max.as_secs_f64())
+    .fetch_all(conn)
+    .await
+    .map_err(failed)?;
+    rows.iter()
+        .map(|row| {
+            let locks: Vec<String> = row.try_get(1).map_err(failed)?;
+            let of = row.try_get(0).map_err(failed)?;
+            Ok(Ordered { of, locks: locks.into_iter().map(String::into_boxed_str).collect() })
+        })
+        .collect()
+}
+
 /// Running sagas that no living engine can run.
 pub(crate) async fn quarantined(
     conn: &mut PgConnection,
@@ -146,15 +178,27 @@ pub(crate) async fn quarantined(
     mine: &[Identity],
 ) -> Result<Vec<Quarantined>, Error> {
     let rows = sqlx::query(
-        "SELECT saga.definition, saga.version, saga.hash, count(*)
-         FROM tailrace.saga_instance AS saga
-         WHERE saga.status IN ('running', 'compensating', 'parked')
-           AND NOT EXISTS (SELECT FROM tailrace.saga_engine AS living
+        // From one definition to the next by the index, however many sagas each of them has.
+        "WITH RECURSIVE followed AS (
+             (SELECT definition, version, hash FROM tailrace.saga_instance
+              WHERE status IN ('running', 'compensating', 'parked')
+              ORDER BY definition, version, hash LIMIT 1)
+             UNION ALL
+             SELECT next.* FROM followed, LATERAL (
+                 SELECT definition, version, hash FROM tailrace.saga_instance
+                 WHERE status IN ('running', 'compensating', 'parked')
+                   AND (definition, version, hash) > (followed.definition, followed.version, followed.hash)
+                 ORDER BY definition, version, hash LIMIT 1) AS next)
+         SELECT saga.definition, saga.version, saga.hash,
+             (SELECT count(*) FROM tailrace.saga_instance AS of
+              WHERE of.status IN ('running', 'compensating', 'parked')
+                AND (of.definition, of.version, of.hash) = (saga.definition, saga.version, saga.hash))
+         FROM followed AS saga
+         WHERE NOT EXISTS (SELECT FROM tailrace.saga_engine AS living
                WHERE living.seen_at > now() - interval '1 s' * $1
                  AND (living.definition, living.version, living.hash) = (saga.definition, saga.version, saga.hash))
            AND NOT EXISTS (SELECT FROM unnest($2::text[], $3::bigint[], $4::text[]) AS mine (name, version, hash)
                WHERE (saga.definition, saga.version, saga.hash) = (mine.name, mine.version, mine.hash))
-         GROUP BY saga.definition, saga.version, saga.hash
          ORDER BY saga.definition, saga.version, saga.hash",
     )
     .bind(silence_max.as_secs_f64())

@@ -36,7 +36,7 @@ impl Sagas {
 
     /// Starts a saga in the transaction that is open: its first commands leave with the commit.
     ///
-    /// The id is the caller's, a UUID of version 7, so that the same wish twice is the same saga.
+    /// The id is the caller's, as [`SagaId::mint`] makes it, so that the same wish twice is the same saga.
     ///
     /// # Errors
     /// [`Kind::Definition`] where there is no definition of this name, [`Kind::Unreadable`] for data that is not JSON;

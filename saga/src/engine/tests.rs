@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -15,6 +16,11 @@ use crate::instance::{Instance, Status};
 use crate::local::{LocalCx, local};
 use crate::store::{self, Cause, Reason};
 use crate::transition::{Input, Verb};
+use crate::verify;
+
+mod locks;
+mod rights;
+mod seen;
 
 /// A reply with this makes the saga's code panic.
 const PANICS: i64 = 13;
@@ -60,9 +66,12 @@ async fn shop(name: &str) -> Shop {
 }
 
 fn core(versions: &[u32]) -> Arc<Core> {
-    let definitions = versions.iter().map(|version| definition(*version).definition().clone());
+    core_of(versions.iter().map(|version| definition(*version).definition().clone()).collect())
+}
+
+fn core_of(definitions: Vec<Definition>) -> Arc<Core> {
     Arc::new(Core {
-        registry: Registry::new(definitions.collect()),
+        registry: Registry::new(definitions),
         outbox: Outbox::new(Store::Wal),
         source: "/orders".to_owned(),
         prefix: String::new(),
@@ -116,7 +125,17 @@ impl Shop {
             apply(&self.core, &mut tx, Vec::new(), told, SystemTime::now()).await.unwrap();
         store::defer(&mut tx, &applied.deferred, 60.0).await.unwrap();
         tx.commit().await.unwrap();
+        self.verify().await;
         applied.deferred.iter().map(|deferred| (deferred.saga, deferred.reason)).collect()
+    }
+
+    /// All sagas are what their journals say.
+    async fn verify(&self) {
+        let mut conn = self.conn().await;
+        for definition in self.core.registry.all() {
+            let found = verify::page(&mut conn, definition, None, verify::PAGE_MAX).await.unwrap();
+            assert_eq!(found.faults, BTreeMap::new());
+        }
     }
 
     async fn find(&self, saga: SagaId) -> Instance {
@@ -137,7 +156,9 @@ impl Shop {
         let mut conn = self.conn().await;
         let due = SystemTime::now() + ahead;
         let timers = time::timers(&self.core, &mut conn, due).await.unwrap();
-        (timers, time::inputs(&self.core, &mut conn).await.unwrap())
+        let inputs = time::inputs(&self.core, &mut conn).await.unwrap();
+        self.verify().await;
+        (timers, inputs)
     }
 }
 
@@ -177,6 +198,11 @@ async fn a_saga_whose_code_panics_waits_and_holds_up_no_other() {
 
     let told = vec![reserved(ids[0], 7), reserved(ids[1], PANICS), reserved(ids[2], 7)];
     let deferred = shop.tell(told).await;
+    let waits = "SELECT count(*) FROM tailrace.saga_input
+        WHERE reason = 'failed' AND not_before >= inserted_at + interval '1 s'";
+    let waiting = shop.bed.count(waits).await;
+    // However slow this test is.
+    shop.bed.execute("UPDATE tailrace.saga_input SET not_before = now() + interval '1 h'").await;
     let retried = shop.keep_time(Duration::ZERO).await;
 
     assert_eq!(deferred, [(ids[1], Reason::Failed)]);
@@ -184,10 +210,7 @@ async fn a_saga_whose_code_panics_waits_and_holds_up_no_other() {
     assert_eq!(shop.status(ids[1]).await, Status::Running);
     assert_eq!(shop.status(ids[2]).await, Status::Completed);
     // It is tried again later, not at once.
-    assert_eq!(retried, (0, 0));
-    let waits =
-        "SELECT count(*) FROM tailrace.saga_input WHERE reason = 'failed' AND not_before > now()";
-    assert_eq!(shop.bed.count(waits).await, 1);
+    assert_eq!((waiting, retried), (1, (0, 0)));
 }
 
 #[tokio::test]
@@ -430,4 +453,84 @@ async fn a_part_that_is_undone_before_it_came_never_begins() {
 
     assert_eq!((undone, late), ((0, 0), (0, 0)));
     assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_instance").await, 0);
+}
+
+#[tokio::test]
+async fn a_saga_goes_on_under_another_definition_when_a_person_wants_that() {
+    let shop = shop("engine_moves").await;
+    let ids = shop.started(3).await;
+    let file: crate::mapping_file::MappingFile = serde_json::from_value(json!({
+        "from": "create-order/1", "to": "create-order/2", "data": [{ "set": "/cents", "to": 5 }],
+    }))
+    .unwrap();
+    // The engine that has both is gone, and this one has the new definition alone.
+    let new = core(&[2]);
+    let mut conn = shop.conn().await;
+    let structures = [1, 2].map(|version| definition(version).definition().structure());
+    crate::operate::register(&mut conn, &structures).await.unwrap();
+    let by = crate::operate::By::new("anna");
+    let [_, to] = structures;
+    let change = crate::operate::Change::migrate(to, file, by, "by id");
+
+    let planned = change.make(&mut conn, &ids[..2]).await.unwrap();
+    // One of them is over by then.
+    shop.tell(vec![reserved(ids[1], 7)]).await;
+    let settled = moves::take(&new, &mut conn, SystemTime::now()).await.unwrap();
+    let again = moves::take(&new, &mut conn, SystemTime::now()).await.unwrap();
+
+    assert!(planned.iter().all(|outcome| outcome.planned.is_ok()), "{planned:?}");
+    assert_eq!((settled, again), (2, 0));
+    let moved = shop.find(ids[0]).await;
+    assert_eq!(moved.definition().version, 2);
+    assert_eq!(moved.data()["cents"], 5);
+    assert_eq!(shop.find(ids[2]).await.definition().version, 1);
+    let refused = "SELECT count(*) FROM tailrace.saga_migration WHERE refused = 'it is over'";
+    assert_eq!(shop.bed.count(refused).await, 1);
+    let timers = "SELECT count(*) FROM tailrace.saga_timer";
+    assert_eq!(shop.bed.count(timers).await, 5);
+    let told = vec![reserved(ids[0], 7)];
+    let mut tx = shop.bed.begin().await;
+    apply(&new, &mut tx, Vec::new(), told, SystemTime::now()).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(shop.status(ids[0]).await, Status::Completed);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_person_and_what_is_to_be_undone_is_measured_by_definition_and_step() {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    let shop = shop("engine_metrics").await;
+    let ids = shop.started(3).await;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let by = |verb| Input::Operator { by: "anna".into(), verb };
+    let told = |saga, input| Told { saga, input, cause: Cause::new(), ticket: None };
+
+    let mut tx = shop.bed.begin().await;
+    let inputs = vec![reserved(ids[0], 7), told(ids[1], by(Verb::Compensate))];
+    let applied = apply(&shop.core, &mut tx, Vec::new(), inputs, SystemTime::now()).await.unwrap();
+    tx.commit().await.unwrap();
+    shop.bed
+        .execute("UPDATE tailrace.saga_instance SET turned_at = turned_at - interval '1 h'")
+        .await;
+    let mut conn = shop.conn().await;
+    // No await is within the guard: the recorder is that of the thread.
+    let looked = metrics::waiting(&mut conn, &["create-order", "refund"]).await.unwrap();
+    ::metrics::with_local_recorder(&recorder, || {
+        metrics::tell(&applied);
+        metrics::tell_waiting(looked);
+    });
+
+    let told = handle.render();
+    let of =
+        |name: &str| -> Vec<&str> { told.lines().filter(|line| line.starts_with(name)).collect() };
+    let steps = of("tailrace_saga_step_seconds_count").join("\n");
+    for step in ["reserve-credit", "approve"] {
+        assert!(steps.contains(&format!("step=\"{step}\",outcome=\"done\"")), "{told}");
+    }
+    let [refund, order] = &of("tailrace_saga_uncompensated_seconds{")[..] else { panic!("{told}") };
+    let (refund, order) = if refund.contains("refund") { (refund, order) } else { (order, refund) };
+    assert!(refund.ends_with(" 0"), "{told}");
+    let seconds: f64 = order.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((3600.0..7200.0).contains(&seconds), "{told}");
+    assert_eq!(of("tailrace_saga_parked{").len(), 2);
 }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::{Core, SILENCE_MAX, registry};
 use crate::engine::apply::{Applied, Told, apply};
+use crate::lock;
 use crate::store::{self, Cause, Deferred, Reason};
 use crate::transition::Input;
 
@@ -16,6 +17,8 @@ use crate::transition::Input;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two signs of life, and two looks at those of others.
 const BEAT_EVERY: Duration = Duration::from_secs(3);
+/// Signs of life between two looks at what waits for a person or to be undone.
+const BEATS_PER_LOOK: u64 = 5;
 /// After an error of the database.
 const ERROR_WAIT: Duration = Duration::from_secs(1);
 /// What is taken in one transaction.
@@ -23,7 +26,7 @@ const TAKE_MAX: u32 = 200;
 
 /// Runs until told to end. An error of the database passes, or the consumer beside it ends with it.
 pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receiver<bool>) {
-    let mut beaten: Option<Instant> = None;
+    let mut beaten = Beaten::default();
     loop {
         let wait = match round(&core, &pool, &mut beaten).await {
             Ok(()) => LOOK_EVERY,
@@ -41,12 +44,20 @@ pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receive
     }
 }
 
-async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Result<(), BoxError> {
+/// When the last sign of life was given, and how many there were.
+#[derive(Default)]
+struct Beaten {
+    last: Option<Instant>,
+    count: u64,
+}
+
+async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<(), BoxError> {
     let mut conn = pool.acquire().await?;
-    if beaten.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
+    if beaten.last.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
         core.registry.beat(&mut conn, SILENCE_MAX).await?;
         let mine = core.registry.identities();
         core.counters.quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
+        core.counters.look_at_locks(lock::rows::lines(&mut conn).await?);
         let expired = store::expire(&mut conn, TAKE_MAX).await?;
         if expired > 0 {
             tracing::warn!(
@@ -54,9 +65,14 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Option<Instant>) -> Resu
                 "what came for unknown sagas has waited in vain, and is dropped"
             );
         }
-        *beaten = Some(Instant::now());
+        if beaten.count.is_multiple_of(BEATS_PER_LOOK) {
+            super::metrics::look(&mut conn, &core.registry.names()).await?;
+        }
+        while super::moves::take(core, &mut conn, SystemTime::now()).await? > 0 {}
+        *beaten = Beaten { last: Some(Instant::now()), count: beaten.count + 1 };
     }
     while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
+    while locks(&mut conn).await? == TAKE_MAX as usize {}
     while inputs(core, &mut conn).await? == TAKE_MAX as usize {}
     Ok(())
 }
@@ -87,6 +103,17 @@ pub(super) async fn timers(
     tally.timers = taken as u64;
     core.counters.count(tally);
     Ok(taken)
+}
+
+/// Looks again at the lines of locks at which transactions met, and says at how many.
+pub(super) async fn locks(conn: &mut PgConnection) -> Result<usize, BoxError> {
+    if !lock::rows::has_looks(conn).await? {
+        return Ok(0);
+    }
+    let mut tx = super::begin_transaction(conn).await?;
+    let looked = lock::rows::look(&mut tx, TAKE_MAX).await?;
+    tx.commit().await?;
+    Ok(looked)
 }
 
 /// Tells sagas what has waited for them, and says how much.

@@ -763,3 +763,4 @@ fn a_message_starts_a_saga_with_the_data_that_is_made_of_it() {
 }
 
 mod corners;
+mod locks;

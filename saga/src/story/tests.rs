@@ -1,3 +1,5 @@
+use uuid::Uuid;
+
 use super::*;
 use crate::bed::installed;
 use crate::fixture::saga_id;

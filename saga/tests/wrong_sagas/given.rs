@@ -4,8 +4,8 @@ pub use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 pub use tailrace_saga::{
-    Command, Compensable, Error, Forward, Irrefusable, LocalCx, OnRefused, OnTimeout, Retry, Saga,
-    local,
+    Command, Compensable, Error, Forward, Irrefusable, LocalCx, Lock, OnRefused, OnTimeout, Retry,
+    Saga, local,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -75,8 +75,16 @@ pub async fn forget(_: LocalCx<'_>, _: Order) -> Result<(), std::io::Error> {
     Ok(())
 }
 
+pub const ACCOUNT: Lock = Lock::named("account");
+
+pub fn account(_: &Order) -> [String; 1] {
+    ["ada".to_owned()]
+}
+
 pub fn right() -> Result<Saga<Order>, Error> {
     Saga::define("right", 1)
+        .lock_order(&["account"])
+        .lock(ACCOUNT, account)
         .step("reserve", reserve_credit)
         .on_reply(|order, reply| order.hold = Some(reply.hold))
         .compensate()

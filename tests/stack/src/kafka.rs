@@ -28,6 +28,7 @@ use crate::error::{Error, Kind};
 use crate::server::Server;
 use crate::settings::{KAFKA_BROKERS, Settings};
 use crate::stack::{Needs, blocking, tell};
+use crate::unique::unique;
 use cluster::{Cluster, Shape};
 use secure::Secure;
 
@@ -131,11 +132,33 @@ impl Kafka {
     /// On a broker that is not ours it is removed when the calling thread ends, which in a test is
     /// the end of the test.
     pub async fn fresh_topic(&self, name: &str, partitions: i32) -> Result<String, Error> {
-        let topic = topic::create(&self.brokers, name, partitions).await?;
+        let topic = unique(name);
+        topic::create(&self.brokers, &topic, partitions).await?;
         if self.server.is_none() {
             topic::borrow(&self.brokers, &topic);
         }
         Ok(topic)
+    }
+
+    /// Creates topics of these names behind a unique prefix made from `name`, for code that knows its topics by name and
+    /// takes a prefix. Answers with the prefix when all of them have leaders.
+    ///
+    /// They are removed as those of [`fresh_topic`](Kafka::fresh_topic) are.
+    pub async fn fresh_topics(
+        &self,
+        name: &str,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+        partitions: i32,
+    ) -> Result<String, Error> {
+        let prefix = format!("{}.", unique(name));
+        for topic in topics {
+            let topic = format!("{prefix}{}", topic.as_ref());
+            topic::create(&self.brokers, &topic, partitions).await?;
+            if self.server.is_none() {
+                topic::borrow(&self.brokers, &topic);
+            }
+        }
+        Ok(prefix)
     }
 
     /// Has a consumer group of the newer protocol (KIP-848) take a member for dead that was not heard of for so long, of

@@ -461,3 +461,52 @@ async fn of_calls_that_share_a_transaction_only_the_one_that_fails_is_made_again
     assert_eq!((bed.count(EFFECTS).await, bed.count(DOUBLE_EFFECTS).await), (38, 0));
     assert_eq!((bed.count(ORDER_VIOLATIONS).await, bed.count(PARKED).await), (0, 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_is_put_back_waits_for_the_call_of_its_key() {
+    async fn later(
+        cx: Cx<'_, Arc<Provider>>,
+        message: Numbered,
+    ) -> Result<Prepared<Intent>, BoxError> {
+        let open: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT FROM gate)").fetch_one(&mut *cx.conn).await?;
+        if !open && message.number < 2 {
+            return Ok(Prepared::End(Outcome::reject("not yet")));
+        }
+        prepare(cx, message).await
+    }
+    let bed = called_bed("calls_put_back").await;
+    bed.execute("CREATE TABLE gate (open bool)").await;
+    let topic = bed.topic("calls_put_back", 1).await;
+    let provider = Provider::start(Mode::Holds).await;
+    produce(
+        bed.brokers(),
+        &topic,
+        &[numbered("a", 0), numbered("b", 1), numbered("a", 2), numbered("a", 3)],
+    );
+    let call = Call::new(later, charge, record).time_out(DEADLINE);
+    let consumer = Consumer::new(paying(&bed, &topic, &provider));
+    let running = start(consumer.topic(&topic).on_call("numbered.v1", call));
+    running.delivered(2).await;
+    until(async || provider.effects().len() == 1).await;
+
+    bed.execute("INSERT INTO gate VALUES (true)").await;
+    let mut conn = bed.pool.acquire().await.unwrap();
+    for id in ["dead:1", "dead:2"] {
+        let letter = inbox::get(&mut conn, &id.parse().unwrap()).await.unwrap();
+        let by = inbox::By::new("anna");
+        inbox::retry(&mut conn, &letter, inbox::RETRIES_MAX, &by).await.unwrap();
+    }
+    // The look that finds the letter of the other key finds both.
+    until(async || provider.effects().len() == 2).await;
+    let calling = bed.count(CALLING).await;
+    provider.mode.send_replace(Mode::Well);
+    running.applied(4).await;
+    running.stop().await.unwrap();
+
+    assert_eq!(calling, 2);
+    let order = "SELECT string_agg(number::text, ' ' ORDER BY n) FROM effect WHERE key = 'a'";
+    let order: String = sqlx::query_scalar(order).fetch_one(&bed.pool).await.unwrap();
+    assert_eq!(order, "2 0 3");
+    assert_eq!((provider.asked().len(), bed.count(PARKED).await), (4, 0));
+}

@@ -64,8 +64,9 @@ async fn a_dead_database_is_not_bombarded_and_the_consumer_stays_in_its_group_an
         .lanes(2)
         .retry_for(Duration::from_millis(500))
         .group_protocol(GroupProtocol::Classic)
-        .kafka_property("session.timeout.ms", "6000")
-        .kafka_property("max.poll.interval.ms", "6000");
+        .kafka_property("session.timeout.ms", "3000")
+        .kafka_property("heartbeat.interval.ms", "300")
+        .kafka_property("max.poll.interval.ms", "3000");
     let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
     running.applied(200).await;
 
@@ -74,7 +75,7 @@ async fn a_dead_database_is_not_bombarded_and_the_consumer_stays_in_its_group_an
     let (since, before) = (Instant::now(), door.knocks());
     produce(bed.brokers(), &topic, &records(2200, 40)[200..]);
     until(async || running.counters.report().outages == 1).await;
-    until(async || since.elapsed() > Duration::from_secs(9)).await;
+    until(async || since.elapsed() > Duration::from_secs(5)).await;
     let (knocks, seconds) = (door.knocks() - before, since.elapsed().as_secs());
     let faults = running.health.faults().join("; ");
     let hinted = ownership::committed_in_kafka(&bed, &topic, &topic);

@@ -52,6 +52,11 @@ async fn rebalance(protocol: GroupProtocol, lanes: u16) {
             .batch_records_max(50)
             .group_protocol(protocol)
             .lanes(lanes);
+        let config = match protocol {
+            // With it a member learns of a rebalance.
+            GroupProtocol::Classic => config.kafka_property("heartbeat.interval.ms", "200"),
+            _ => config,
+        };
         Consumer::new(config).topic(&topic).on("numbered.v1", effect)
     };
 
@@ -69,6 +74,38 @@ async fn rebalance(protocol: GroupProtocol, lanes: u16) {
     let (second, third) = (second.stop().await.unwrap(), third.stop().await.unwrap());
 
     assert_eq!(first.applied + second.applied + third.applied, 12_000);
+    assert_eq!(bed.count(DOUBLE_EFFECTS).await, 0);
+    assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_leaves_no_record_out_where_the_end_of_a_partition_was_told() {
+    let bed = bed("ownership_end").await;
+    let topic = bed.topic("ownership_end", 4).await;
+    let records = records(400, 40);
+    let producer = producer(bed.brokers(), Some(&topic));
+    producer.init_transactions(DEADLINE).unwrap();
+    producer.begin_transaction().unwrap();
+    send(&producer, &topic, &records[..200]);
+    producer.commit_transaction(DEADLINE).unwrap();
+    let member = || {
+        let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+            .group_protocol(GroupProtocol::Consumer)
+            .kafka_property("enable.partition.eof", "true");
+        start(Consumer::new(config).topic(&topic).on("numbered.v1", effect))
+    };
+
+    let first = member();
+    // Over the record that ends the transaction, progress goes by nothing but the client's word that this is the end.
+    let passed = "SELECT coalesce(sum(next_offset), 0)::bigint FROM tailrace.consumer_progress";
+    until(async || bed.count(passed).await == 204).await;
+    let second = member();
+    until(async || bed.count(OWNED_TWICE).await > 0).await;
+    produce(bed.brokers(), &topic, &records[200..]);
+    until(async || bed.count("SELECT count(DISTINCT message_id) FROM effect").await == 400).await;
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+
     assert_eq!(bed.count(DOUBLE_EFFECTS).await, 0);
     assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
 }

@@ -442,8 +442,8 @@ async fn a_deadlock_between_the_rows_of_two_consumers_halves_batches_and_loses_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_longer_than_the_poll_interval_keeps_the_consumer_in_the_group() {
-    /// The shortest that the brokers allow for a session is 6 s, and the interval is not shorter.
-    const BLOCKED: Duration = Duration::from_secs(7);
+    /// Longer than the interval, which is no shorter than the session.
+    const BLOCKED: Duration = Duration::from_secs(4);
     async fn blocked(
         cx: Cx<'_, std::time::Instant>,
         message: Numbered,
@@ -459,8 +459,9 @@ async fn a_retry_longer_than_the_poll_interval_keeps_the_consumer_in_the_group()
     let topic = bed.topic("parking_interval", 1).await;
     produce(bed.brokers(), &topic, &records(5, 5));
     let config = config(&bed, &topic)
-        .kafka_property("session.timeout.ms", "6000")
-        .kafka_property("max.poll.interval.ms", "6000")
+        .kafka_property("session.timeout.ms", "3000")
+        .kafka_property("heartbeat.interval.ms", "300")
+        .kafka_property("max.poll.interval.ms", "3000")
         .state(std::time::Instant::now());
 
     let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", blocked));

@@ -156,6 +156,34 @@ fn what_was_asked_for_once_is_asked_for_again_as_it_was() {
 }
 
 #[test]
+fn what_was_refused_may_be_asked_for_anew_as_the_data_is_by_then() {
+    let saga = Saga::<Order>::define("anew", 1)
+        .step("reserve", ReserveCredit::of)
+        .retry(Retry::every(SECOND).attempts(2))
+        .on_refused(|order, refusal| {
+            order.cents -= refusal.missing_cents;
+            OnRefused::Anew
+        })
+        .compensate()
+        .build()
+        .unwrap();
+    let refusal = CreditLimitExceeded { missing_cents: 999 };
+    let asks_for = |cents: i64| {
+        move |commands: &[CommandMessage]| assert_eq!(commands[0].request.payload["cents"], cents)
+    };
+    let refused = || Scenario::given(&saga, &order()).when_refused("reserve", &refusal);
+
+    refused().then_asks(&[]).when_cancelled().then_is(Status::Compensated).then_asks(&[]);
+    let again = || refused().when_time_passes(2 * SECOND);
+    again().then_asks(&["do reserve"]).then_commands(asks_for(1000)).then_commands(|commands| {
+        assert_eq!(commands[0].instruction.correlation.epoch, Epoch::new(2));
+    });
+    again().when_cancelled().then_asks(&["undo reserve"]).then_commands(asks_for(1000));
+    // Not for ever.
+    again().when_refused("reserve", &refusal).then_is(Status::Compensated);
+}
+
+#[test]
 fn a_compensation_is_not_old_because_its_action_was() {
     let hour = 3600 * SECOND;
     let saga = Saga::<Order>::define("old", 1)

@@ -7,9 +7,14 @@ use super::node::Listeners;
 const SESSION_MS: u32 = 4_000;
 const HEARTBEAT_MS: u32 = 500;
 
-/// What a test may ask for its group; all other groups keep the defaults.
+/// What a test may ask for its group; all other groups keep the default of their sessions.
 const GROUP_SESSION_MIN_MS: u32 = 2_000;
 const GROUP_HEARTBEAT_MIN_MS: u32 = 100;
+
+/// How often members of the newer protocol (KIP-848) ask for what is theirs. One that comes into a group soon after
+/// another has left it is given nothing before its second heartbeat, so that every restart of a consumer takes as long:
+/// 5 seconds by default.
+const GROUP_HEARTBEAT_MS: u32 = 300;
 
 /// Who comes without a log-in is the stack itself, and the brokers are among it.
 pub(super) const AUTHORIZER: &str = "
@@ -68,8 +73,10 @@ share.coordinator.state.topic.replication.factor={replicas}
 share.coordinator.state.topic.min.isr={in_sync}
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms={GROUP_SESSION_MIN_MS}
 group.consumer.min.session.timeout.ms={GROUP_SESSION_MIN_MS}
 group.consumer.min.heartbeat.interval.ms={GROUP_HEARTBEAT_MIN_MS}
+group.consumer.heartbeat.interval.ms={GROUP_HEARTBEAT_MS}
 broker.session.timeout.ms={SESSION_MS}
 broker.heartbeat.interval.ms={HEARTBEAT_MS}
 ",

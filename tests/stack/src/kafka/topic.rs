@@ -13,7 +13,6 @@ use rdkafka::metadata::Metadata;
 
 use crate::error::{Error, Kind};
 use crate::stack::blocking;
-use crate::unique::unique;
 
 /// How long a broker may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -25,21 +24,19 @@ const POLL: Duration = Duration::from_millis(20);
 /// Stands for the broker's own default, in place of a number of replicas.
 const REPLICAS_OF_BROKER: i32 = -1;
 
-pub(super) async fn create(brokers: &str, name: &str, partitions: i32) -> Result<String, Error> {
-    let name = unique(name);
+pub(super) async fn create(brokers: &str, name: &str, partitions: i32) -> Result<(), Error> {
     let failed = || Error::new(Kind::Server, format!("cannot create the topic {name}"));
     let admin: AdminClient<DefaultClientContext> =
         client(brokers).create().map_err(|error| failed().caused_by(error))?;
-    let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(REPLICAS_OF_BROKER));
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(REPLICAS_OF_BROKER));
     let options =
         AdminOptions::new().request_timeout(Some(ANSWER_MAX)).operation_timeout(Some(ANSWER_MAX));
     let answers = admin.create_topics([&topic], &options).await;
     for answer in answers.map_err(|error| failed().caused_by(error))? {
         answer.map_err(|(_, code)| failed().caused_by(KafkaError::AdminOp(code)))?;
     }
-    let (brokers, created) = (brokers.to_owned(), name.clone());
-    blocking(move || wait(&brokers, ANSWER_MAX, |consumer| led(consumer, Some(&created)))).await?;
-    Ok(name)
+    let (brokers, created) = (brokers.to_owned(), name.to_owned());
+    blocking(move || wait(&brokers, ANSWER_MAX, |consumer| led(consumer, Some(&created)))).await
 }
 
 /// Waits until a broker answers.
