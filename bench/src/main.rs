@@ -93,7 +93,7 @@ async fn main() -> ExitCode {
         Scenario::Calls(options) => Box::pin(calls::measure(options)).await,
         Scenario::Retention(options) => Box::pin(retention::measure(options)).await,
         Scenario::Saga(options) => Box::pin(saga::measure(options)).await,
-        Scenario::SagaEngine(arguments) => return saga::orchestrate(arguments).await,
+        Scenario::SagaEngine(arguments) => return Box::pin(saga::orchestrate(arguments)).await,
         Scenario::SagaParticipant(arguments) => return saga::participate(arguments).await,
         Scenario::CdcRelay { arguments } => {
             let program = OsString::from(relay_process::SIDECAR);

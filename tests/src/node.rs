@@ -112,7 +112,7 @@ pub async fn play(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match Role::parse_from(arguments) {
         Role::Relay(arguments) => relay(*arguments).await,
         Role::Consumer(arguments) => consumer_role::consume(*arguments).await,
-        Role::SagaEngine(arguments) => saga_role::orchestrate(*arguments).await,
+        Role::SagaEngine(arguments) => Box::pin(saga_role::orchestrate(*arguments)).await,
         Role::Choreographed(arguments) => choreography_shop::serve(*arguments).await,
         Role::SagaParticipant(arguments) => saga_role::participate(*arguments).await,
         Role::Writer(arguments) => write_and_die(*arguments).await,

@@ -165,7 +165,7 @@ impl Site {
     async fn measure(&mut self, mode: Mode, options: &Options) -> Result<Vec<Figure>, Failure> {
         let warm_up = u64::from(options.rate) * u64::from(options.warm_up_seconds);
         let counted = u64::from(options.rate) * u64::from(options.seconds);
-        let mut schedule = Schedule {
+        let schedule = Schedule {
             start: Instant::now(),
             rate: options.rate,
             first: 0,
@@ -182,30 +182,10 @@ impl Site {
             milliseconds(&variant, "p50_ms", quantile(&latencies, 0.5), goal),
             milliseconds(&variant, "p99_ms", quantile(&latencies, 0.99), goal),
         ];
-        let mut held = None;
-        while options.climb_seconds > 0 {
-            schedule.first += schedule.orders;
-            schedule.rate += schedule.rate / 4;
-            schedule.orders = u64::from(schedule.rate) * u64::from(options.climb_seconds);
-            schedule.warm_up = schedule.orders / 2;
-            let latencies = match self.round(schedule).await {
-                Ok(latencies) => latencies,
-                Err(failure) => {
-                    figure::tell(&format!("{} per second: {failure}", schedule.rate));
-                    break;
-                }
-            };
-            let (half, rare) = (quantile(&latencies, 0.5), quantile(&latencies, 0.99));
-            figure::tell(&format!(
-                "{}, {} per second: {half:.1} ms (p50), {rare:.1} ms (p99)",
-                mode.name(),
-                schedule.rate,
-            ));
-            if rare > HELD_MS {
-                break;
-            }
-            held = Some(schedule.rate);
-        }
+        let held = match options.climb_seconds {
+            0 => None,
+            seconds => self.climb(mode, schedule, seconds).await,
+        };
         if let Some(rate) = held {
             figures.push(Figure {
                 variant: format!("end-to-end/{}", mode.name()),
@@ -219,6 +199,34 @@ impl Site {
             });
         }
         Ok(figures)
+    }
+
+    /// A quarter more each time, for so many seconds; answers with the last rate that held.
+    async fn climb(&mut self, mode: Mode, mut schedule: Schedule, seconds: u32) -> Option<u32> {
+        let mut held = None;
+        loop {
+            schedule.first += schedule.orders;
+            schedule.rate += schedule.rate / 4;
+            schedule.orders = u64::from(schedule.rate) * u64::from(seconds);
+            schedule.warm_up = schedule.orders / 2;
+            let latencies = match self.round(schedule).await {
+                Ok(latencies) => latencies,
+                Err(failure) => {
+                    figure::tell(&format!("{} per second: {failure}", schedule.rate));
+                    return held;
+                }
+            };
+            let (half, rare) = (quantile(&latencies, 0.5), quantile(&latencies, 0.99));
+            figure::tell(&format!(
+                "{}, {} per second: {half:.1} ms (p50), {rare:.1} ms (p99)",
+                mode.name(),
+                schedule.rate,
+            ));
+            if rare > HELD_MS {
+                return held;
+            }
+            held = Some(schedule.rate);
+        }
     }
 
     /// Places orders and waits for the ends of their sagas; answers with the milliseconds of those that count.
