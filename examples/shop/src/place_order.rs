@@ -19,8 +19,9 @@ pub(crate) const PLACE_ORDER: &str = "place-order";
 
 /// By then a saga is done or undone, whatever happens in between.
 const ENDS_WITHIN: Duration = Duration::from_secs(180);
-/// A command is repeated after this time. It covers the restart of a participant or of a broker.
-const REPEAT_AFTER: Duration = Duration::from_secs(10);
+/// A command is repeated after this time. A restart takes longer, so under trouble participants are asked more than once,
+/// and the barrier shows what it is for.
+const REPEAT_AFTER: Duration = Duration::from_secs(5);
 
 /// The topics of commands and replies.
 pub(crate) const ORCHESTRATION_TOPICS: [&str; 4] =

@@ -80,6 +80,9 @@ pub(crate) fn print(outcome: &Outcome) {
         control.doubled,
         colour(control.wrong() == 0)
     );
+    if books.ended < *orders {
+        println!("  fault: {} orders have not ended", orders - books.ended);
+    }
     for fault in &books.faults {
         println!("  fault: {fault}");
     }
