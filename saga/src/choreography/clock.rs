@@ -267,13 +267,11 @@ async fn change(
     saga: SagaId,
     change: impl FnOnce(Course) -> Course,
 ) -> Result<(), Error> {
-    let row = sqlx::query(
-        "SELECT status, heard FROM tailrace.saga_choreography WHERE saga_id = $1 FOR UPDATE",
-    )
-    .bind(saga.as_uuid())
-    .fetch_optional(&mut *conn)
-    .await
-    .map_err(unread)?;
+    let mut row = locked(conn, saga).await?;
+    if row.is_none() {
+        start_is_over(conn, saga).await?;
+        row = locked(conn, saga).await?;
+    }
     let Some(row) = row else { return Ok(()) };
     let status: String = row.try_get(0).map_err(unread)?;
     let heard: Vec<String> = row.try_get(1).map_err(unread)?;
@@ -301,6 +299,39 @@ async fn change(
     .await
     .map(drop)
     .map_err(unread)
+}
+
+async fn locked(conn: &mut PgConnection, saga: SagaId) -> Result<Option<PgRow>, Error> {
+    sqlx::query(
+        "SELECT status, heard FROM tailrace.saga_choreography WHERE saga_id = $1 FOR UPDATE",
+    )
+    .bind(saga.as_uuid())
+    .fetch_optional(conn)
+    .await
+    .map_err(unread)
+}
+
+/// Waits for the transaction that starts the saga, if that is not over.
+///
+/// Postgres sends a commit to its readers before other sessions see it, so that an event may be here before the row that
+/// was written with the first one. A row of the same key waits for it; where there is none, it goes at once.
+async fn start_is_over(conn: &mut PgConnection, saga: SagaId) -> Result<(), Error> {
+    let inserted = sqlx::query(
+        "INSERT INTO tailrace.saga_choreography (saga_id, name, definition, due_at, payload)
+         VALUES ($1, '', '', 'infinity', '') ON CONFLICT (saga_id) DO NOTHING",
+    )
+    .bind(saga.as_uuid())
+    .execute(&mut *conn)
+    .await
+    .map_err(unread)?;
+    if inserted.rows_affected() > 0 {
+        sqlx::query("DELETE FROM tailrace.saga_choreography WHERE saga_id = $1")
+            .bind(saga.as_uuid())
+            .execute(conn)
+            .await
+            .map_err(unread)?;
+    }
+    Ok(())
 }
 
 impl Overdue {

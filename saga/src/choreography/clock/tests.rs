@@ -1,6 +1,6 @@
 use super::super::tests::{order, trip};
 use super::*;
-use crate::bed::{Bed, installed};
+use crate::bed::{Bed, DEADLINE, installed};
 
 const ROWS: &str = "SELECT count(*) FROM tailrace.saga_choreography";
 const UNDONE: &str = "SELECT count(*) FROM tailrace.saga_choreography WHERE status = 'undone'";
@@ -56,6 +56,33 @@ async fn a_deadline_is_taken_once_and_only_when_it_has_passed() {
 
     assert_eq!(starter.expire(&mut conn).await.unwrap(), 1);
     assert_eq!(starter.expire(&mut conn).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_end_that_is_heard_before_its_start_is_visible_waits_for_that() {
+    let bed = installed("choreography_early").await;
+    let choreography = order().build().unwrap();
+    let starter = choreography.service::<()>("orders").starter();
+    let mut starts = bed.begin().await;
+    let saga = starter.start(&mut starts, &7).await.unwrap();
+
+    let mut hearing = bed.begin().await;
+    let heard = tokio::spawn(async move {
+        fails(&mut hearing, saga).await.unwrap();
+        hearing.commit().await.unwrap();
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let somebody_waits = async { while bed.count(waits).await == 0 {} };
+    tokio::time::timeout(DEADLINE, somebody_waits).await.unwrap();
+    starts.commit().await.unwrap();
+    heard.await.unwrap();
+    assert_eq!(bed.count(UNDONE).await, 1);
+
+    // One that was forgotten leaves nothing.
+    bed.execute("DELETE FROM tailrace.saga_choreography").await;
+    fails(&mut *bed.begin().await, saga).await.unwrap();
+    assert_eq!(bed.count(ROWS).await, 0);
 }
 
 #[tokio::test]
