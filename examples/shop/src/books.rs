@@ -49,7 +49,7 @@ pub(crate) struct Ended {
 }
 
 /// What was found in the control lane.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct ControlBooks {
     pub(crate) orders: u64,
     pub(crate) completed: u64,

@@ -30,6 +30,8 @@ const BETWEEN: Duration = Duration::from_secs(2);
 const END_MAX: Duration = Duration::from_secs(240);
 /// The books are right by then after the last order has ended: what a choreography undoes may still be on its way.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
+/// The control lane has come to rest when its books are the same for so long.
+const CONTROL_STANDS_FOR: Duration = Duration::from_secs(3);
 /// An order that was not taken is placed again after this time, by the same key.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Of so many orders one is refused for each reason.
@@ -219,7 +221,23 @@ async fn settled(stage: &Stage) -> Result<(Books, ControlBooks), Failure> {
         look.tick().await;
         let books = books::check(stage).await?;
         if books.wrong + books.settling == 0 || since.elapsed() > SETTLE_MAX {
-            return Ok((books, books::check_control(stage).await?));
+            return Ok((books, settled_control(stage).await?));
         }
+    }
+}
+
+/// The books of the control lane, once nothing has changed in them for a while: what is late is not lost.
+async fn settled_control(stage: &Stage) -> Result<ControlBooks, Failure> {
+    let since = Instant::now();
+    let mut look = interval(CONTROL_STANDS_FOR);
+    let mut before = books::check_control(stage).await?;
+    look.tick().await;
+    loop {
+        look.tick().await;
+        let now = books::check_control(stage).await?;
+        if now == before || since.elapsed() > SETTLE_MAX {
+            return Ok(now);
+        }
+        before = now;
     }
 }
