@@ -170,7 +170,8 @@ pub(crate) async fn serve(arguments: ServiceArgs) -> ExitCode {
     node::log();
     let ServiceArgs { place, service: name } = arguments;
     let choreography = choreography(ANY).expect("the choreography is right");
+    let stop = terminated();
     tracing::info!(service = name, "a service begins");
     let service = service(&choreography, &name).topic_prefix(&place.prefix);
-    ended(service.run(place.config(&name), terminated()).await)
+    ended(service.run(place.config(&name), stop).await)
 }

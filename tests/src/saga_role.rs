@@ -113,8 +113,9 @@ pub(crate) async fn orchestrate(arguments: EngineArgs) -> ExitCode {
             tracing::info!(report = ?counters.report(), quarantined = ?counters.quarantined(), "counted");
         }
     });
+    let stop = terminated();
     tracing::info!("an engine begins");
-    ended(engine.run(terminated()).await)
+    ended(engine.run(stop).await)
 }
 
 pub(crate) async fn participate(arguments: ParticipantArgs) -> ExitCode {
@@ -123,13 +124,17 @@ pub(crate) async fn participate(arguments: ParticipantArgs) -> ExitCode {
     let provider = Some(PgPool::connect_lazy(&place.database_url).expect("the url is one"));
     let manners = Manners { provider, slow_every, slow_for: Duration::from_millis(slow_for_ms) };
     let config = place.config(service.name()).state(manners);
+    let stop = terminated();
     tracing::info!(service = service.name(), "a participant begins");
-    ended(participant(service, &place.prefix).run(config, terminated()).await)
+    ended(participant(service, &place.prefix).run(config, stop).await)
 }
 
-pub(crate) async fn terminated() {
+/// Listens from the call on, so that a process that says that it begins can be asked to end.
+pub(crate) fn terminated() -> impl Future<Output = ()> {
     let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
-    terminate.recv().await;
+    async move {
+        terminate.recv().await;
+    }
 }
 
 pub(crate) fn ended<R: std::fmt::Debug>(ended: Result<R, tailrace_saga::Error>) -> ExitCode {
