@@ -89,6 +89,7 @@ pub struct Consumer<S = ()> {
 impl<S: Send + Sync + 'static> Consumer<S> {
     /// A consumer without topics and handlers.
     pub fn new(config: Config<S>) -> Self {
+        let health = config.options.health.clone();
         Self {
             config,
             topics: Vec::new(),
@@ -96,7 +97,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             unhandled: Unhandled::default(),
             id_from: None,
             counters: Counters::default(),
-            health: Health::default(),
+            health,
         }
     }
 
