@@ -7,6 +7,7 @@ use tailrace_saga::{SagaId, story};
 use uuid::Uuid;
 
 use crate::order::Fact;
+use crate::traces;
 
 /// The name of the read model, and of the schema that its readers use.
 pub(super) const NAME: &str = "storefront";
@@ -21,9 +22,11 @@ pub(super) const TABLES: &str = "
         cents bigint NOT NULL,
         state text NOT NULL,
         reason text,
+        trace text,
         placed_at timestamptz,
         ended_at timestamptz);
-    CREATE INDEX shop_order_latest ON shop_order (placed_at DESC)";
+    CREATE INDEX shop_order_latest ON shop_order (placed_at DESC);
+    CREATE INDEX shop_order_saga ON shop_order (saga)";
 
 /// Orders that the page shows.
 const LATEST: i64 = 40;
@@ -31,12 +34,14 @@ const LATEST: i64 = 40;
 /// Keeps what the orders service says. Of an order, facts come in their order.
 pub(super) async fn keep(cx: BatchCx<'_>, facts: Vec<Item<'_, Fact>>) -> Result<Outcome, BoxError> {
     for item in facts {
+        let parent = item.meta.header("traceparent").and_then(|parent| str::from_utf8(parent).ok());
+        let trace = parent.and_then(traces::id_in);
         let Fact { order, saga, state } = item.message;
         let at = item.meta.timestamp().unwrap_or(std::time::SystemTime::UNIX_EPOCH);
         let micros = i64::try_from(at.duration_since(std::time::UNIX_EPOCH)?.as_micros())?;
         sqlx::query(
-            "INSERT INTO shop_order (id, saga, style, sku, quantity, cents, state, reason, placed_at, ended_at)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, CASE WHEN $7 = 'placed' THEN at END,
+            "INSERT INTO shop_order (id, saga, style, sku, quantity, cents, state, reason, trace, placed_at, ended_at)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $10, CASE WHEN $7 = 'placed' THEN at END,
                  CASE WHEN $7 <> 'placed' THEN at END
              FROM (SELECT timestamptz 'epoch' + $9::bigint * interval '1 microsecond' AS at) AS said
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
@@ -51,6 +56,7 @@ pub(super) async fn keep(cx: BatchCx<'_>, facts: Vec<Item<'_, Fact>>) -> Result<
         .bind(state.as_str())
         .bind(order.reason)
         .bind(micros)
+        .bind(trace)
         .execute(&mut *cx.conn)
         .await?;
     }
@@ -72,7 +78,7 @@ impl ReadModel {
     pub(super) async fn latest(&self) -> Result<Value, BoxError> {
         let text: Option<String> = sqlx::query_scalar(
             "SELECT json_agg(o)::text FROM (
-                 SELECT id, saga, style, sku, quantity, cents, state, reason,
+                 SELECT id, saga, style, sku, quantity, cents, state, reason, trace,
                      (extract(epoch FROM placed_at) * 1000)::bigint AS placed_at_ms,
                      (extract(epoch FROM ended_at) * 1000)::bigint AS ended_at_ms
                  FROM storefront.shop_order ORDER BY placed_at DESC LIMIT $1) AS o",
@@ -109,6 +115,11 @@ impl ReadModel {
     /// What the services have said to each other for one order.
     pub(super) async fn story(&self, saga: Uuid) -> Result<Value, BoxError> {
         let mut conn = self.pool.acquire().await?;
+        let trace: Option<Option<String>> =
+            sqlx::query_scalar("SELECT trace FROM storefront.shop_order WHERE saga = $1 LIMIT 1")
+                .bind(saga)
+                .fetch_optional(&mut *conn)
+                .await?;
         let timeline = story::timeline(&mut conn, SagaId::from_uuid(saga)).await?;
         let mut entries = Vec::with_capacity(timeline.entries().len());
         for entry in timeline.entries() {
@@ -123,6 +134,9 @@ impl ReadModel {
                 "outcome": entry.outcome.map(|outcome| outcome.as_str()),
             }));
         }
-        Ok(json!({ "saga": saga, "entries": entries, "mermaid": timeline.sequence() }))
+        let trace = trace.flatten();
+        Ok(
+            json!({ "saga": saga, "trace": trace, "entries": entries, "mermaid": timeline.sequence() }),
+        )
     }
 }
