@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::sse::{Event, Sse};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, stream};
@@ -24,10 +25,11 @@ use crate::place_order;
 use crate::service::Service;
 use crate::services::control::ControlOrder;
 
+mod embedded;
 pub(crate) mod points;
 mod read_model;
 
-use read_model::ReadModel;
+use read_model::{Hearers, ReadModel};
 
 /// Between two looks at what has changed.
 const FEED_EVERY: Duration = Duration::from_millis(500);
@@ -39,6 +41,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 struct Front {
     model: ReadModel,
+    hearers: Hearers,
     client: reqwest::Client,
     orders_url: String,
     control_url: String,
@@ -58,6 +61,7 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
         .saga(place_order::saga()?.definition());
     let front = Front {
         model: ReadModel::of(service.pool.clone()),
+        hearers: Hearers::of_both(&place_order::choreography()?),
         client: reqwest::Client::builder().timeout(ANSWER_MAX).build()?,
         orders_url: service.surroundings.orders_url.clone(),
         control_url: service.surroundings.control_url.clone(),
@@ -74,13 +78,14 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
 
 fn routes(front: Front) -> Router {
     Router::new()
-        .route("/", get(async || Html(include_str!("../../page/index.html"))))
         .route("/api/orders", get(orders).post(place))
         .route("/api/orders/{saga}/story", get(story))
         .route("/api/state", get(state))
         .route("/api/feed", get(feed))
         .route("/api/troubles/{name}", post(trouble))
         .with_state(front)
+        .merge(embedded::routes())
+        .layer(map_response(embedded::guarded))
 }
 
 /// What a customer asks for; all of it may be left out.
@@ -163,7 +168,7 @@ async fn orders(State(front): State<Front>) -> Result<Json<Value>, Problem> {
 }
 
 async fn story(State(front): State<Front>, Path(saga): Path<Uuid>) -> Result<Json<Value>, Problem> {
-    Ok(Json(front.model.story(saga).await?))
+    Ok(Json(front.model.story(saga, &front.hearers).await?))
 }
 
 /// Everything that the page shows, in one answer.
@@ -205,8 +210,9 @@ impl Front {
     }
 
     async fn state(&self) -> Value {
-        let stage = self.stage().await.unwrap_or(Value::Null);
-        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary()).await;
+        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary());
+        let (stage, summary) = tokio::join!(self.stage(), summary);
+        let stage = stage.unwrap_or(Value::Null);
         match summary.unwrap_or_else(|late| Err(late.into())) {
             Ok(shop) => json!({ "shop": shop, "stage": stage }),
             // It says so rather than to show what is old as if it were new.
