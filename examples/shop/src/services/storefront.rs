@@ -56,7 +56,7 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
         .topic(FACTS)
         .on_batch(ORDER_CHANGED, read_model::keep);
     let projection = Projection::new(facts, 1, read_model::TABLES);
-    let stories = Observer::new(service.config("stories"))
+    let stories = Observer::new()
         .choreography(&place_order::choreography()?)
         .saga(place_order::saga()?.definition());
     let front = Front {
@@ -69,7 +69,7 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     };
     tokio::try_join!(
         async { Ok::<_, Failure>(Box::pin(projection.run(service.stopped())).await?) },
-        async { Ok(Box::pin(stories.run(service.stopped())).await?) },
+        async { Ok(Box::pin(stories.run(service.config("stories"), service.stopped())).await?) },
         async { Ok(Box::pin(points.run(service.stopped())).await?) },
         service.serve(routes(front)),
     )?;
