@@ -18,6 +18,8 @@ use crate::endpoint::{Answer, Endpoint};
 /// It is open by then, on a busy machine and without optimisation. Those who break servers take turns, which is most of it.
 const OPEN_MAX: Duration = Duration::from_secs(300);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
+/// A server is stopped, or started again, by then.
+const SWITCH_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A shop that is open. It ends when this is dropped, or when this process does.
@@ -131,15 +133,20 @@ impl Shop {
         serde_json::from_str(&answer.body).unwrap_or_else(|_| panic!("{path}: {answer:?}"))
     }
 
-    /// Switches a trouble on or off.
+    /// Switches a trouble on or off, and waits until it is.
     ///
     /// # Panics
     ///
-    /// When that is refused.
+    /// When that is refused, or fails.
     pub async fn trouble(&self, name: &str, on: bool) {
         let body = serde_json::json!({ "on": on }).to_string();
         let answer = self.ask("POST", &format!("/api/troubles/{name}"), "", &body).await;
-        assert_eq!(answer.code, 204, "{name}: {answer:?}");
+        assert!([202, 204].contains(&answer.code), "{name}: {answer:?}");
+        let switched = |state: &Value| {
+            let mut troubles = state["stage"]["troubles"].as_array().into_iter().flatten();
+            troubles.any(|it| it["name"] == name && it["changing"] == false && it["on"] == on)
+        };
+        self.until("/api/state", SWITCH_MAX, switched).await;
     }
 
     /// Waits until what the storefront answers is as it should be.

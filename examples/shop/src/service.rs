@@ -25,6 +25,8 @@ const START_MAX: Duration = Duration::from_secs(120);
 /// What is under way when the service is asked to stop has this long to end.
 const DRAIN_MAX: Duration = Duration::from_secs(8);
 const CONNECTIONS_MAX: u32 = 12;
+/// Those that the first order would have to wait for.
+const CONNECTIONS_MIN: u32 = 6;
 /// A consumer that is killed is given up, and replaced, after this time.
 const SESSION_MS: u32 = 6_000;
 
@@ -47,6 +49,7 @@ impl Service {
             .install_recorder()?;
         let surroundings = settings.surroundings.clone();
         let pool = PgPoolOptions::new()
+            .min_connections(CONNECTIONS_MIN)
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy(&surroundings.database_url)

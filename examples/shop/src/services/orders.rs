@@ -44,10 +44,7 @@ type Cause = Vec<(String, String)>;
 pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     service.prepare(&[ledger::TABLES, TABLES]).await?;
     service.relay_is_ready().await?;
-    let engine = Engine::new(service.config("engine"))
-        .source("/orders")
-        .saga(&place_order::saga()?)
-        .prepare()?;
+    let engine = Engine::new().source("/orders").saga(&place_order::saga()?).prepare()?;
     let by_events = place_order::choreography()?
         .service("orders")
         .handle("approve-order", approve_by_event)
@@ -57,7 +54,12 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     let once = IdempotencyKeys::new(service.pool.clone(), |_| "storefront".to_owned());
     let routes = Router::new().route("/orders", post(place)).layer(once).with_state(desk);
     tokio::try_join!(
-        async { Box::pin(engine.run(service.stopped())).await.map(drop).map_err(Failure::from) },
+        async {
+            Box::pin(engine.run(service.config("engine"), service.stopped()))
+                .await
+                .map(drop)
+                .map_err(Failure::from)
+        },
         async {
             let config = service.config("by-events");
             Box::pin(by_events.run(config, service.stopped()))

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::sse::{Event, Sse};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, stream};
@@ -25,11 +26,12 @@ use crate::service::Service;
 use crate::services::control::ControlOrder;
 use crate::traces;
 
+mod embedded;
 mod letters;
 pub(crate) mod points;
 mod read_model;
 
-use read_model::ReadModel;
+use read_model::{Hearers, ReadModel};
 
 /// Between two looks at what has changed.
 const FEED_EVERY: Duration = Duration::from_millis(500);
@@ -41,6 +43,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 struct Front {
     model: ReadModel,
+    hearers: Hearers,
     client: reqwest::Client,
     orders_url: String,
     control_url: String,
@@ -57,36 +60,39 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
         .topic(FACTS)
         .on_batch(ORDER_CHANGED, read_model::keep);
     let projection = Projection::new(facts, 1, read_model::TABLES);
-    let stories = Observer::new(service.config("stories"))
+    let stories = Observer::new()
         .choreography(&place_order::choreography()?)
         .saga(place_order::saga()?.definition());
     let client = reqwest::Client::builder().timeout(ANSWER_MAX).build()?;
     let front = Front {
         model: ReadModel::of(service.pool.clone()),
+        hearers: Hearers::of_both(&place_order::choreography()?),
         client: client.clone(),
         orders_url: service.surroundings.orders_url.clone(),
         control_url: service.surroundings.control_url.clone(),
         stage_url: service.surroundings.stage_url.clone(),
     };
-    let routes = routes(front).merge(letters::routes(&service, client)).merge(switch.routes());
+    let routes = routes(front, letters::routes(&service, client)).merge(switch.routes());
     tokio::try_join!(
         async { Ok::<_, Failure>(Box::pin(projection.run(service.stopped())).await?) },
-        async { Ok(Box::pin(stories.run(service.stopped())).await?) },
+        async { Ok(Box::pin(stories.run(service.config("stories"), service.stopped())).await?) },
         async { Ok(Box::pin(points.run(service.stopped())).await?) },
         service.serve(routes),
     )?;
     Ok(())
 }
 
-fn routes(front: Front) -> Router {
+fn routes(front: Front, letters: Router) -> Router {
     Router::new()
-        .route("/", get(async || Html(include_str!("../../page/index.html"))))
         .route("/api/orders", get(orders).post(place))
         .route("/api/orders/{saga}/story", get(story))
         .route("/api/state", get(state))
         .route("/api/feed", get(feed))
         .route("/api/troubles/{name}", post(trouble))
         .with_state(front)
+        .merge(letters)
+        .merge(embedded::routes())
+        .layer(map_response(embedded::guarded))
 }
 
 /// What a customer asks for; all of it may be left out.
@@ -168,7 +174,7 @@ async fn orders(State(front): State<Front>) -> Result<Json<Value>, Problem> {
 }
 
 async fn story(State(front): State<Front>, Path(saga): Path<Uuid>) -> Result<Json<Value>, Problem> {
-    Ok(Json(front.model.story(saga).await?))
+    Ok(Json(front.model.story(saga, &front.hearers).await?))
 }
 
 /// Everything that the page shows, in one answer.
@@ -210,8 +216,9 @@ impl Front {
     }
 
     async fn state(&self) -> Value {
-        let stage = self.stage().await.unwrap_or(Value::Null);
-        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary()).await;
+        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary());
+        let (stage, summary) = tokio::join!(self.stage(), summary);
+        let stage = stage.unwrap_or(Value::Null);
         match summary.unwrap_or_else(|late| Err(late.into())) {
             Ok(shop) => json!({ "shop": shop, "stage": stage }),
             // It says so rather than to show what is old as if it were new.

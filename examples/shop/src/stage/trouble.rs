@@ -49,6 +49,11 @@ impl Trouble {
         matches!(self, Trouble::CardDeclined | Trouble::OutOfStock | Trouble::CarrierRefuses)
     }
 
+    /// Whether it is nothing that can be switched off: what it kills is started again.
+    pub(crate) fn is_over_at_once(self) -> bool {
+        matches!(self, Trouble::RelayCrash | Trouble::PaymentsCrash)
+    }
+
     /// How long it lasts where a program makes it.
     pub(crate) fn lasts(self) -> Duration {
         match self {
