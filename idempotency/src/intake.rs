@@ -225,7 +225,10 @@ impl Intake {
             rebalanced = true;
             self.keep_places();
             match rebalance {
-                Rebalance::Assigned(list) => self.assigned(&list)?,
+                Rebalance::Assigned(list) => {
+                    self.assigned(&list)?;
+                    self.shared.health.joined();
+                }
                 Rebalance::Revoked(list) => self.revoked(&list)?,
             }
         }
@@ -700,6 +703,10 @@ impl Intake {
             }
         }
         health.beat(full);
+        // Whoever gets no partition is not told so.
+        if native::generation(&self.client) >= 0 {
+            health.joined();
+        }
         meters.breaker("postgres", gate.state());
         for (of, breaker) in dispatch.breakers() {
             meters.breaker(of, breaker.state());
