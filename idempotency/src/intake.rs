@@ -374,9 +374,7 @@ impl Intake {
         tracing::info!(partitions = partitions.len(), "assigned");
         let owned = match self.own(&partitions) {
             Ok(owned) => owned,
-            Err(error) if error.is_outage() && !self.stop.is_set() => {
-                return self.assign_later(&partitions, &error);
-            }
+            Err(error) if error.is_outage() => return self.assign_later(&partitions, &error),
             Err(error) => {
                 // The client waits for an answer even when there is no way on.
                 drop(self.client.incremental_assign(&TopicPartitionList::new()));
@@ -568,19 +566,26 @@ impl Intake {
         }
         let mut backoff = Backoff::new(OWN_FOR.max(self.settings.takeover.deadline * 2));
         loop {
-            let Some(permit) = self.shared.gate.permit() else {
-                return Err(Error::database_silent("postgres is away", Duration::ZERO));
+            let owned = match self.shared.gate.permit() {
+                Some(permit) => {
+                    let owned = self.try_own(partitions);
+                    self.shared.gate.ended(permit, owned.as_ref().err());
+                    owned
+                }
+                None => Err(Error::database_silent("postgres is away", Duration::ZERO)),
             };
-            let owned = self.try_own(partitions);
-            self.shared.gate.ended(permit, owned.as_ref().err());
             let error = match owned {
                 Ok(owned) => return Ok(owned),
-                Err(error) if error.is_outage() && self.shared.gate.is_shut() => return Err(error),
                 Err(error) => error,
             };
             // Brokers that are just restarting are waited for like the database.
             let passes = error.verdict() == Verdict::Retry || error.kind() == Kind::Kafka;
-            if !passes || self.stop.is_set() {
+            if passes && self.stop.is_set() {
+                tracing::info!(error = %error, "partitions are left to the next owner");
+                return Ok(Vec::new());
+            }
+            let is_away = error.is_outage() && self.shared.gate.is_shut();
+            if !passes || is_away {
                 return Err(error);
             }
             if error.is_lock_timeout() && self.end_holders(partitions) {
