@@ -143,7 +143,8 @@ impl Shop {
         let answer = self.ask("POST", &format!("/api/troubles/{name}"), "", &body).await;
         assert!([202, 204].contains(&answer.code), "{name}: {answer:?}");
         let switched = |state: &Value| {
-            let mut troubles = state["stage"]["troubles"].as_array().into_iter().flatten();
+            let troubles = state.pointer("/stage/troubles").and_then(Value::as_array);
+            let mut troubles = troubles.into_iter().flatten();
             troubles.any(|it| it["name"] == name && it["changing"] == false && it["on"] == on)
         };
         self.until("/api/state", SWITCH_MAX, switched).await;
