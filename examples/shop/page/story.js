@@ -11,6 +11,8 @@ const EMPTY_ROWS = 7;
 const NARROW = 340;
 /** What a choreography undoes may come after the end. */
 const LATE_MS = 4000;
+/** What is written in one transaction has times that are so near to each other, and the end comes last. */
+const SAME_MS = 20;
 /** Letters of the font are about so wide. */
 const LETTER = 6.3;
 
@@ -46,7 +48,7 @@ function rowsOf(entries, order) {
     const good = order.state === "completed";
     const end = { after: order.ended_at_ms - begun, from: "orders", is: "end", look: good ? "good" : "bad",
       label: good ? "completed" : `rejected: ${order.reason ?? "it took too long"}` };
-    const before = rows.findLastIndex((it) => it.is === "end" || it.at <= order.ended_at_ms);
+    const before = rows.findLastIndex((it) => it.is === "end" || it.at <= order.ended_at_ms + SAME_MS);
     rows.splice(before + 1, 0, end);
   } else if (order) rows.push({ after: null, from: "orders", is: "end", look: "waits", label: "under way" });
   return rows;
@@ -61,9 +63,10 @@ function outcome({ state, reason, placed_at_ms: placed, ended_at_ms: ended }) {
 function sentence({ after, from, to = [], is, undo, refused, label }) {
   const when = after === null ? "" : `after ${seconds(after)}: `;
   if (is === "end") return `${when}${label}`;
-  const what = { command: "asks for", reply: "answers", event: "says" }[is];
-  const whom = to.length ? `${is === "command" ? `, to be done by ${and(to)}` : `, heard by ${and(to)}`}` : "";
-  return `${when}${from} ${what} ${label}${whom}${refused && is !== "reply" ? " (a refusal)" : ""}${undo ? " (undoes)" : ""}`;
+  const undoes = undo ? " (this undoes)" : "";
+  if (is === "command") return `${when}${from} asks ${and(to)}: ${label}${undoes}`;
+  if (is === "reply") return `${when}${from} answers ${and(to)}: ${label}${undoes}`;
+  return `${when}${from} says ${label}${refused ? " (a refusal)" : undoes}${to.length ? `, heard by ${and(to)}` : ""}`;
 }
 
 /** A story in a lane: a picture, a legend, and the same in words. */
