@@ -1,18 +1,12 @@
 //! The page of the shop, in a real browser: what people do on it, what they break, and what they are told.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use tests::browser::{Browser, View};
-use tests::endpoint::Endpoint;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tests::shop::Shop;
 
-/// The shop is open by then; another one on this machine may have to end first.
-const OPEN_MAX: Duration = Duration::from_secs(400);
 /// On a busy machine, without optimisation, everything has happened by then.
 const SEEN_MAX: Duration = Duration::from_secs(90);
 const END_MAX: Duration = Duration::from_secs(60);
@@ -22,58 +16,6 @@ const NO_FAULTS: [&str; 0] = [];
 
 /// What the README shows.
 const PICTURE: (u32, u32) = (1440, 1300);
-
-/// A shop with its page.
-struct Shop {
-    program: Child,
-    /// What it has said.
-    lines: Vec<String>,
-    address: String,
-}
-
-impl Shop {
-    async fn open() -> Self {
-        let path = Path::new(env!("CARGO_BIN_EXE_node")).with_file_name("shop");
-        let mut program = Command::new(path)
-            .args(["--http", "127.0.0.1:0"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("`cargo test --workspace` builds the shop, and so does `cargo build -p shop`");
-        let mut said = BufReader::new(program.stdout.take().expect("it is piped")).lines();
-        let mut lines = Vec::new();
-        let opening = async {
-            while let Some(line) = said.next_line().await.expect("it says what it starts") {
-                if let Some((_, address)) = line.split_once("the shop is open: http://") {
-                    return address.to_owned();
-                }
-                lines.push(line);
-            }
-            panic!("the shop has ended before it was open")
-        };
-        let address = timeout(OPEN_MAX, opening).await.expect("the shop opens in time");
-        tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
-        Shop { program, lines, address }
-    }
-
-    /// Kills a process that has not been killed before.
-    fn kill(&self, name: &str) {
-        let line = self.lines.iter().find(|line| line.split_whitespace().next() == Some(name));
-        let pid = line.and_then(|line| line.rsplit_once(' ')).and_then(|(_, pid)| pid.parse().ok());
-        let pid = pid.and_then(Pid::from_raw).expect("it says which process that is");
-        kill_process(pid, Signal::KILL).expect("it runs");
-    }
-
-    async fn stop(mut self) {
-        let pid = self.program.id().and_then(|pid| i32::try_from(pid).ok());
-        let pid = pid.and_then(Pid::from_raw).expect("it runs");
-        kill_process(pid, Signal::TERM).expect("it runs");
-        let ended = timeout(END_MAX, self.program.wait()).await.expect("it ends in time");
-        let status = ended.expect("it is ours");
-        assert!(status.success(), "{status}");
-    }
-}
 
 /// An expression for the text of what a selector finds.
 fn text_of(selector: &str) -> String {
@@ -144,33 +86,39 @@ async fn faults(browser: &Browser, name: &str) -> Vec<String> {
 /// What the page has complained of that is none of the outages which were made on purpose.
 async fn complaints(browser: &Browser) -> Vec<String> {
     let mut complaints = browser.complaints().await;
-    let outages = ["503", "net::ERR_", "/api/dead-letters"];
     complaints.retain(|text| {
-        !text.contains("/api/") || !outages.iter().any(|outage| text.contains(outage))
+        !text.contains("/api/") || !(text.contains("503") || text.contains("net::ERR_"))
     });
     complaints
 }
 
-#[tokio::test]
+fn kill(shop: &Shop, name: &str) {
+    kill_process(shop.pid(name), Signal::KILL).expect("it runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_page_of_the_shop_shows_orders_and_what_becomes_of_them_in_trouble() {
     let Some(browser) = Browser::start().await else { return };
-    let shop = Shop::open().await;
+    let program = Path::new(env!("CARGO_BIN_EXE_node")).with_file_name("shop");
+    let mut shop = Shop::open(&program, &[]).await;
+    let own = format!("http://{}/", shop.front().address());
     files_are_guarded(&shop).await;
     browser.view(View { scheme: "light", size: (1440, 900) }).await;
-    browser.open(&format!("http://{}/", shop.address)).await;
+    browser.open(&own).await;
 
     says(&browser, "#notices", "nobody has ordered yet").await;
     assert_eq!(faults(&browser, "empty").await, NO_FAULTS);
     orders_end(&browser).await;
     a_double_click_is_one_order(&browser).await;
     keys_do_what_clicks_do(&browser).await;
-    assert_eq!(complaints(&browser).await, NO_FAULTS);
+    assert_eq!(browser.complaints().await, NO_FAULTS);
 
     duplicates_are_suppressed(&browser).await;
     the_breaker_opens_and_closes(&browser).await;
     who_is_killed_comes_back(&browser, &shop).await;
     servers_that_are_away_are_named(&browser).await;
     the_storefront_comes_back(&browser, &shop).await;
+    what_is_set_aside_is_retried(&browser).await;
 
     // For the picture: one story of an order that was undone, beside one that went through.
     browser.click("#fates input[value='card is declined']", 1).await;
@@ -184,15 +132,15 @@ async fn the_page_of_the_shop_shows_orders_and_what_becomes_of_them_in_trouble()
     browser.small_picture(&picture, PICTURE).await;
     assert_eq!(complaints(&browser).await, NO_FAULTS);
     for url in browser.requests().await {
-        assert!(url.starts_with(&format!("http://{}/", shop.address)), "the page asks for {url}");
+        assert!(url.starts_with(&own), "the page asks for {url}");
     }
-    shop.stop().await;
+    shop.ask_to_stop();
+    assert!(shop.ends(END_MAX).await.success(), "{}", shop.log());
 }
 
 async fn files_are_guarded(shop: &Shop) {
-    let endpoint = Endpoint::at(&*shop.address);
     for path in ["/", "/page/page.js", "/page/style.css", "/api/state"] {
-        let answer = endpoint.get(path).await;
+        let answer = shop.front().get(path).await;
         assert_eq!(answer.code, 200, "{path}");
         for header in
             ["content-security-policy: default-src 'none'", "x-content-type-options: nosniff"]
@@ -202,7 +150,7 @@ async fn files_are_guarded(shop: &Shop) {
         let cache = if path.starts_with("/api") { "no-store" } else { "no-cache" };
         assert!(answer.head.contains(&format!("cache-control: {cache}")), "{}", answer.head);
     }
-    assert_eq!(endpoint.get("/page/../Cargo.toml").await.code, 404);
+    assert_eq!(shop.front().get("/page/../Cargo.toml").await.code, 404);
 }
 
 /// One that goes through and one for each refusal, in each lane; their stories are told.
@@ -305,7 +253,7 @@ async fn who_is_killed_comes_back(browser: &Browser, shop: &Shop) {
                 (it) => it.children[1].textContent === '{name}' && it.textContent.includes('{text}'))"
         )
     };
-    shop.kill("payments");
+    kill(shop, "payments");
     browser.until(&process("payments", "1 restart"), SEEN_MAX).await;
     says(browser, "#notices", "payments").await;
     says(browser, "#log", "payments died and was started again").await;
@@ -343,11 +291,26 @@ async fn servers_that_are_away_are_named(browser: &Browser) {
 }
 
 async fn the_storefront_comes_back(browser: &Browser, shop: &Shop) {
-    shop.kill("storefront");
+    kill(shop, "storefront");
     says(browser, "#log", "The storefront does not answer").await;
     says(browser, "#log", "The storefront answers again").await;
     says(browser, "#link", "live").await;
     order_in_both(browser).await;
     completed(browser, [109, 9]).await;
     says(browser, "#notices", "All is well").await;
+}
+
+async fn what_is_set_aside_is_retried(browser: &Browser) {
+    flip(browser, "poison", true).await;
+    order_in_both(browser).await;
+    let dead = "[...document.querySelectorAll('#letters-list li')].filter(
+        (it) => it.textContent.includes('dead letter')).length";
+    browser.until(&format!("{dead} === 2"), SEEN_MAX).await;
+    flip(browser, "poison", false).await;
+    for left in [1, 0] {
+        browser.click("#letters-list li button", 1).await;
+        browser.until(&format!("{dead} === {left}"), SEEN_MAX).await;
+    }
+    completed(browser, [110, 10]).await;
+    says(browser, "#tile-shop", "add up").await;
 }

@@ -76,6 +76,7 @@ export class Story {
   #svg = draw("svg", { class: "sequence", role: "img", "aria-label": "Nothing to tell yet" });
   #told = el("ol", { class: "told" });
   #words = el("details", {}, el("summary", {}, "The same in words"), this.#told);
+  #trace = el("p", { class: "trace small soft" });
   #order = null;
   #drawn = "";
   #rows = 0;
@@ -85,7 +86,7 @@ export class Story {
 
   constructor(style) {
     this.element = el("section", { class: "story", "aria-label": `A story of the ${style}` },
-      el("header", {}, this.#title, this.#state), this.#svg, legend(style), this.#words);
+      el("header", {}, this.#title, this.#state), this.#svg, legend(style), this.#words, this.#trace);
     new ResizeObserver(() => this.#draw()).observe(this.element);
   }
 
@@ -130,12 +131,13 @@ export class Story {
     const order = this.#order, width = Math.floor(this.#svg.clientWidth);
     if (width < 100) return;
     const rows = order ? rowsOf(this.#entries, order) : [];
-    const key = JSON.stringify([width, rows]);
+    const key = JSON.stringify([width, rows, order?.trace]);
     if (key === this.#drawn) return;
     this.#drawn = key;
     put(this.#title, order ? `Order ${short(order.id)}` : "The story of an order");
     put(this.#state, order ? outcome(order) : "");
     this.#words.hidden = !order;
+    put(this.#trace, order?.trace ? `Trace ${order.trace}` : "");
     const columns = SERVICES.map((service, at) => ({ service, x: GUTTER + ((at + 0.5) * (width - GUTTER)) / SERVICES.length }));
     const place = Object.fromEntries(columns.map(({ service, x }) => [service, x]));
     const height = HEAD + (rows.length || EMPTY_ROWS) * ROW + FOOT;

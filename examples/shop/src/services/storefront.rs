@@ -24,8 +24,10 @@ use crate::order::{FACTS, ORDER_CHANGED, Order, Style};
 use crate::place_order;
 use crate::service::Service;
 use crate::services::control::ControlOrder;
+use crate::traces;
 
 mod embedded;
+mod letters;
 pub(crate) mod points;
 mod read_model;
 
@@ -50,33 +52,37 @@ struct Front {
 
 pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     service.prepare(&[ledger::TABLES]).await?;
-    let points =
-        Consumer::new(service.config("points")).topic(FACTS).on(ORDER_CHANGED, points::credit);
+    let switch = points::Switch::default();
+    let points = Consumer::new(service.config("points").state(switch.clone()))
+        .topic(FACTS)
+        .on(ORDER_CHANGED, points::credit);
     let facts = Consumer::new(service.projection_config(read_model::NAME))
         .topic(FACTS)
         .on_batch(ORDER_CHANGED, read_model::keep);
     let projection = Projection::new(facts, 1, read_model::TABLES);
-    let stories = Observer::new(service.config("stories"))
+    let stories = Observer::new()
         .choreography(&place_order::choreography()?)
         .saga(place_order::saga()?.definition());
+    let client = reqwest::Client::builder().timeout(ANSWER_MAX).build()?;
     let front = Front {
         model: ReadModel::of(service.pool.clone()),
         hearers: Hearers::of_both(&place_order::choreography()?),
-        client: reqwest::Client::builder().timeout(ANSWER_MAX).build()?,
+        client: client.clone(),
         orders_url: service.surroundings.orders_url.clone(),
         control_url: service.surroundings.control_url.clone(),
         stage_url: service.surroundings.stage_url.clone(),
     };
+    let routes = routes(front, letters::routes(&service, client)).merge(switch.routes());
     tokio::try_join!(
         async { Ok::<_, Failure>(Box::pin(projection.run(service.stopped())).await?) },
-        async { Ok(Box::pin(stories.run(service.stopped())).await?) },
+        async { Ok(Box::pin(stories.run(service.config("stories"), service.stopped())).await?) },
         async { Ok(Box::pin(points.run(service.stopped())).await?) },
-        service.serve(routes(front)),
+        service.serve(routes),
     )?;
     Ok(())
 }
 
-fn routes(front: Front) -> Router {
+fn routes(front: Front, letters: Router) -> Router {
     Router::new()
         .route("/api/orders", get(orders).post(place))
         .route("/api/orders/{saga}/story", get(story))
@@ -84,6 +90,7 @@ fn routes(front: Front) -> Router {
         .route("/api/feed", get(feed))
         .route("/api/troubles/{name}", post(trouble))
         .with_state(front)
+        .merge(letters)
         .merge(embedded::routes())
         .layer(map_response(embedded::guarded))
 }
@@ -144,21 +151,20 @@ async fn place(
         .filter(|id| id.get_version_num() == 7)
         .ok_or(Problem(StatusCode::BAD_REQUEST, "Idempotency-Key must be a UUID of version 7"))?;
     let cents = wish.cents;
-    let mut request = front
+    let trace = traces::headers(&traces::of_or_new(&headers));
+    let request = front
         .client
         .post(format!("{}/orders", front.orders_url))
         .header("idempotency-key", format!("\"{id}\""))
+        .headers(trace.clone())
         .json(&wish.order(id));
-    if let Some(parent) = headers.get("traceparent") {
-        request = request.header("traceparent", parent);
-    }
     let unanswered = Problem(StatusCode::SERVICE_UNAVAILABLE, "the orders service does not answer");
     let answer = request.send().await.map_err(|_| unanswered)?;
     let status = answer.status();
     let unread = Problem(StatusCode::BAD_GATEWAY, "the orders service breaks off");
     let body = answer.bytes().await.map_err(|_| unread)?;
     if status.is_success() {
-        tokio::spawn(front.tell_control(ControlOrder { id, cents }));
+        tokio::spawn(front.tell_control(ControlOrder { id, cents }, trace));
     }
     Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
@@ -202,9 +208,9 @@ async fn trouble(
 
 impl Front {
     /// The control lane gets each order too. Whether it takes it is its own affair.
-    async fn tell_control(self, order: ControlOrder) {
+    async fn tell_control(self, order: ControlOrder, trace: HeaderMap) {
         let url = format!("{}/orders", self.control_url);
-        if let Err(error) = self.client.post(url).json(&order).send().await {
+        if let Err(error) = self.client.post(url).headers(trace).json(&order).send().await {
             tracing::info!(%error, "the control lane does not answer");
         }
     }

@@ -31,6 +31,8 @@ pub(crate) enum Trouble {
     PostgresPaused,
     /// Kafka is away.
     KafkaStopped,
+    /// The handler that credits points has a fault, and what it is told becomes dead letters.
+    Poison,
 }
 
 /// Later than anybody waits.
@@ -108,6 +110,11 @@ impl Stage {
             (Trouble::PostgresPaused, false) => Ok(self.stack.postgres().resume().await?),
             (Trouble::KafkaStopped, true) => Ok(self.stack.kafka().stop().await?),
             (Trouble::KafkaStopped, false) => Ok(self.stack.kafka().restart().await?),
+            (Trouble::Poison, on) => {
+                let url = format!("http://{}/points/fault", self.address("storefront")?);
+                self.client.put(url).json(&on).send().await?.error_for_status()?;
+                Ok(())
+            }
             // They are in the orders that are placed.
             (Trouble::CardDeclined | Trouble::OutOfStock | Trouble::CarrierRefuses, _)
             | (Trouble::RelayCrash | Trouble::PaymentsCrash, false) => Ok(()),

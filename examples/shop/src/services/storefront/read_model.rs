@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::order::Fact;
 use crate::place_order::REPLIES;
+use crate::traces;
 
 /// The name of the read model, and of the schema that its readers use.
 pub(super) const NAME: &str = "storefront";
@@ -25,10 +26,12 @@ pub(super) const TABLES: &str = "
         cents bigint NOT NULL,
         state text NOT NULL,
         reason text,
+        trace text,
         placed_at timestamptz,
         ended_at timestamptz);
     CREATE INDEX shop_order_latest ON shop_order (style, placed_at DESC);
-    CREATE INDEX shop_order_ended ON shop_order (ended_at)";
+    CREATE INDEX shop_order_ended ON shop_order (ended_at);
+    CREATE INDEX shop_order_saga ON shop_order (saga)";
 
 /// How many orders there are, and how long half and 99 % of them took.
 macro_rules! durations {
@@ -56,12 +59,14 @@ const COUNTS: &str = durations!("style, state", "GROUP BY style, state ORDER BY 
 /// Keeps what the orders service says. Of an order, facts come in their order.
 pub(super) async fn keep(cx: BatchCx<'_>, facts: Vec<Item<'_, Fact>>) -> Result<Outcome, BoxError> {
     for item in facts {
+        let parent = item.meta.header("traceparent").and_then(|parent| str::from_utf8(parent).ok());
+        let trace = parent.and_then(traces::id_in);
         let Fact { order, saga, state } = item.message;
         let at = item.meta.timestamp().unwrap_or(std::time::SystemTime::UNIX_EPOCH);
         let micros = i64::try_from(at.duration_since(std::time::UNIX_EPOCH)?.as_micros())?;
         sqlx::query(
-            "INSERT INTO shop_order (id, saga, style, sku, quantity, cents, state, reason, placed_at, ended_at)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, CASE WHEN $7 = 'placed' THEN at END,
+            "INSERT INTO shop_order (id, saga, style, sku, quantity, cents, state, reason, trace, placed_at, ended_at)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $10, CASE WHEN $7 = 'placed' THEN at END,
                  CASE WHEN $7 <> 'placed' THEN at END
              FROM (SELECT timestamptz 'epoch' + $9::bigint * interval '1 microsecond' AS at) AS said
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
@@ -76,6 +81,7 @@ pub(super) async fn keep(cx: BatchCx<'_>, facts: Vec<Item<'_, Fact>>) -> Result<
         .bind(state.as_str())
         .bind(order.reason)
         .bind(micros)
+        .bind(trace)
         .execute(&mut *cx.conn)
         .await?;
     }
@@ -97,7 +103,7 @@ impl ReadModel {
     pub(super) async fn latest(&self) -> Result<Value, BoxError> {
         let text: Option<String> = sqlx::query_scalar(
             "SELECT json_agg(o)::text FROM (
-                 SELECT id, saga, style, sku, quantity, cents, state, reason,
+                 SELECT id, saga, style, sku, quantity, cents, state, reason, trace,
                      (extract(epoch FROM placed_at) * 1000)::bigint AS placed_at_ms,
                      (extract(epoch FROM ended_at) * 1000)::bigint AS ended_at_ms
                  FROM unnest(ARRAY['choreography', 'orchestration']) AS of (of_style)
@@ -137,6 +143,11 @@ impl ReadModel {
     /// What the services have said to each other for one order, and to whom.
     pub(super) async fn story(&self, saga: Uuid, map: &Hearers) -> Result<Value, BoxError> {
         let mut conn = self.pool.acquire().await?;
+        let trace: Option<Option<String>> =
+            sqlx::query_scalar("SELECT trace FROM storefront.shop_order WHERE saga = $1 LIMIT 1")
+                .bind(saga)
+                .fetch_optional(&mut *conn)
+                .await?;
         let timeline = story::timeline(&mut conn, SagaId::from_uuid(saga)).await?;
         let mut entries = Vec::with_capacity(timeline.entries().len());
         for entry in timeline.entries() {
@@ -152,7 +163,8 @@ impl ReadModel {
                 "outcome": entry.outcome.map(|outcome| outcome.as_str()),
             }));
         }
-        Ok(json!({ "saga": saga, "entries": entries, "mermaid": timeline.sequence() }))
+        let (trace, mermaid) = (trace.flatten(), timeline.sequence());
+        Ok(json!({ "saga": saga, "trace": trace, "entries": entries, "mermaid": mermaid }))
     }
 }
 
