@@ -34,7 +34,7 @@ export function put(element, text) {
 
 /** Sets an attribute where it changed; null takes it away. */
 export function set(element, name, value) {
-  if (value === null || value === false) element.removeAttribute(name);
+  if (value === null) element.removeAttribute(name);
   else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
 

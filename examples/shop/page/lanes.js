@@ -103,8 +103,8 @@ class Lane {
     return button;
   }
 
-  #took(order, { order: id, saga }) {
-    this.#taken.set(id, { ...order, id, saga, state: "placed", taken_at: performance.now() });
+  #took(order, { order: id, saga, trace }) {
+    this.#taken.set(id, { ...order, id, saga, trace, state: "placed", taken_at: performance.now() });
   }
 
   /** Takes in what the read model says. */

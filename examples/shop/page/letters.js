@@ -1,28 +1,25 @@
-// Dead letters, with a way back. A server that knows none of them has no such list.
+// What consumers have set aside, dead letters and parked messages, with a way back. A server that knows of no such list
+// has none here.
 
-import { $, el, keep, put } from "/page/elements.js";
-import { clock } from "/page/words.js";
+import { $, el, keep, mark, put } from "/page/elements.js";
+import { clock, count, many } from "/page/words.js";
 
-/** While there are some, others may have been retried elsewhere. */
-const LOOK_EVERY_MS = 3000;
+const LOOK_EVERY_MS = 2000;
+const SHOWN = 8;
 
-let missing = false, asking = false, looked = -Infinity, seen = 0;
+let missing = false, asking = false, looked = -Infinity, seen = false;
 
-/** Looks at them when there is reason to. */
+/** Looks at them while there is reason to. */
 export async function letters(figures) {
   const of = (name) => figures.filter((it) => it.name === name).reduce((sum, it) => sum + it.value, 0);
-  const count = of("tailrace_consumer_dead_lettered_total");
-  const now = performance.now();
-  const due = count > seen || (!$("letters").hidden && now - looked > LOOK_EVERY_MS);
-  if (missing || asking || !due || count === 0) return;
+  const reason = of("tailrace_consumer_dead_lettered_total") + of("tailrace_consumer_parked_keys") > 0;
+  if (missing || asking || !(reason || seen) || performance.now() - looked < LOOK_EVERY_MS) return;
   asking = true;
-  looked = now;
+  looked = performance.now();
   try {
     const answer = await fetch("/api/dead-letters", { signal: AbortSignal.timeout(4000) });
     missing = answer.status === 404;
-    if (!answer.ok) return;
-    seen = count;
-    show(await answer.json());
+    if (answer.ok) show(await answer.json());
   } catch {
     // The next state asks again.
   } finally {
@@ -31,27 +28,48 @@ export async function letters(figures) {
 }
 
 function show(found) {
-  $("letters").hidden = false;
-  if (found.length === 0) put($("letters-said"), "None is left.");
-  keep($("letters-list"), found, (it) => `${it.service}/${it.id}`, item);
+  seen = seen || found.length > 0;
+  $("letters").hidden = !seen;
+  // Dead ones wait for a person, the others for their time only.
+  const rank = ({ state }) => (state === "waiting" ? 1 : 0);
+  const sorted = [...found].sort((a, b) => rank(a) - rank(b) || a.at_ms - b.at_ms);
+  put($("letters-title"), found.length ? `Set aside: ${many(found.length, "message")}` : "Set aside: nothing any more");
+  keep($("letters-list"), sorted.slice(0, SHOWN), (it) => `${it.service} ${it.id}`, item, update);
+  put($("letters-more"), sorted.length > SHOWN ? `and ${count(sorted.length - SHOWN)} more` : "");
 }
 
-function item({ service, id, topic, partition, offset, reason, at_ms: at }) {
-  const retry = el("button", { type: "button", class: "push", "aria-label": `Retry dead letter ${id} of ${service}` }, "Retry");
+function item({ service, id, topic, partition, offset, at_ms: at }) {
+  const retry = el("button", { type: "button", class: "push", "aria-label": `Retry ${id} of ${service}` }, "Retry");
   retry.addEventListener("click", async () => {
     if (retry.getAttribute("aria-disabled")) return;
     retry.setAttribute("aria-disabled", "true");
-    try {
-      const path = `/api/dead-letters/${encodeURIComponent(service)}/${encodeURIComponent(id)}/retry`;
-      const answer = await fetch(path, { method: "POST", signal: AbortSignal.timeout(8000) });
-      put($("letters-said"), answer.ok ? `The dead letter of ${service} is tried again.` : `It cannot be retried now: the answer is ${answer.status}.`);
-    } catch {
-      put($("letters-said"), "It cannot be retried now: the storefront does not answer.");
-    }
+    put($("letters-said"), await again(service, id));
     retry.removeAttribute("aria-disabled");
     looked = -Infinity;
   });
-  return el("li", {}, el("div", {},
-    el("strong", {}, `${service}: ${reason}`), el("br"),
-    el("span", { class: "soft small" }, `${topic}, partition ${partition}, offset ${offset}, at ${clock(new Date(at))}`)), retry);
+  return el("li", {}, el("div", {}, el("strong"), el("br"),
+    el("span", { class: "soft small" }, `${topic}, partition ${partition}, offset ${offset}, since ${clock(new Date(at))}`)), retry);
+}
+
+function update(li, { service, reason, state = "dead", attempts, behind }) {
+  const says = { dead: "dead letter", stuck: "waits for a person" }[state] ?? `is tried again by itself${attempts ? `, ${many(attempts, "attempt")} so far` : ""}`;
+  const more = behind ? `, ${many(behind, "message")} of its key behind it` : "";
+  const title = li.querySelector("strong"), text = `${service}: ${reason}. ${says}${more}`;
+  if (title.dataset.said === text) return;
+  title.dataset.said = text;
+  const look = state === "waiting" ? "wait" : "bad";
+  title.replaceChildren(mark(look), ` ${service}: ${reason} `, el("span", { class: "soft" }, `(${says}${more})`));
+}
+
+/** Has one tried again; answers with what came of it. */
+async function again(service, id) {
+  try {
+    const path = `/api/dead-letters/${encodeURIComponent(service)}/${encodeURIComponent(id)}/retry`;
+    const answer = await fetch(path, { method: "POST", signal: AbortSignal.timeout(8000) });
+    if (answer.ok) return `The message of ${service} is tried again.`;
+    if (answer.status === 409) return "It was applied meanwhile, or was retried too often already.";
+    return `It cannot be retried now: the answer is ${answer.status}.`;
+  } catch {
+    return "It cannot be retried now: the storefront does not answer.";
+  }
 }

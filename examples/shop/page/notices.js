@@ -9,6 +9,7 @@ const TROUBLES = {
   "kafka-stopped": ["bad", "Kafka is stopped. Orders are still taken: what services have to say waits in Postgres until it is back."],
   "postgres-paused": ["bad", "Postgres is paused: nobody reads or writes. Orders wait in this page, and are placed once it is back."],
   "provider-slow": ["wait", "The payment provider is slow: the breaker keeps payments from waiting for it."],
+  poison: ["wait", "The handler that credits points is faulty: switch that off, then retry what it has set aside, below."],
   duplicates: ["wait", "Every record is delivered twice: the services suppress the second one, the control lane does not."],
 };
 /** A restart is told for so long at the top. */

@@ -27,6 +27,8 @@ function told(state) {
 
 function lost() {
   view.lost = true;
+  // What nobody can look at now is not shown as if it were well.
+  books(null);
   note(view);
   tell(view);
 }

@@ -11,6 +11,8 @@ const EMPTY_ROWS = 7;
 const NARROW = 340;
 /** What a choreography undoes may come after the end. */
 const LATE_MS = 4000;
+/** What is written in one transaction has times that are so near to each other, and the end comes last. */
+const SAME_MS = 20;
 /** Letters of the font are about so wide. */
 const LETTER = 6.3;
 
@@ -46,7 +48,7 @@ function rowsOf(entries, order) {
     const good = order.state === "completed";
     const end = { after: order.ended_at_ms - begun, from: "orders", is: "end", look: good ? "good" : "bad",
       label: good ? "completed" : `rejected: ${order.reason ?? "it took too long"}` };
-    const before = rows.findLastIndex((it) => it.is === "end" || it.at <= order.ended_at_ms);
+    const before = rows.findLastIndex((it) => it.is === "end" || it.at <= order.ended_at_ms + SAME_MS);
     rows.splice(before + 1, 0, end);
   } else if (order) rows.push({ after: null, from: "orders", is: "end", look: "waits", label: "under way" });
   return rows;
@@ -61,9 +63,10 @@ function outcome({ state, reason, placed_at_ms: placed, ended_at_ms: ended }) {
 function sentence({ after, from, to = [], is, undo, refused, label }) {
   const when = after === null ? "" : `after ${seconds(after)}: `;
   if (is === "end") return `${when}${label}`;
-  const what = { command: "asks for", reply: "answers", event: "says" }[is];
-  const whom = to.length ? `${is === "command" ? `, to be done by ${and(to)}` : `, heard by ${and(to)}`}` : "";
-  return `${when}${from} ${what} ${label}${whom}${refused && is !== "reply" ? " (a refusal)" : ""}${undo ? " (undoes)" : ""}`;
+  const undoes = undo ? " (this undoes)" : "";
+  if (is === "command") return `${when}${from} asks ${and(to)}: ${label}${undoes}`;
+  if (is === "reply") return `${when}${from} answers ${and(to)}: ${label}${undoes}`;
+  return `${when}${from} says ${label}${refused ? " (a refusal)" : undoes}${to.length ? `, heard by ${and(to)}` : ""}`;
 }
 
 /** A story in a lane: a picture, a legend, and the same in words. */
@@ -73,6 +76,7 @@ export class Story {
   #svg = draw("svg", { class: "sequence", role: "img", "aria-label": "Nothing to tell yet" });
   #told = el("ol", { class: "told" });
   #words = el("details", {}, el("summary", {}, "The same in words"), this.#told);
+  #trace = el("p", { class: "trace small soft" });
   #order = null;
   #drawn = "";
   #rows = 0;
@@ -82,7 +86,7 @@ export class Story {
 
   constructor(style) {
     this.element = el("section", { class: "story", "aria-label": `A story of the ${style}` },
-      el("header", {}, this.#title, this.#state), this.#svg, legend(style), this.#words);
+      el("header", {}, this.#title, this.#state), this.#svg, legend(style), this.#words, this.#trace);
     new ResizeObserver(() => this.#draw()).observe(this.element);
   }
 
@@ -127,12 +131,13 @@ export class Story {
     const order = this.#order, width = Math.floor(this.#svg.clientWidth);
     if (width < 100) return;
     const rows = order ? rowsOf(this.#entries, order) : [];
-    const key = JSON.stringify([width, rows]);
+    const key = JSON.stringify([width, rows, order?.trace]);
     if (key === this.#drawn) return;
     this.#drawn = key;
     put(this.#title, order ? `Order ${short(order.id)}` : "The story of an order");
     put(this.#state, order ? outcome(order) : "");
     this.#words.hidden = !order;
+    put(this.#trace, order?.trace ? `Trace ${order.trace}` : "");
     const columns = SERVICES.map((service, at) => ({ service, x: GUTTER + ((at + 0.5) * (width - GUTTER)) / SERVICES.length }));
     const place = Object.fromEntries(columns.map(({ service, x }) => [service, x]));
     const height = HEAD + (rows.length || EMPTY_ROWS) * ROW + FOOT;

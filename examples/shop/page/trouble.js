@@ -9,6 +9,7 @@ const WORDS = {
   "relay-crash": ["Crash the relays", "SIGKILL to all four, one after the other. Each resumes where Kafka's last checkpoint says."],
   "payments-crash": ["Crash payments in mid-transaction", "At its next payment it is killed between the write and the commit. The control lane is killed too."],
   "postgres-paused": ["Pause Postgres", "SIGSTOP to the server: its connections stay open, and nobody answers."],
+  poison: ["Faulty handler", "The one that credits points refuses every order: dead letters, to be retried below once it is mended."],
   "kafka-stopped": ["Stop Kafka", "Orders are taken all the same; what services have to say waits in Postgres."],
 };
 /** What has been done by a blow, since nothing of it is left to be seen. */
