@@ -169,6 +169,14 @@ impl<S> Config<S> {
         self
     }
 
+    /// Lowers [`batch_records_max`](Self::batch_records_max) to this where it is higher, for whoever builds upon a
+    /// consumer and knows what its transactions bear.
+    #[must_use]
+    pub fn batch_records_at_most(mut self, records: usize) -> Self {
+        self.options.batch_records_max = self.options.batch_records_max.min(records);
+        self
+    }
+
     /// How long a batch waits for more records, at most one second. Default: 5 ms.
     #[must_use]
     pub fn batch_wait(mut self, wait: Duration) -> Self {
