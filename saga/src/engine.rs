@@ -127,7 +127,7 @@ impl Engine {
     /// orchestrator. At most 200 records share a transaction, whatever the configuration says.
     pub fn new(config: Config) -> Self {
         Self {
-            config: config.batch_records_max(BATCH_RECORDS_MAX),
+            config: config.batch_records_at_most(BATCH_RECORDS_MAX),
             source: "/sagas".to_owned(),
             outbox: Outbox::new(Store::Wal),
             prefix: String::new(),

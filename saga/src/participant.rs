@@ -148,7 +148,7 @@ impl<S: Send + Sync + 'static> Participant<S> {
 
     /// Adds topic and handlers to a consumer, which may have others.
     ///
-    /// Give it [`batch_records_max`](Config::batch_records_max) of 50: see [`run`](Self::run).
+    /// Give it [`batch_records_max`](Config::batch_records_max) of 50 at most: see [`run`](Self::run).
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
         let Self { topic, prefix, source, outbox, steps } = self;
         let topic = format!("{prefix}{topic}");
@@ -160,8 +160,9 @@ impl<S: Send + Sync + 'static> Participant<S> {
 
     /// Runs as a consumer of its own until `stop` resolves: see [`Consumer::run`].
     ///
-    /// At most 50 commands share a transaction: each is behind a savepoint, and a transaction with more than 64 of them
-    /// slows down every reader of the database.
+    /// At most 50 commands share a transaction, or fewer where the configuration says so: each may be behind a savepoint,
+    /// and a transaction with more than 64 of them slows down every reader of the database. A transaction that deadlocks
+    /// with another one is repeated with half as many, and later ones grow by one command at a time.
     ///
     /// # Errors
     /// [`Kind::Definition`](crate::Kind::Definition) where a command that it handles is sent to another topic;
@@ -176,7 +177,7 @@ impl<S: Send + Sync + 'static> Participant<S> {
             return Err(Error::faults(&format!("the participant on {}", self.topic), faults));
         }
         schema::check_patiently(config.pool()).await?;
-        let consumer = Consumer::new(config.batch_records_max(BATCH_RECORDS_MAX));
+        let consumer = Consumer::new(config.batch_records_at_most(BATCH_RECORDS_MAX));
         self.join(consumer).run(stop).await.map_err(Error::of_consumer)
     }
 }
@@ -270,7 +271,8 @@ impl<S: Send + Sync + 'static, C: Command> Acts<S, C> for Arc<dyn AnyAction<S, C
         voice: Arc<carry_out::Voice>,
         consumer: Consumer<S>,
     ) -> Consumer<S> {
-        consumer.on::<C>(C::TYPE, Step { action: *self, undo, voice })
+        let care = Arc::default();
+        consumer.on_batch::<C>(C::TYPE, Step { action: *self, undo, voice, care })
     }
 }
 

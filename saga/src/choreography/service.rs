@@ -186,7 +186,8 @@ impl<S: Send + Sync + 'static> Service<S> {
         schema::check_patiently(config.pool()).await?;
         let pool = config.pool().clone();
         let starter = self.is_first().then(|| self.starter());
-        let consumer = self.consumer(Consumer::new(config.batch_records_max(BATCH_RECORDS_MAX)));
+        let consumer =
+            self.consumer(Consumer::new(config.batch_records_at_most(BATCH_RECORDS_MAX)));
         let (ending, ends) = watch::channel(false);
         let consuming = async {
             let consumed = consumer.run(stop).await;
