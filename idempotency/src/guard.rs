@@ -51,6 +51,9 @@ pub const FUTURE_DAYS_MAX: i32 = 1;
 /// And more days ahead than this it is refused even by [`Beyond::Accept`]: no partition is made for it.
 pub const FUTURE_DAYS_ACCEPTED_MAX: i32 = 7;
 
+/// [`claim_outside`] makes a partition for an id minted this many days ahead at most.
+pub const FUTURE_DAYS_OUTSIDE_MAX: i32 = 400;
+
 /// What became of the claim of a message for its consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
@@ -167,12 +170,77 @@ async fn claim_batch(
     candidates: &[Candidate],
     beyond: Option<Beyond>,
 ) -> Result<Vec<Claim>, Error> {
-    let mut outside = BTreeMap::new();
-    let mut first = HashSet::new();
     let future_max = match beyond {
         Some(Beyond::Accept) => FUTURE_DAYS_ACCEPTED_MAX,
         _ => FUTURE_DAYS_MAX,
     };
+    let Timed { outside, first, asked } =
+        claim_timed(conn, consumer, candidates, future_max, beyond.is_none()).await?;
+    let mut first = match first {
+        // As almost always: no id has to be looked up.
+        First::All if asked == candidates.len() => return Ok(vec![Claim::First; asked]),
+        First::All => timed(candidates, &outside).0.into_iter().collect(),
+        First::These(ids) => ids,
+    };
+    let opaque = opaque(candidates, &outside, beyond == Some(Beyond::Accept));
+    let mut too_old = HashSet::new();
+    if !opaque.is_empty() {
+        claim_opaque(conn, consumer, &opaque, &mut first, &mut too_old).await?;
+    }
+    let accepted: HashSet<Uuid> = opaque.iter().map(|(id, _)| *id).collect();
+    Ok(answers(candidates, first, |id| match id.day().and_then(|day| outside.get(&day)) {
+        Some(claim) if !accepted.contains(id.as_uuid()) => Some(*claim),
+        _ => too_old.contains(id.as_uuid()).then_some(Claim::TooOld),
+    }))
+}
+
+/// Claims messages that [`claim_each`] has told as [`Claim::TooOld`] or [`Claim::Future`], so that each is set aside, or
+/// decided about by a person, once, however often it comes: [`Claim::First`] and [`Claim::Duplicate`] alone.
+///
+/// It does not say that a message was never applied. The claims are kept as those of [opaque ids](self#opaque-ids) are,
+/// from when they were made; an id from the future is claimed in the partition of its day too, so that it is a
+/// duplicate still when that day has come. Two or three statements, in a transaction of READ COMMITTED.
+///
+/// # Errors
+/// What Postgres answers; the transaction is aborted then.
+pub async fn claim_outside(
+    conn: &mut PgConnection,
+    consumer: &str,
+    ids: &[MessageId],
+) -> Result<Vec<Claim>, Error> {
+    let candidates: Vec<Candidate> = ids.iter().copied().map(Candidate::new).collect();
+    let days = claim_timed(conn, consumer, &candidates, FUTURE_DAYS_OUTSIDE_MAX, false).await?;
+    let mut known: HashSet<Uuid> = HashSet::new();
+    if let First::These(new) = days.first {
+        known.extend(timed(&candidates, &days.outside).0.iter().filter(|id| !new.contains(id)));
+    }
+    // Also those that have a partition: they may have been claimed when their day was too far ahead for one.
+    let opaque: Vec<(Uuid, Option<f64>)> = ids.iter().map(|id| (*id.as_uuid(), None)).collect();
+    let mut first = HashSet::new();
+    claim_opaque(conn, consumer, &opaque, &mut first, &mut HashSet::new()).await?;
+    first.retain(|id| !known.contains(id));
+    Ok(answers(&candidates, first, |_| None))
+}
+
+/// What became of the ids that go by their day.
+#[derive(Default)]
+struct Timed {
+    /// Days whose ids were not claimed.
+    outside: BTreeMap<Day, Claim>,
+    first: First,
+    /// How many were asked for in the end.
+    asked: usize,
+}
+
+/// Claims the ids of days that have a partition or can have one. With `refuse`, a day outside the horizon is an error.
+async fn claim_timed(
+    conn: &mut PgConnection,
+    consumer: &str,
+    candidates: &[Candidate],
+    future_max: i32,
+    refuse: bool,
+) -> Result<Timed, Error> {
+    let mut outside = BTreeMap::new();
     for round in 0.. {
         let (ids, days) = timed(candidates, &outside);
         if ids.is_empty() {
@@ -186,35 +254,18 @@ async fn claim_batch(
         }
         let asked = ids.len();
         let found = try_claim(conn, consumer, ids, days, future_max).await?;
-        if let (None, Some((day, claim))) = (beyond, found.outside.first_key_value()) {
+        if let (true, Some((day, claim))) = (refuse, found.outside.first_key_value()) {
             return Err(refusal(candidates, *day, *claim));
         }
         if !found.missing.is_empty() {
             retention::make_partitions(conn, &found.missing).await?;
         } else if found.outside.is_empty() {
             retention::note_late_claims(conn, &found.late).await?;
-            match found.first {
-                // As almost always: no id has to be looked up.
-                First::All if asked == candidates.len() => {
-                    return Ok(vec![Claim::First; candidates.len()]);
-                }
-                First::All => first = timed(candidates, &outside).0.into_iter().collect(),
-                First::These(ids) => first = ids,
-            }
-            break;
+            return Ok(Timed { outside, first: found.first, asked });
         }
         outside.extend(found.outside);
     }
-    let opaque = opaque(candidates, &outside, beyond == Some(Beyond::Accept));
-    let mut too_old = HashSet::new();
-    if !opaque.is_empty() {
-        claim_opaque(conn, consumer, &opaque, &mut first, &mut too_old).await?;
-    }
-    let accepted: HashSet<Uuid> = opaque.iter().map(|(id, _)| *id).collect();
-    Ok(answers(candidates, first, |id| match id.day().and_then(|day| outside.get(&day)) {
-        Some(claim) if !accepted.contains(id.as_uuid()) => Some(*claim),
-        _ => too_old.contains(id.as_uuid()).then_some(Claim::TooOld),
-    }))
+    Ok(Timed { outside, ..Timed::default() })
 }
 
 /// The ids that go by their day, and the days.

@@ -55,6 +55,10 @@ pub enum OnFailure {
 
 /// What happens to a message that is older than claims are kept, or whose id is from the future, so that the claim
 /// cannot tell whether it was applied before: see [the horizon](crate::guard#the-horizon).
+///
+/// What becomes a dead letter or is parked is claimed with that: however often it comes again within the horizon, it is
+/// set aside once, a person who retries it has its effect once, and after the clock of its producer was mended it is a
+/// duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OutOfHorizon {

@@ -62,6 +62,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0008_projections.sql",
         sql: include_str!("../migrations/0008_projections.sql"),
     },
+    Migration {
+        version: 9,
+        name: "0009_days_ahead.sql",
+        sql: include_str!("../migrations/0009_days_ahead.sql"),
+    },
 ];
 
 const MEND: &str =

@@ -13,6 +13,7 @@ use crate::failure::{Cause, Fate, Reason};
 use crate::guard::{self, Beyond, Candidate, Claim};
 use crate::handler::Outcome;
 use crate::lane::{Shared, in_time};
+use crate::message_id::MessageId;
 use crate::plan::Plan;
 use crate::record::{Meta, Record};
 use crate::retry::{OnFailure, OutOfHorizon};
@@ -33,9 +34,9 @@ pub(crate) enum Mark {
     Open,
     /// Ours to apply or to set aside.
     First,
-    /// The same without a claim, because it lies outside the horizon.
+    /// To be set aside, because it lies outside the horizon.
     Outside,
-    /// Its effect is there already.
+    /// Its effect is there already, or it was set aside before.
     Duplicate,
 }
 
@@ -173,7 +174,10 @@ impl<'s, 'a> Trial<'s, 'a> {
             OutOfHorizon::Reject | OutOfHorizon::Park | OutOfHorizon::Halt => Beyond::Tell,
         };
         let claiming = guard::claim_each(conn, &self.shared.consumer, &candidates, beyond);
-        let claims = in_time("the message ids cannot be claimed", claiming).await?;
+        let mut claims = in_time("the message ids cannot be claimed", claiming).await?;
+        if out_of_horizon != OutOfHorizon::Halt {
+            self.claim_outside(conn, &metas, &mut claims).await?;
+        }
         for ((at, meta), claim) in open.into_iter().zip(metas).zip(claims) {
             let reason = match claim {
                 Claim::First => {
@@ -197,6 +201,30 @@ impl<'s, 'a> Trial<'s, 'a> {
                     OutOfHorizon::Reject | OutOfHorizon::Process => Fate::Bury(Cause::new(reason)),
                 },
             );
+        }
+        Ok(())
+    }
+
+    /// What lies outside the horizon is claimed too: else each time that it comes it were set aside once more, and a
+    /// person who retries it had an effect for each.
+    async fn claim_outside(
+        &self,
+        conn: &mut PgConnection,
+        metas: &[&Meta],
+        claims: &mut [Claim],
+    ) -> Result<(), Error> {
+        let is_outside = |claim: &Claim| matches!(claim, Claim::TooOld | Claim::Future);
+        let told = metas.iter().zip(&*claims).filter(|(_, claim)| is_outside(claim));
+        let ids: Vec<MessageId> = told.map(|(meta, _)| meta.message_id()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let claiming = guard::claim_outside(conn, &self.shared.consumer, &ids);
+        let known = in_time("the message ids cannot be claimed", claiming).await?;
+        for (claim, known) in claims.iter_mut().filter(|claim| is_outside(claim)).zip(known) {
+            if known == Claim::Duplicate {
+                *claim = known;
+            }
         }
         Ok(())
     }

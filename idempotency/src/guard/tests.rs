@@ -238,6 +238,34 @@ async fn what_is_accepted_beyond_the_horizon_is_applied_once_from_then_on() {
 }
 
 #[tokio::test]
+async fn what_is_set_aside_from_the_future_is_known_when_its_day_has_come() {
+    let bed = installed("guard_outside").await;
+    let mut tx = bed.begin().await;
+    let mut ids = vec!["invoice 4711".parse().unwrap()];
+    for ahead in [-PAST_DAYS_MAX - 1, 3, FUTURE_DAYS_OUTSIDE_MAX, FUTURE_DAYS_OUTSIDE_MAX + 1] {
+        ids.push(id_of_day(&mut tx, ahead).await);
+    }
+    let [opaque, past, soon, far, farther] = ids[..] else { unreachable!() };
+    let twice: Vec<MessageId> = ids.iter().chain(&ids).copied().collect();
+
+    let claims = claim_outside(&mut tx, "billing", &twice).await.unwrap();
+    assert_eq!(claims[..5], [Claim::First; 5]);
+    assert_eq!(claims[5..], [Claim::Duplicate; 5]);
+    // When its day comes it is claimed there, and there alone: as if days up to then were accepted by now.
+    for id in [soon, far] {
+        let candidates = [Candidate::new(id)];
+        let come =
+            claim_timed(&mut tx, "billing", &candidates, FUTURE_DAYS_OUTSIDE_MAX, true).await;
+        assert!(matches!(come.unwrap().first, First::These(new) if new.is_empty()));
+    }
+    // What was too far ahead for a partition is known also once it could have one.
+    sqlx::query("DELETE FROM tailrace.processed_message").execute(&mut *tx).await.unwrap();
+    let again = [opaque, past, soon, far, farther];
+    let again = claim_outside(&mut tx, "billing", &again).await.unwrap();
+    assert_eq!(again, [Claim::Duplicate; 5]);
+}
+
+#[tokio::test]
 async fn an_opaque_id_is_claimed_once_and_by_each_consumer() {
     let bed = installed("guard_opaque").await;
     let (id, text) = (opaque_id(), "invoice 4711".parse().unwrap());

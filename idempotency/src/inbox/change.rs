@@ -70,8 +70,9 @@ pub fn plan_retry(entry: &Entry, retries_max: u32) -> Result<Retry, Error> {
 
 /// Retries a message as [`plan_retry`] says.
 ///
-/// A dead letter is put back with its id, which is claimed already; its consumer applies it without a claim. For a
-/// dead letter that was never claimed (`too_old`, `future`) this is a person's decision to apply it.
+/// A dead letter is put back with its id, which was claimed when it was set aside; its consumer applies it without
+/// another claim, and its id stays a duplicate. For one that is `too_old` or from the `future` it is a person's decision
+/// that it has had no effect yet.
 ///
 /// # Errors
 /// As [`plan_retry`]; [`Kind::Conflict`] too if it has changed since it was read. What Postgres answers.

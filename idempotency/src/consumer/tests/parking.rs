@@ -354,13 +354,15 @@ async fn an_upcast_to_what_no_handler_takes_is_told_before_anything_starts() {
     assert!(early.contains("stands before any handler"), "{early}");
 }
 
+/// An id of the day that lies so many days ahead.
+fn day(ahead: i64) -> String {
+    let day = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64 / 86_400 + ahead;
+    let [.., a, b, c, d, e, f] = (day * 86_400_000).to_be_bytes();
+    format!("{a:02x}{b:02x}{c:02x}{d:02x}-{e:02x}{f:02x}-7000-8000-{:012x}", ahead + 1000)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_outside_the_horizon_end_as_configured_and_are_counted() {
-    let day = |ahead: i64| {
-        let day = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64 / 86_400 + ahead;
-        let [.., a, b, c, d, e, f] = (day * 86_400_000).to_be_bytes();
-        format!("{a:02x}{b:02x}{c:02x}{d:02x}-{e:02x}{f:02x}-7000-8000-{:012x}", ahead + 1000)
-    };
     let records = [
         numbered("old", 1).with("ce_id", &day(-500)),
         numbered("future", 2).with("ce_id", &day(3)),
@@ -392,6 +394,39 @@ async fn messages_outside_the_horizon_end_as_configured_and_are_counted() {
         let stuck = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'stuck'";
         assert_eq!(bed.count(stuck).await, parked / 2, "{policy:?}");
         bed.execute("TRUNCATE effect, tailrace.parked_message, tailrace.dead_letter").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_outside_the_horizon_is_set_aside_once_and_has_one_effect_when_it_is_retried() {
+    let records = [("old", -500), ("soon", 3), ("next year", 450)]
+        .map(|(key, ahead)| numbered(key, ahead).with("ce_id", &day(ahead)));
+    let bed = bed("parking_outside").await;
+    for policy in [OutOfHorizon::Reject, OutOfHorizon::Park] {
+        let topic = bed.topic("parking_outside", 1).await;
+        let config = config(&bed, &topic).out_of_horizon(policy);
+        produce(bed.brokers(), &topic, &[records.clone(), records.clone()].concat());
+        let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
+        running.delivered(6).await;
+        produce(bed.brokers(), &topic, &records);
+        running.delivered(9).await;
+
+        let mut conn = bed.pool.acquire().await.unwrap();
+        let filter = inbox::Filter::default().consumer(&topic);
+        let entries = inbox::list(&mut conn, &filter, 100).await.unwrap();
+        for entry in &entries {
+            let by = By::new("anna");
+            inbox::retry(&mut conn, entry, inbox::RETRIES_MAX, &by).await.unwrap();
+        }
+        running.applied(3).await;
+        produce(bed.brokers(), &topic, &records);
+        until(async || running.counters.report().duplicates == 9).await;
+        let report = running.stop().await.unwrap();
+
+        assert_eq!((entries.len(), report.applied, report.out_of_horizon), (3, 3, 3), "{policy:?}");
+        assert_eq!((bed.count(EFFECTS).await, bed.count(DOUBLE_EFFECTS).await), (3, 0));
+        assert_eq!((bed.count(PARKED).await, bed.count(LETTERS).await), (0, 0));
+        bed.execute("TRUNCATE effect").await;
     }
 }
 
