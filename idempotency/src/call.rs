@@ -120,7 +120,7 @@ pub enum Answer<R> {
     /// Not yet: it is repeated after this time, with the same key. It counts as an attempt, and not as a failure to the
     /// breaker.
     Retry {
-        /// The time until the next attempt.
+        /// The time until the next attempt. What is longer than 365 days is taken for 365 days.
         after: Duration,
     },
     /// Never: the message becomes a dead letter. Its key goes on.

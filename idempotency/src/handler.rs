@@ -52,7 +52,7 @@ pub enum Outcome {
     /// Not yet: what the handler did is rolled back, and the message is parked and handed in again after this time,
     /// before the later ones of its key. It counts as an attempt.
     Retry {
-        /// The time until the next attempt.
+        /// The time until the next attempt. What is longer than 365 days is taken for 365 days.
         after: Duration,
     },
     /// Never: what the handler did is rolled back, and the message becomes a dead letter. Its key goes on.

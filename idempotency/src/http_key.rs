@@ -48,6 +48,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 
 use crate::error::{Error, Kind};
+use crate::retention::age_seconds;
 
 /// A key has no more bytes.
 pub const KEY_BYTES_MAX: usize = 255;
@@ -290,7 +291,7 @@ pub async fn plan_forget(conn: &mut PgConnection, older_than: Duration) -> Resul
     let count: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM tailrace.http_key WHERE created_at < now() - make_interval(secs => $1)",
     )
-    .bind(older_than.as_secs_f64())
+    .bind(age_seconds(older_than))
     .fetch_one(conn)
     .await
     .map_err(|error| Error::database("old answers cannot be counted", error))?;
@@ -308,7 +309,7 @@ pub async fn forget(conn: &mut PgConnection, older_than: Duration) -> Result<u64
              WHERE created_at < now() - make_interval(secs => $1)
              ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
     )
-    .bind(older_than.as_secs_f64())
+    .bind(age_seconds(older_than))
     .bind(ROWS_PER_DELETE)
     .execute(conn)
     .await

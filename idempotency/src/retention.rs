@@ -57,6 +57,11 @@ const DAYS_AHEAD_MAX: u16 = 7;
 /// No horizon is longer; beyond it times end.
 const HORIZON_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
 
+/// An age in seconds, for Postgres: nothing is older than 100 years.
+pub(crate) fn age_seconds(age: Duration) -> f64 {
+    age.min(HORIZON_MAX).as_secs_f64()
+}
+
 /// While a drop waits for its lock, new claims wait behind it.
 const LOCK_WAIT: Duration = Duration::from_millis(100);
 

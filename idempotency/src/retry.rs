@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// No parked message waits longer, whatever its handler asks for; times of Postgres have an end.
+pub(crate) const PARKED_WAIT_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+
 /// Waits that double from 20 ms to 2 s, each shortened by up to a half at random so that lanes which failed
 /// together do not come back together, until the time for retries is used up.
 #[derive(Debug)]
@@ -120,7 +123,7 @@ impl Policy {
         }
         let doublings = attempts.saturating_sub(1).min(20);
         let full = self.parked_wait.saturating_mul(1 << doublings).min(self.parked_wait_max);
-        Some(asked.unwrap_or_else(|| shortened(full, chance)))
+        Some(asked.unwrap_or_else(|| shortened(full, chance)).min(PARKED_WAIT_LIMIT))
     }
 }
 
@@ -172,5 +175,6 @@ mod tests {
         let asked = Duration::from_secs(7);
         assert_eq!(policy.wait(3, Some(asked), 999), Some(asked));
         assert_eq!(policy.wait(11, Some(asked), 0), None);
+        assert_eq!(policy.wait(1, Some(Duration::MAX), 0), Some(PARKED_WAIT_LIMIT));
     }
 }

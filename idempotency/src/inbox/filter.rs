@@ -7,6 +7,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres};
 
 use super::State;
+use crate::retention::age_seconds;
 
 /// Chooses messages; what is not said does not matter. Default: all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,8 +99,8 @@ impl Filter {
             .bind(&self.message_type)
             .bind(&self.reason)
             .bind(self.state.map(State::name))
-            .bind(self.older_than.map(|age| age.as_secs_f64()))
-            .bind(self.newer_than.map(|age| age.as_secs_f64()))
+            .bind(self.older_than.map(age_seconds))
+            .bind(self.newer_than.map(age_seconds))
     }
 }
 

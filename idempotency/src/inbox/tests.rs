@@ -105,6 +105,8 @@ async fn what_is_set_aside_is_found_by_each_of_its_properties() {
     check(Filter::default().state(State::Waiting), &[3]).await;
     check(Filter::default().older_than(24 * hour), &[4]).await;
     check(Filter::default().newer_than(24 * hour).older_than(hour), &[1, 2, 3]).await;
+    check(Filter::default().newer_than(Duration::MAX), &[1, 2, 3, 4]).await;
+    check(Filter::default().older_than(Duration::MAX), &[]).await;
     let first = list(&mut conn, &Filter::default(), 2).await.unwrap();
     assert_eq!(first.iter().map(|entry| entry.offset).collect::<Vec<_>>(), [4, 1]);
     assert_eq!((first[1].behind, first[1].is_first, first[1].payload_bytes), (1, true, Some(3)));

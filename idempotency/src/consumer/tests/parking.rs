@@ -431,6 +431,27 @@ async fn what_lies_outside_the_horizon_is_set_aside_once_and_has_one_effect_when
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_asks_for_a_time_without_end_gets_a_year_and_others_go_on() {
+    async fn never(cx: Cx<'_>, message: Numbered) -> Result<Outcome, BoxError> {
+        match message.number {
+            0 => Ok(Outcome::retry(Duration::MAX)),
+            _ => effect(cx, message).await,
+        }
+    }
+    let bed = bed("parking_year").await;
+    let topic = bed.topic("parking_year", 1).await;
+    produce(bed.brokers(), &topic, &[numbered("a", 0), numbered("b", 1)]);
+
+    let running = start(Consumer::new(config(&bed, &topic)).topic(&topic).on("numbered.v1", never));
+    running.delivered(2).await;
+    running.stop().await.unwrap();
+
+    let year = "SELECT count(*) FROM tailrace.parked_message
+                WHERE reason = 'later' AND retry_at - now() BETWEEN '364 days' AND '365 days'";
+    assert_eq!((bed.count(EFFECTS).await, bed.count(year).await), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadlock_between_the_rows_of_two_consumers_halves_batches_and_loses_nothing() {
     type Crossing = (Arc<tokio::sync::Barrier>, AtomicBool);
     async fn crossing(cx: Cx<'_, Crossing>, message: Numbered) -> Result<Outcome, BoxError> {
