@@ -160,19 +160,24 @@ impl Effects {
             return Ok(None);
         }
         let table = self.table();
-        let noted = in_time("a failed attempt cannot be noted", async {
-            let Some(row) = table.read(&mut tx, queue, 1).await?.into_iter().next() else {
-                return Ok(None);
-            };
-            let (offset, attempts) = (Offset::new(row.stored.offset), row.attempts + 1);
-            let state = self.next_state(cause, attempts);
-            table.postpone(&mut tx, offset, state, attempts, cause).await?;
-            let call = call_of(&self.shared, &row.stored.message_type);
-            Ok(Some(Head { offset, wait: state.wait(), call }))
-        });
-        let noted = noted.await?;
+        let noting = "a failed attempt cannot be noted";
+        let Some(row) = in_time(noting, table.read(&mut tx, queue, 1)).await?.into_iter().next()
+        else {
+            return Ok(Some(None));
+        };
+        let (offset, attempts) = (Offset::new(row.stored.offset), row.attempts.saturating_add(1));
+        let call = call_of(&self.shared, &row.stored.message_type);
+        if row.discarded {
+            return Ok(Some(Some(Head { offset, wait: Some(FAULT_WAIT), call })));
+        }
+        let state = self.next_state(cause, attempts);
+        in_time(noting, table.postpone(&mut tx, offset, state, attempts, cause)).await?;
         commit(tx).await?;
-        Ok(Some(noted))
+        self.shared.counters.count_failure();
+        for record in &self.restore(vec![row])?.records {
+            self.tell_parked(record, cause, attempts, state);
+        }
+        Ok(Some(Some(Head { offset, wait: state.wait(), call })))
     }
 
     /// Learns of messages that a person has put back: their keys wait behind them from now on.
@@ -255,6 +260,7 @@ impl Effects {
         let Some(first) = rows.first() else { return Ok(Some(Replayed::idle(None))) };
         let offset = Offset::new(first.stored.offset);
         let call = call_of(&self.shared, &first.stored.message_type);
+        let first_is_discarded = first.discarded;
         // It was another head that was remembered, where the call of this one is being made.
         if !first.ready || self.calls.holds(offset) {
             let wait = first.wait.filter(|_| !first.ready);
@@ -267,6 +273,10 @@ impl Effects {
         let makes_call =
             |row: &Row| !row.discarded && call_of(&self.shared, &row.stored.message_type).is_some();
         rows.truncate(rows.iter().position(makes_call).unwrap_or(rows.len()));
+        // Those behind what was given up have a transaction of their own: failing, they were not to hold it back.
+        if first_is_discarded {
+            rows.truncate(rows.iter().position(|row| !row.discarded).unwrap_or(rows.len()));
+        }
         let attempts: Vec<u32> = rows.iter().map(|row| row.attempts).collect();
         let discarded: Vec<bool> = rows.iter().map(|row| row.discarded).collect();
         let work = self.restore(rows)?;

@@ -452,6 +452,36 @@ async fn a_handler_that_asks_for_a_time_without_end_gets_a_year_and_others_go_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_parked_message_that_always_meets_a_transient_fault_is_stuck_and_each_attempt_counts() {
+    async fn later(_: Cx<'_>, _: Numbered) -> Result<Outcome, BoxError> {
+        Ok(Outcome::retry(Duration::ZERO))
+    }
+    async fn cancelled(cx: Cx<'_>, _: Numbered) -> Result<Outcome, BoxError> {
+        sqlx::query("DO $$ BEGIN RAISE EXCEPTION 'planted' USING ERRCODE = '57014'; END $$")
+            .execute(cx.conn)
+            .await?;
+        Ok(Outcome::Done)
+    }
+    let bed = bed("parking_cancelled").await;
+    let topic = bed.topic("parking_cancelled", 1).await;
+    produce(bed.brokers(), &topic, &[numbered("a", 1)]);
+    let consumer =
+        |attempts| Consumer::new(config(&bed, &topic).attempts_max(attempts)).topic(&topic);
+    let stuck = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'stuck'";
+
+    let running = start(consumer(1).on("numbered.v1", later));
+    until(async || bed.count(stuck).await == 1).await;
+    running.stop().await.unwrap();
+    bed.execute("UPDATE tailrace.parked_message SET state = 'waiting', retry_at = now()").await;
+    let running = start(consumer(4).on("numbered.v1", cancelled));
+    until(async || bed.count(stuck).await == 1).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!(bed.count("SELECT attempts::bigint FROM tailrace.parked_message").await, 4);
+    assert_eq!(report.failed_attempts, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadlock_between_the_rows_of_two_consumers_halves_batches_and_loses_nothing() {
     type Crossing = (Arc<tokio::sync::Barrier>, AtomicBool);
     async fn crossing(cx: Cx<'_, Crossing>, message: Numbered) -> Result<Outcome, BoxError> {
