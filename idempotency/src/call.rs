@@ -30,6 +30,10 @@ use crate::route::{Decode, Decoder, Outcall, Outside, Route, Started, failed};
 /// same key: it happens at least once, and its effect once where the other side knows the key again. Two processes may
 /// make the same call at one time for a moment.
 ///
+/// An attempt counts from when its call begins. The first that is broken off is repeated at once, a further one after the
+/// waits of [`parked_wait`](crate::Config::parked_wait); so a call that takes its process along is stuck after
+/// [`attempts_max`](crate::Config::attempts_max) processes, with the reason `broken_off`, and may have had its effect.
+///
 /// Messages of a key wait for the call before them; calls of different keys run at once, up to
 /// [`Config::calls_max`](crate::Config::calls_max). An error, a panic or the time-out is an attempt of its message that
 /// failed, as with any handler ([`OnFailure`](crate::OnFailure)), and a failure to the [`Breaker`].

@@ -3,6 +3,8 @@
 //! A message that makes a call is parked from the start, so order, ownership and replay are those of parked messages.
 //! Its row is the intent: it says `calling` before the call is made, and leaves with what records the call. Between the
 //! two no transaction is open; whoever owns the partition next finds the row, and repeats the call with the same key.
+//! The attempt counts from when the call begins. A call that was broken off twice is put off as one that has failed, so
+//! that one which takes its process along is stuck in the end, and the calls beside it are made without it meanwhile.
 //!
 //! Calls of several keys share a transaction, since its commit costs more than all else that is done here: those that
 //! are due are prepared together, and those that have ended meanwhile are recorded together.
@@ -44,11 +46,20 @@ struct Together {
     others: Vec<Queue>,
 }
 
+/// What is said of a call that may have had its effect.
+const BROKEN_OFF: &str = "its call was begun and how it ended is not known: its process may have died, lost the \
+     partition, or not have reached the database";
+
+/// Calls that were broken off so often are repeated at once: most processes die of something else.
+const BROKEN_OFF_AT_ONCE_MAX: u32 = 1;
+
 /// The head of a queue that is worked at.
 struct Chosen {
     queue: Queue,
     route: RouteId,
     attempts: u32,
+    /// Its call was begun, and nobody makes it any more.
+    broken_off: bool,
 }
 
 /// What follows for it.
@@ -200,7 +211,8 @@ impl Effects {
             together.heads.push((queue, head(Some(Duration::ZERO))));
             return None;
         };
-        Some((Chosen { queue, route, attempts: row.attempts }, permit))
+        let (attempts, broken_off) = (row.attempts, row.calling);
+        Some((Chosen { queue, route, attempts, broken_off }, permit))
     }
 
     /// Runs the first step of those calls that have no intent yet.
@@ -220,7 +232,8 @@ impl Effects {
         };
         let mut trial = Trial::new(&self.shared, work, Mark::First);
         for (at, intent) in intents {
-            plan.condemn(at, Fate::Call);
+            let broken_off = chosen.get(at).filter(|chosen| chosen.broken_off);
+            plan.condemn(at, broken_off.map_or(Fate::Call, |chosen| self.after_break(chosen)));
             trial.steps.insert(at, Step::Prepared(intent));
         }
         if count > 0 {
@@ -335,8 +348,11 @@ impl Effects {
         for row in &rows {
             let Some(called) = called.remove(&Offset::new(row.stored.offset)) else { continue };
             let (queue, route) = (called.queue.clone(), called.route);
-            chosen.push(Chosen { queue, route, attempts: row.attempts });
-            answers.push(called);
+            // The attempt that has ended was counted when it began.
+            let attempts = row.attempts.saturating_sub(1);
+            chosen.push(Chosen { queue, route, attempts, broken_off: false });
+            let given_up = row.discarded && !matches!(called.answer, Ok(Answer::Done(_)));
+            answers.push((called, given_up));
         }
         // A person has taken away what is left over.
         let others = called.into_values().map(|called| called.queue).collect();
@@ -353,14 +369,17 @@ impl Effects {
         conn: &mut PgConnection,
         work: &Work,
         chosen: &mut [Chosen],
-        answers: Vec<Called>,
+        answers: Vec<(Called, bool)>,
         fenced: &Fenced,
     ) -> Result<Vec<End>, Stumble> {
         let mut plan = Plan::each(chosen.len());
         let mut trial = Trial::new(&self.shared, work, Mark::First);
-        for (at, (called, chosen)) in answers.into_iter().zip(&mut *chosen).enumerate() {
+        for (at, ((called, given_up), chosen)) in answers.into_iter().zip(&mut *chosen).enumerate()
+        {
             let Called { intent, answer, .. } = called;
             let fate = match answer {
+                // A person has given it up meanwhile. What it has done all the same is recorded.
+                _ if given_up => Fate::Bury(Cause::new(Reason::Discarded)),
                 Ok(Answer::Done(result)) => {
                     trial.steps.insert(at, Step::Record { intent, result });
                     continue;
@@ -380,6 +399,18 @@ impl Effects {
         let open = progress::still_open(conn, fenced);
         in_time("the transaction of calls cannot be checked", open).await?;
         Ok(ends(chosen, &plan, trial.steps))
+    }
+
+    /// What becomes of a call that was broken off.
+    fn after_break(&self, chosen: &Chosen) -> Fate {
+        let policy = &self.shared.policy;
+        let is_last = chosen.attempts >= policy.attempts_max;
+        let cause = Cause::with_detail(Reason::BrokenOff, BROKEN_OFF);
+        match policy.on_failure {
+            _ if !is_last && chosen.attempts <= BROKEN_OFF_AT_ONCE_MAX => Fate::Call,
+            OnFailure::DeadLetter if is_last => Fate::Bury(cause),
+            OnFailure::Park | OnFailure::DeadLetter | OnFailure::Halt => Fate::Park(cause),
+        }
     }
 
     async fn hold(&self, conn: &mut PgConnection) -> Result<Option<Fenced>, Error> {

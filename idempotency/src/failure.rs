@@ -25,6 +25,8 @@ pub(crate) enum Reason {
     TooOld,
     /// Its id is from the future.
     Future,
+    /// Its call was begun, and how it ended was not recorded.
+    BrokenOff,
     /// A person gave it up.
     Discarded,
 }
@@ -40,6 +42,7 @@ impl Reason {
             Self::Unhandled => "unhandled",
             Self::TooOld => "too_old",
             Self::Future => "future",
+            Self::BrokenOff => "broken_off",
             Self::Discarded => "discarded",
         }
     }

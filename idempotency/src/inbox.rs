@@ -42,7 +42,7 @@ mod filter;
 mod forget;
 mod seek;
 
-pub use change::{Retry, discard, edit, plan_retry, retry};
+pub use change::{Retry, discard, edit, force_discard, plan_discard, plan_retry, retry};
 pub use dedupe::{KnownBy, plan_dedupe, set_dedupe};
 pub use entry::{Done, Entry, State, count, get, history, list};
 pub use filter::Filter;

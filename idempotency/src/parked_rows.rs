@@ -68,6 +68,8 @@ pub(crate) struct Row {
     pub(crate) attempts: u32,
     /// A person gave it up.
     pub(crate) discarded: bool,
+    /// Its call was begun, which counts as an attempt, and how it ended is not recorded.
+    pub(crate) calling: bool,
     /// It may be tried now.
     pub(crate) ready: bool,
     /// The time until then, while it is not stuck.
@@ -317,7 +319,8 @@ impl Table<'_> {
         Ok(())
     }
 
-    /// The calls of messages are about to be made with these.
+    /// The calls of messages are about to be made with these. It counts as an attempt from now on: a call that takes its
+    /// process along says nothing of itself afterwards.
     pub(crate) async fn calling(
         &self,
         conn: &mut PgConnection,
@@ -327,7 +330,7 @@ impl Table<'_> {
         let offsets: Vec<i64> = offsets.iter().map(|offset| offset.get()).collect();
         sqlx::query(
             r#"UPDATE tailrace.parked_message AS parked
-               SET state = 'calling', retry_at = NULL, intent = prepared.intent
+               SET state = 'calling', retry_at = NULL, intent = prepared.intent, attempts = attempts + 1
                FROM unnest($4::bigint[], $5::bytea[]) AS prepared ("offset", intent)
                WHERE consumer = $1 AND topic = $2 AND partition = $3 AND parked."offset" = prepared."offset""#,
         )
@@ -493,6 +496,7 @@ impl From<Columns> for Row {
             stored,
             attempts: u32::try_from(attempts).unwrap_or_default(),
             discarded: state == "discard",
+            calling: state == "calling",
             ready,
             wait: (state != "stuck").then(|| until(seconds)),
             intent,

@@ -165,7 +165,9 @@ impl Effects {
         else {
             return Ok(Some(None));
         };
-        let (offset, attempts) = (Offset::new(row.stored.offset), row.attempts.saturating_add(1));
+        let offset = Offset::new(row.stored.offset);
+        // A call that was begun is counted already.
+        let attempts = row.attempts.saturating_add(u32::from(!row.calling));
         let call = call_of(&self.shared, &row.stored.message_type);
         if row.discarded {
             return Ok(Some(Some(Head { offset, wait: Some(FAULT_WAIT), call })));

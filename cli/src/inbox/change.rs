@@ -27,7 +27,7 @@ pub(crate) struct Retry {
     /// At most so many in a second
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    /// Retry also what was retried by hand three times already
+    /// Retry also what was retried by hand three times already, and a call that may be being made
     #[arg(long)]
     force: bool,
 }
@@ -61,6 +61,9 @@ impl Retry {
 pub(crate) struct Discard {
     #[command(flatten)]
     which: Which,
+    /// Give up also a message whose call may be being made
+    #[arg(long)]
+    force: bool,
 }
 
 impl Discard {
@@ -71,9 +74,11 @@ impl Discard {
         let states = [State::Queued, State::Waiting, State::Stuck, State::Dead];
         let (entries, more) = self.which.entries(&mut connection, &states).await?;
         for entry in &entries {
-            let outcome = match self.which.hand.yes {
-                true => inbox::discard(&mut connection, entry, &by).await,
-                false => Ok(()),
+            let outcome = match (self.which.hand.yes, self.force) {
+                (true, true) => inbox::force_discard(&mut connection, entry, &by).await,
+                (true, false) => inbox::discard(&mut connection, entry, &by).await,
+                (false, true) => Ok(()),
+                (false, false) => inbox::plan_discard(entry),
             };
             let what = match entry.place {
                 Place::Dead(_) => "is deleted",
@@ -130,7 +135,10 @@ impl Which {
         }
         let mut more = 0;
         let filter = self.chosen.filter();
-        let of = states.iter().filter(|state| self.chosen.state.is_none_or(|only| only == **state));
+        // Never beside others: what is being called is to be meant.
+        let calling = (self.chosen.state == Some(State::Calling)).then_some(&State::Calling);
+        let of = states.iter().chain(calling);
+        let of = of.filter(|state| self.chosen.state.is_none_or(|only| only == **state));
         for state in of {
             let filter = filter.clone().state(*state);
             let room = self.limit - u32::try_from(entries.len()).unwrap_or(self.limit);

@@ -41,7 +41,9 @@ impl fmt::Display for Retry {
     }
 }
 
-/// What a retry of this message would do.
+const IS_CALLING: &str = "its call is being made, or was broken off with the process that made it, and may have had its effect";
+
+/// What a retry of this message would do. With `u32::MAX` retries it is done whatever speaks against it.
 ///
 /// # Errors
 /// [`Kind::Conflict`] where it can not be retried; the text says why and what can be done.
@@ -60,6 +62,10 @@ pub fn plan_retry(entry: &Entry, retries_max: u32) -> Result<Retry, Error> {
         ),
         State::Dead if entry.is_first => Ok(Retry::PutBackFirst { behind: entry.behind }),
         State::Dead => Ok(Retry::PutBackBehind),
+        State::Calling if retries_max < u32::MAX => refused(
+            IS_CALLING.to_owned(),
+            "whoever owns its partition repeats what was broken off by itself: start the consumer, or --force",
+        ),
         _ if !entry.is_first => refused(
             "it waits for an earlier message of its key".to_owned(),
             "retry or discard the first message of the key",
@@ -87,8 +93,13 @@ pub async fn retry(
     let done = match &entry.place {
         Place::Dead(id) => put_back(&mut tx, entry, *id).await,
         Place::Parked { .. } => {
-            set_state(&mut tx, entry, State::Waiting, "('stuck', 'waiting', 'queued', 'discard')")
-                .await
+            set_state(
+                &mut tx,
+                entry,
+                State::Waiting,
+                "('stuck', 'waiting', 'queued', 'discard', 'calling')",
+            )
+            .await
         }
     };
     match done {
@@ -174,16 +185,40 @@ async fn set_state(
     Ok(set.rows_affected() == 1)
 }
 
+/// What speaks against giving a message up.
+///
+/// # Errors
+/// [`Kind::Conflict`] for one whose call is being made or was broken off.
+pub fn plan_discard(entry: &Entry) -> Result<(), Error> {
+    if entry.state != State::Calling {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Conflict, format!("{}: {IS_CALLING}", entry.place)).mended_by(
+        "ask the other side about it; --force gives it up, and what a call that still runs has done is recorded",
+    ))
+}
+
 /// Gives a message up: its consumer makes a dead letter of a parked one, and later ones of its key go on; a dead letter
 /// is deleted.
 ///
 /// # Errors
-/// [`Kind::Conflict`] if it has changed since it was read. What Postgres answers.
+/// As [`plan_discard`]; [`Kind::Conflict`] too if it has changed since it was read. What Postgres answers.
 pub async fn discard(conn: &mut PgConnection, entry: &Entry, by: &By) -> Result<(), Error> {
+    plan_discard(entry)?;
+    force_discard(conn, entry, by).await
+}
+
+/// As [`discard`], also for a message whose call was begun and how it ended is not known. Where it is still being made
+/// and is done, that is recorded and the message counts as applied; else it becomes a dead letter.
+///
+/// # Errors
+/// [`Kind::Conflict`] if it has changed since it was read. What Postgres answers.
+pub async fn force_discard(conn: &mut PgConnection, entry: &Entry, by: &By) -> Result<(), Error> {
     let mut tx = conn.begin().await.map_err(unchanged)?;
     let done = match &entry.place {
         Place::Parked { .. } => {
-            set_state(&mut tx, entry, State::Discard, "('stuck', 'waiting', 'queued')").await?
+            set_state(&mut tx, entry, State::Discard, "('stuck', 'waiting', 'queued', 'calling')")
+                .await?
         }
         Place::Dead(id) => {
             let deleted = sqlx::query("DELETE FROM tailrace.dead_letter WHERE id = $1")
@@ -214,7 +249,7 @@ pub async fn edit(
     payload: &[u8],
     by: &By,
 ) -> Result<(), Error> {
-    if !matches!(entry.state, State::Stuck | State::Dead) {
+    if !matches!(entry.state, State::Stuck | State::Dead | State::Calling) {
         let text =
             format!("{}: it is {}, and may be tried at any moment", entry.place, entry.state);
         return Err(Error::new(Kind::Conflict, text)

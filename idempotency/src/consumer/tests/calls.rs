@@ -289,11 +289,114 @@ async fn a_person_may_give_up_what_an_open_breaker_holds_back_and_not_what_is_be
     until(async || provider.effects().len() == 1).await;
     let called = entry(0).await;
     let refused = inbox::discard(&mut conn, &called, &person).await.unwrap_err();
+    // What it has done by then is recorded all the same.
+    inbox::force_discard(&mut conn, &called, &person).await.unwrap();
     provider.mode.send_replace(Mode::Well);
     running.applied(1).await;
     running.stop().await.unwrap();
 
     assert_eq!((called.state, refused.kind()), (inbox::State::Calling, Kind::Conflict));
+    assert!(refused.to_string().contains("its call is being made"), "{refused}");
+    assert_eq!((bed.count(EFFECTS).await, bed.count(PARKED).await), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_takes_its_process_along_is_stuck_in_the_end_and_the_others_are_made() {
+    type Fatal = tokio::sync::Notify;
+    async fn fatal(cx: CallCx<'_, Arc<Fatal>>, intent: Intent) -> Result<Answer<String>, BoxError> {
+        if intent.number == 0 {
+            cx.state.notify_one();
+            std::future::pending::<()>().await;
+        }
+        Ok(Answer::Done("done\n".to_owned()))
+    }
+    let bed = called_bed("calls_fatal").await;
+    let topic = bed.topic("calls_fatal", 1).await;
+    let died = Arc::new(Fatal::new());
+    let short = Duration::from_millis(50);
+    let consumer = || {
+        let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+            .parked_wait(short, short)
+            .attempts_max(3)
+            .state(Arc::clone(&died));
+        let call = Call::new(prepare, fatal, record).time_out(DEADLINE * 10);
+        Consumer::new(config).topic(&topic).on_call("numbered.v1", call)
+    };
+    let place = || inbox::Place::Parked {
+        consumer: topic.clone(),
+        topic: topic.clone(),
+        partition: 0,
+        offset: 0,
+    };
+    let mut conn = bed.pool.acquire().await.unwrap();
+    produce(bed.brokers(), &topic, &records(9, 3));
+
+    for attempts in 1..=3 {
+        let dies = start(consumer());
+        tokio::time::timeout(DEADLINE, died.notified()).await.expect("the call is made");
+        dies.task.abort();
+        drop(dies.task.await);
+        let broken_off = inbox::get(&mut conn, &place()).await.unwrap();
+        assert_eq!((broken_off.state, broken_off.attempts), (inbox::State::Calling, attempts));
+    }
+    let running = start(consumer());
+    let is_stuck = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'stuck'";
+    until(async || bed.count(is_stuck).await == 1).await;
+    let stuck = inbox::get(&mut conn, &place()).await.unwrap();
+    inbox::discard(&mut conn, &stuck, &inbox::By::new("anna")).await.unwrap();
+    until(async || bed.count(EFFECTS).await == 8).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((stuck.reason.as_deref(), stuck.attempts), (Some("broken_off"), 3));
+    assert!(stuck.detail.unwrap().contains("how it ended is not known"));
+    assert_eq!((report.dead_lettered, bed.count(PARKED).await), (1, 0));
+    assert_eq!((bed.count(ORDER_VIOLATIONS).await, bed.count(DOUBLE_EFFECTS).await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_process_was_calling_is_given_up_or_tried_again_by_force() {
+    let bed = called_bed("calls_force").await;
+    let topic = bed.topic("calls_force", 1).await;
+    let provider = Provider::start(Mode::Hangs).await;
+    let person = inbox::By::new("anna");
+    let entry = async |offset| {
+        let (consumer, topic) = (topic.clone(), topic.clone());
+        let place = inbox::Place::Parked { consumer, topic, partition: 0, offset };
+        inbox::get(&mut bed.pool.acquire().await.unwrap(), &place).await.unwrap()
+    };
+    let consumer = |time_out| {
+        let call = Call::new(prepare, charge, record).time_out(time_out);
+        Consumer::new(paying(&bed, &topic, &provider)).topic(&topic).on_call("numbered.v1", call)
+    };
+    produce(bed.brokers(), &topic, &records(3, 3));
+    let dies = start(consumer(DEADLINE));
+    until(async || provider.asked().len() == 3).await;
+    dies.task.abort();
+    drop(dies.task.await);
+
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let (given_up, retried) = (entry(0).await, entry(1).await);
+    for refused in [
+        inbox::discard(&mut conn, &given_up, &person).await.unwrap_err(),
+        inbox::retry(&mut conn, &retried, inbox::RETRIES_MAX, &person).await.unwrap_err(),
+    ] {
+        assert!(refused.to_string().contains("broken off with the process"), "{refused}");
+    }
+    inbox::force_discard(&mut conn, &given_up, &person).await.unwrap();
+    inbox::retry(&mut conn, &retried, u32::MAX, &person).await.unwrap();
+    let running = start(consumer(Duration::from_secs(1)));
+    until(async || provider.asked().len() == 5).await;
+    // The other one is given up while it hangs, and not tried again when its time is up.
+    inbox::force_discard(&mut conn, &entry(2).await, &person).await.unwrap();
+    until(async || running.counters.report().dead_lettered == 2).await;
+    provider.mode.send_replace(Mode::Well);
+    running.applied(1).await;
+    running.stop().await.unwrap();
+
+    let letters = "SELECT string_agg(\"offset\" || reason, ' ' ORDER BY \"offset\") FROM tailrace.dead_letter";
+    let letters: String = sqlx::query_scalar(letters).fetch_one(&bed.pool).await.unwrap();
+    assert_eq!(letters, "0discarded 2discarded");
+    assert_eq!(provider.asked().iter().filter(|asked| asked.number == 0).count(), 1);
     assert_eq!((bed.count(EFFECTS).await, bed.count(PARKED).await), (1, 0));
 }
 
