@@ -91,6 +91,31 @@ async fn a_change_is_told_first_and_made_with_yes_and_audited() {
 }
 
 #[tokio::test]
+async fn what_is_calling_is_changed_by_force_alone_and_a_refusal_says_what_is_so() {
+    let (database, mut connection) = fresh("inbox_calling").await;
+    let url = database.url();
+    tailrace(url, &["inbox", "install"]).await.good();
+    connection.execute(SET_ASIDE).await.unwrap();
+    let calling = r#"UPDATE tailrace.parked_message SET state = 'calling', intent = '{}', retry_at = NULL WHERE "offset" = 1"#;
+    connection.execute(calling).await.unwrap();
+    let one = "billing/orders/0/1";
+
+    for change in ["retry", "discard"] {
+        let refused = tailrace(url, &["inbox", change, one, "--yes"]).await;
+        refused.refuses(5, &["was broken off with the process that made it", "--force"]);
+    }
+    let bulk = ["inbox", "discard", "--consumer=billing", "--state=calling"];
+    let told = tailrace(url, &bulk).await;
+    tailrace(url, &["inbox", "retry", one, "--yes", "--force"]).await.good();
+    connection.execute(calling).await.unwrap();
+    tailrace(url, &[&bulk[..], &["--yes", "--force"]].concat()).await.good();
+
+    assert!(told.stdout.contains("1 messages, 1 of them refused"), "{told:?}");
+    let given_up = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'discard'";
+    assert_eq!(count(&mut connection, given_up).await, 1);
+}
+
+#[tokio::test]
 async fn how_a_consumer_knows_messages_is_told_and_changed_with_yes() {
     let (database, mut connection) = fresh("inbox_dedupe").await;
     let url = database.url();

@@ -18,7 +18,7 @@ pub enum State {
     Queued,
     /// Parked, to be tried again at a time.
     Waiting,
-    /// Its call to another service is being made.
+    /// Its call to another service is being made, or was broken off with the process that made it.
     Calling,
     /// Parked, tried often enough: a person decides.
     Stuck,
