@@ -1,9 +1,9 @@
 //! How fast a consumer turns records into effects, beside what bounds it.
 //!
-//! The same messages are read from a topic and applied by a consumer of ours, and by hand-written
-//! code in two halves: one that only polls, and one that only writes, from memory, the same rows in
-//! transactions of the same shape and size. The consumer does both, and is measured against the
-//! slower half of the same round.
+//! The same messages are read from a topic and applied by a consumer of ours, and by one that is
+//! written by hand and writes the same rows in transactions of the same shape and size. Beside them
+//! stand the halves of the latter: polling and nothing else, and writing from memory. Where both
+//! halves share the same cores nothing can be as fast as the slower of them.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use crate::figure::{Figure, quantile};
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// How long one turn may take.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 /// Records of a transaction, by us and by hand.
 pub(crate) const BATCH_RECORDS: usize = 500;
@@ -82,8 +82,9 @@ pub(crate) struct Booked {
 /// Messages per second of one round.
 struct Round {
     ours: f64,
-    poll: f64,
     by_hand: f64,
+    poll: f64,
+    write: f64,
 }
 
 /// Measures all variants.
@@ -102,13 +103,18 @@ pub(crate) async fn measure(options: Options) -> Result<Vec<Figure>, Failure> {
             let database = stack.postgres().fresh_database("consumer").await?;
             let pool = pool(database.url()).await?;
             let poll = consumer_topic::poll(&brokers, &topic, options.messages).await?;
-            let by_hand = by_hand(&pool, variant, options.messages).await?;
+            let write = consumer_by_hand::write(&pool, variant, options.messages).await?;
+            forget(&pool).await?;
+            let by_hand =
+                consumer_by_hand::consume(&pool, &brokers, &topic, variant, options.messages)
+                    .await?;
+            forget(&pool).await?;
             let ours = ours(&pool, &brokers, &topic, variant, options.messages).await?;
-            rounds.push(Round { ours, poll, by_hand });
+            rounds.push(Round { ours, by_hand, poll, write });
             pool.close().await;
             bar.inc(1);
         }
-        figures.push(figure(variant, &rounds));
+        figures.extend(of_rounds(variant, &rounds));
     }
     bar.finish_and_clear();
     Ok(figures)
@@ -142,16 +148,15 @@ async fn pool(url: &str) -> Result<PgPool, Failure> {
     Ok(pool)
 }
 
-/// The rows are written and forgotten again, so that both halves find the same tables.
-async fn by_hand(pool: &PgPool, variant: Variant, messages: u64) -> Result<f64, Failure> {
-    let rate = consumer_by_hand::write(pool, variant, messages).await?;
+/// Forgets what was written, so that the next finds the same tables.
+async fn forget(pool: &PgPool) -> Result<(), Failure> {
     sqlx::raw_sql(
         "truncate booking; truncate tailrace.processed_message; \
          truncate tailrace.consumer_progress; truncate tailrace.consumer_position; checkpoint",
     )
     .execute(pool)
     .await?;
-    Ok(rate)
+    Ok(())
 }
 
 /// A consumer of ours, from its first effect's batch to the last.
@@ -230,23 +235,31 @@ async fn book(cx: Cx<'_>, message: Booked) -> Result<Outcome, sqlx::Error> {
     Ok(Outcome::Done)
 }
 
-fn figure(variant: Variant, rounds: &[Round]) -> Figure {
+/// Ours beside the consumer by hand, and beside the slower half of that one.
+fn of_rounds(variant: Variant, rounds: &[Round]) -> [Figure; 2] {
     let median =
         |of: &dyn Fn(&Round) -> f64| quantile(&rounds.iter().map(of).collect::<Vec<_>>(), 0.5);
-    let (poll, by_hand) = (median(&|round| round.poll), median(&|round| round.by_hand));
-    let ratios: Vec<f64> =
-        rounds.iter().map(|round| round.ours / round.poll.min(round.by_hand)).collect();
-    Figure {
-        scenario: "consumer",
-        variant: variant.name().to_owned(),
-        metric: "messages_per_second",
-        unit: "messages/s",
-        value: median(&|round| round.ours),
-        reference: if poll < by_hand { "poll alone" } else { "database by hand" },
-        reference_value: poll.min(by_hand),
-        ratio: quantile(&ratios, 0.5),
-        runs: rounds.len(),
-        min: quantile(&ratios, 0.1),
-        max: quantile(&ratios, 0.9),
-    }
+    let figure = |name: String, reference, of: &dyn Fn(&Round) -> f64| {
+        let ratios: Vec<f64> = rounds.iter().map(|round| round.ours / of(round)).collect();
+        Figure {
+            scenario: "consumer",
+            variant: name,
+            metric: "messages_per_second",
+            unit: "messages/s",
+            value: median(&|round| round.ours),
+            reference,
+            reference_value: median(of),
+            ratio: quantile(&ratios, 0.5),
+            runs: rounds.len(),
+            min: quantile(&ratios, 0.1),
+            max: quantile(&ratios, 0.9),
+        }
+    };
+    let polls_slower = median(&|round| round.poll) < median(&|round| round.write);
+    let half = if polls_slower { "poll alone" } else { "database half alone" };
+    let name = variant.name();
+    [
+        figure(name.to_owned(), "by hand", &|round| round.by_hand),
+        figure(format!("topic-to-effect/{name}"), half, &|round| round.poll.min(round.write)),
+    ]
 }

@@ -1,14 +1,18 @@
-//! The database half of a consumer as one would write it by hand: fence, claims, rows, commit.
+//! A consumer as one would write it by hand, and its database half alone: fence, claims, rows, commit.
 
 use std::error::Error;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rdkafka::Message as _;
+use rdkafka::message::{BorrowedMessage, Headers as _};
 use sqlx::{PgConnection, PgPool};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::consumer::{BATCH_RECORDS, Booked, Variant};
+use crate::consumer::{BATCH_RECORDS, Booked, LIMIT, Variant};
 use crate::consumer_topic::{self, PARTITIONS};
+use crate::relay_reader::{self, Isolation, blocking};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -42,6 +46,98 @@ pub(crate) async fn write(pool: &PgPool, variant: Variant, messages: u64) -> Res
         ended??;
     }
     Ok(messages as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Records of one partition, and the offset behind them.
+struct Batch {
+    next_offset: i64,
+    records: Vec<(Uuid, String)>,
+}
+
+/// Batches of a partition that wait for its connection.
+const WAITING_MAX: usize = 2;
+
+/// Reads all messages of a topic and writes the same rows: one thread polls, and each partition has a
+/// connection. Answers with the messages per second from the first record to the last commit.
+pub(crate) async fn consume(
+    pool: &PgPool,
+    brokers: &str,
+    topic: &str,
+    variant: Variant,
+    messages: u64,
+) -> Result<f64, Failure> {
+    let mut running = JoinSet::new();
+    let mut lanes = Vec::new();
+    for lane in 0..PARTITIONS {
+        let (sender, mut batches) = mpsc::channel::<Batch>(WAITING_MAX);
+        lanes.push(sender);
+        let pool = pool.clone();
+        running.spawn(async move {
+            let mut connection = pool.acquire().await?;
+            begin(&mut connection, lane).await?;
+            while let Some(Batch { next_offset, records }) = batches.recv().await {
+                apply(&mut connection, variant, lane, next_offset, &records).await?;
+            }
+            Ok::<_, Failure>(())
+        });
+    }
+    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+    let began = blocking(move || poll(&brokers, &topic, messages, &lanes)).await?;
+    while let Some(ended) = running.join_next().await {
+        ended??;
+    }
+    Ok(messages as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Hands the records of a topic to their lanes, and says when the first one came.
+fn poll(
+    brokers: &str,
+    topic: &str,
+    messages: u64,
+    lanes: &[mpsc::Sender<Batch>],
+) -> Result<Instant, Failure> {
+    let consumer = relay_reader::consumer(brokers, Isolation::Committed)?;
+    relay_reader::assign(&consumer, topic, &vec![0; lanes.len()])?;
+    let empty = || Batch { next_offset: 0, records: Vec::with_capacity(BATCH_RECORDS) };
+    let mut filling: Vec<Batch> = lanes.iter().map(|_| empty()).collect();
+    let deadline = Instant::now() + LIMIT;
+    let (mut first, mut seen) = (None, 0);
+    while seen < messages {
+        let Some(record) = consumer.poll(Duration::from_millis(100)) else {
+            if Instant::now() > deadline {
+                return Err(format!("{seen} of {messages} messages were polled").into());
+            }
+            continue;
+        };
+        let record = record?;
+        first.get_or_insert_with(Instant::now);
+        seen += 1;
+        let lane = usize::try_from(record.partition())?;
+        let (Some(batch), Some(lane)) = (filling.get_mut(lane), lanes.get(lane)) else {
+            return Err(format!("partition {lane} is one too many").into());
+        };
+        batch.next_offset = record.offset() + 1;
+        batch.records.push((message_id(&record)?, text(&record)?));
+        if batch.records.len() == BATCH_RECORDS {
+            lane.blocking_send(std::mem::replace(batch, empty()))?;
+        }
+    }
+    for (batch, lane) in filling.into_iter().zip(lanes) {
+        if !batch.records.is_empty() {
+            lane.blocking_send(batch)?;
+        }
+    }
+    first.ok_or_else(|| "there are no messages".into())
+}
+
+fn message_id(record: &BorrowedMessage<'_>) -> Result<Uuid, Failure> {
+    let headers = record.headers().ok_or("a record has no headers")?;
+    let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
+    Ok(Uuid::try_parse_ascii(id.ok_or("a record has no id")?)?)
+}
+
+fn text(record: &BorrowedMessage<'_>) -> Result<String, Failure> {
+    Ok(std::str::from_utf8(record.payload().unwrap_or_default())?.to_owned())
 }
 
 async fn begin(connection: &mut PgConnection, lane: i32) -> Result<(), Failure> {

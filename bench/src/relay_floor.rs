@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use tailrace_cdc_relay::limits::commit_transaction;
+use tailrace_cdc_relay::limits::{commit_transaction, flush};
 use tailrace_outbox::Message;
 use uuid::Uuid;
 
@@ -69,7 +69,7 @@ fn take_turns(
             }
             *next += 1;
         }
-        producer.flush(ANSWER_MAX)?;
+        flush(&producer, ANSWER_MAX).map_err(KafkaError::Global)?;
         drop(next);
         commit_transaction(&producer, ANSWER_MAX).map_err(KafkaError::Global)?;
     }

@@ -165,6 +165,8 @@ async fn drop_day(connection: &mut PgConnection, ago: i32) -> Result<(), Failure
 }
 
 async fn round(pool: &PgPool, connection: &mut PgConnection, ago: i32) -> Result<Round, Failure> {
+    // What was filled is written out first, and not while claims are timed.
+    sqlx::raw_sql("checkpoint").execute(&mut *connection).await?;
     let latencies: Arc<Mutex<Vec<f64>>> = Arc::default();
     let taken = || std::mem::take(&mut *latencies.lock().expect("nobody panics with it"));
     let mut claimants = JoinSet::new();

@@ -1,5 +1,5 @@
 //! What bounds a relay, for the benchmark to measure alone: how fast its source is read when
-//! nothing is done with it, and the call that ends a Kafka transaction.
+//! nothing is done with it, and the calls that end a Kafka transaction.
 //!
 //! Hidden, and no part of what is promised: it changes with the relay's insides.
 
@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::pgoutput::{self, Change};
 use crate::replication::{Client, Event, Large};
 
-pub use crate::native::kafka::commit_transaction;
+pub use crate::native::kafka::{commit_transaction, flush};
 
 /// Reads and decodes the slot of `config` until it has met so many logical messages and new rows,
 /// and keeps and acknowledges nothing: the slot stays where it is. The time is that from the first

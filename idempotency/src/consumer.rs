@@ -10,10 +10,11 @@ use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 use tokio::sync::oneshot;
 
+use crate::beside::{Company, Ending};
 use crate::call::{Call, CallHandler, Prepared, RecordHandler, TypedCall};
 use crate::codec::{Codec, Json};
 use crate::config::{self, Config, GroupProtocol, Options};
-use crate::error::{Error, Kind};
+use crate::error::{BoxError, Error, Kind};
 use crate::handler::{BatchHandler, Handler};
 use crate::health::Health;
 use crate::id_source::IdFrom;
@@ -82,6 +83,7 @@ pub struct Consumer<S = ()> {
     registry: Registry<S>,
     unhandled: Unhandled,
     id_from: Option<IdFrom>,
+    company: Company,
     counters: Counters,
     health: Health,
 }
@@ -89,14 +91,16 @@ pub struct Consumer<S = ()> {
 impl<S: Send + Sync + 'static> Consumer<S> {
     /// A consumer without topics and handlers.
     pub fn new(config: Config<S>) -> Self {
+        let health = config.options.health.clone();
         Self {
             config,
             topics: Vec::new(),
             registry: Registry::default(),
             unhandled: Unhandled::default(),
             id_from: None,
+            company: Company::default(),
             counters: Counters::default(),
-            health: Health::default(),
+            health,
         }
     }
 
@@ -314,6 +318,55 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         self
     }
 
+    /// At most so many records in a transaction, whatever the configuration says: for handlers that know why, such as
+    /// those that set savepoints.
+    pub fn batch_records_at_most(mut self, records: usize) -> Self {
+        let max = &mut self.config.options.batch_records_max;
+        *max = (*max).min(records);
+        self
+    }
+
+    /// Has something looked at when the consumer starts, before it takes a record: an error ends
+    /// [`run`](Self::run). It is the [source](std::error::Error::source) of what that answers, if it is no
+    /// [`Error`] itself.
+    pub fn starts_if<F>(mut self, look: impl Fn(PgPool) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.company.look(look);
+        self
+    }
+
+    /// Has a chore done for as long as the consumer runs, in a task beside it: it begins before the first record is
+    /// taken, and is to end soon once `Ending` resolves, for which it has 5 seconds. A chore that panics ends the
+    /// consumer with an error.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tailrace_idempotency::{Config, Consumer};
+    /// # fn consumer(pool: sqlx::PgPool) -> Consumer {
+    /// Consumer::new(Config::new("orders", "localhost:9092", pool)).beside(async |pool, mut ending| {
+    ///     let mut tick = tokio::time::interval(Duration::from_secs(3600));
+    ///     loop {
+    ///         tokio::select! {
+    ///             () = ending.wait() => return,
+    ///             _ = tick.tick() => {
+    ///                 let old = sqlx::query("delete from quote where made_at < now() - interval '1 day'");
+    ///                 drop(old.execute(&pool).await);
+    ///             }
+    ///         }
+    ///     }
+    /// })
+    /// # }
+    /// ```
+    pub fn beside<F>(mut self, chore: impl Fn(PgPool, Ending) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.company.chore(chore);
+        self
+    }
+
     /// A handle to the live counters; it stays valid after the consumer has ended.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
@@ -367,6 +420,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             dispatch: Arc::new(Routes { state, registry: self.registry }),
             unhandled: self.unhandled,
             id_from: self.id_from.map(Arc::new),
+            company: self.company,
             counters: self.counters,
             health: self.health,
             entering: String::new(),
@@ -384,6 +438,7 @@ pub(crate) struct Runner {
     dispatch: Arc<dyn Dispatch>,
     unhandled: Unhandled,
     id_from: Option<Arc<IdFrom>>,
+    company: Company,
     pub(crate) counters: Counters,
     health: Health,
     /// A statement with which each transaction of the handlers begins; none if empty.
@@ -402,15 +457,21 @@ impl Runner {
         let stop = Arc::new(Stop::default());
         let _abandoned_when_dropped = Abandon(Arc::clone(&stop), health.clone());
         prepare(&pool, self.options.start_deadline, sends_letters).await?;
+        self.company.may_begin(&pool).await?;
+        let mut working = self.company.begin(&pool);
 
         let meters = Meters::new(&self.options.consumer);
         count_days(&pool, &meters).await;
         let Thread { mut served, left } = self.spawn(Arc::clone(&stop))?;
         let mut shutdown = pin!(shutdown);
-        let mut stopping = false;
+        let (mut stopping, mut broken) = (false, false);
         let result = loop {
             tokio::select! {
                 served = &mut served => break served,
+                () = working.broken(), if !broken => {
+                    (stopping, broken) = (true, true);
+                    stop.finish();
+                }
                 () = &mut shutdown, if !stopping => {
                     stopping = true;
                     stop.finish();
@@ -424,8 +485,12 @@ impl Runner {
         if tokio::time::timeout(leave_within, left).await.is_err() {
             tracing::warn!("the group was not left in time; its coordinator will notice by itself");
         }
+        working.end().await;
         meters.counted(&counters.report(), false);
         match result {
+            Ok(Ok(())) if broken => {
+                Err(Error::new(Kind::Internal, "what runs beside the consumer has panicked"))
+            }
             Ok(served) => served.map(|()| counters.report()),
             Err(_) => Err(Error::new(Kind::Internal, "the intake's thread broke off")),
         }

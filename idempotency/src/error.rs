@@ -103,6 +103,11 @@ impl Error {
         Self::database(doing, sqlx::Error::Io(silence))
     }
 
+    /// The cause, where there is one, to be had back as what it was.
+    pub fn into_source(self) -> Option<BoxError> {
+        self.0.source
+    }
+
     pub(crate) fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
         self.0.source = Some(source.into());
         self

@@ -78,6 +78,8 @@ mod batch;
 #[cfg(feature = "kafka")]
 mod beginning;
 #[cfg(feature = "kafka")]
+mod beside;
+#[cfg(feature = "kafka")]
 mod breaker;
 #[cfg(feature = "kafka")]
 mod call;
@@ -167,10 +169,14 @@ pub mod schema;
 #[cfg(feature = "kafka")]
 mod sequence;
 #[cfg(feature = "kafka")]
+pub mod trace;
+#[cfg(feature = "kafka")]
 mod trial;
 #[cfg(feature = "kafka")]
 mod used;
 
+#[cfg(feature = "kafka")]
+pub use beside::Ending;
 #[cfg(feature = "kafka")]
 pub use breaker::{Breaker, NotDone};
 #[cfg(feature = "kafka")]

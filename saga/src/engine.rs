@@ -11,7 +11,6 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use tailrace_idempotency::{Config, Consumer};
 use tailrace_outbox::{Outbox, Store};
-use tokio::sync::watch;
 
 use crate::builder::Saga;
 use crate::definition::Definition;
@@ -69,18 +68,18 @@ pub enum Unknown {
 /// # async fn run(
 /// #     pool: sqlx::PgPool, before: Saga<()>, now: Saga<()>, stop: impl Future<Output = ()>,
 /// # ) -> Result<(), Error> {
-/// Engine::new(Config::new("order-sagas", "localhost:9092", pool))
+/// Engine::new()
 ///     .source("/orders")
 ///     .saga(&before)
 ///     .saga(&now)
-///     .run(stop)
+///     .run(Config::new("order-sagas", "localhost:9092", pool), stop)
 ///     .await?;
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "an engine does nothing until it runs"]
+#[derive(Debug)]
+#[must_use = "an engine does nothing until it runs or has joined a consumer"]
 pub struct Engine {
-    config: Config,
     source: String,
     outbox: Outbox,
     prefix: String,
@@ -122,12 +121,16 @@ impl Core {
     }
 }
 
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Engine {
-    /// An engine without sagas. The name in the configuration is that of its consumer; the database is that of the
-    /// orchestrator. At most 200 records share a transaction, whatever the configuration says.
-    pub fn new(config: Config) -> Self {
+    /// An engine without sagas.
+    pub fn new() -> Self {
         Self {
-            config: config.batch_records_at_most(BATCH_RECORDS_MAX),
             source: "/sagas".to_owned(),
             outbox: Outbox::new(Store::Wal),
             prefix: String::new(),
@@ -198,8 +201,7 @@ impl Engine {
     /// [`Kind::Definition`] where two definitions are the same version of one name and not the same, or where the lock
     /// orders of definitions contradict each other.
     pub fn prepare(self) -> Result<Prepared, Error> {
-        let Self { config, source, outbox, prefix, definitions, unknown, strict, counters, health } =
-            self;
+        let Self { source, outbox, prefix, definitions, unknown, strict, counters, health } = self;
         for definition in &definitions {
             let is_other = |other: &&Definition| {
                 let (one, other) = (definition.identity(), other.identity());
@@ -213,22 +215,37 @@ impl Engine {
         keep_lock_orders(definitions.iter().map(Ordered::new).collect())?;
         let registry = Registry::new(definitions);
         let core = Arc::new(Core { registry, outbox, source, prefix, unknown, counters });
-        Ok(Prepared { config, core, strict, health })
+        Ok(Prepared { core, strict, health })
     }
 
-    /// Runs until `stop` resolves: see [`Prepared::run`].
+    /// Adds topics and handlers to a consumer, which may have others: see [`Prepared::join`].
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub fn join<S: Send + Sync + 'static>(
+        self,
+        consumer: Consumer<S>,
+    ) -> Result<Consumer<S>, Error> {
+        Ok(self.prepare()?.join(consumer))
+    }
+
+    /// Runs as a consumer of its own until `stop` resolves: see [`Prepared::run`].
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare) and [`Prepared::run`].
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Report, Error> {
-        self.prepare()?.run(stop).await
+    pub async fn run<S: Send + Sync + 'static>(
+        self,
+        config: Config<S>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Report, Error> {
+        self.prepare()?.run(config, stop).await
     }
 }
 
 /// An engine that is ready to run.
-#[must_use = "an engine does nothing until it runs"]
+#[derive(Debug)]
+#[must_use = "an engine does nothing until it runs or has joined a consumer"]
 pub struct Prepared {
-    config: Config,
     core: Arc<Core>,
     strict: bool,
     health: Health,
@@ -240,35 +257,38 @@ impl Prepared {
         Sagas::new(Arc::clone(&self.core))
     }
 
-    /// Runs until `stop` resolves; then what is under way is committed.
+    /// Adds topics and handlers to a consumer, which may have others, and has the time kept beside it. The consumer's
+    /// database is that of the orchestrator. What would keep the engine from [running](Self::run) ends the consumer when
+    /// it starts.
+    pub fn join<S: Send + Sync + 'static>(self, consumer: Consumer<S>) -> Consumer<S> {
+        let Self { core, strict, health } = self;
+        metrics::describe();
+        health.began(consumer.health(), core.counters.clone());
+        let (looks, keeps) = (Arc::clone(&core), Arc::clone(&core));
+        handlers(consumer.batch_records_at_most(BATCH_RECORDS_MAX), &core)
+            .starts_if(move |pool| {
+                let core = Arc::clone(&looks);
+                async move { Ok(begin(&core, &pool, strict).await?) }
+            })
+            .beside(move |pool, ends| time::keep(Arc::clone(&keeps), pool, ends))
+    }
+
+    /// Runs as a consumer of its own until `stop` resolves; then what is under way is committed. The name in the
+    /// configuration is that of the consumer; the database is that of the orchestrator. At most 200 records share a
+    /// transaction, whatever the configuration says.
     ///
     /// # Errors
     /// [`Kind::Schema`] where tables are missing, [`Kind::Quarantined`] where it is [strict](Engine::strict) and
     /// somebody's sagas would stand still, [`Kind::Definition`] where its lock orders contradict those of a living engine;
     /// otherwise what [`Consumer::run`] says.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Report, Error> {
-        let Self { config, core, strict, health } = self;
-        let pool = config.pool().clone();
-        metrics::describe();
-        begin(&core, &pool, strict).await?;
-        let consumer = consumer(config, &core);
-        health.began(consumer.health(), core.counters.clone());
-        let (ending, ends) = watch::channel(false);
-        let consuming = async {
-            let consumed = consumer.run(stop).await;
-            // Whoever keeps the time may be gone already.
-            ending.send(true).unwrap_or_default();
-            consumed
-        };
-        let keeping = time::keep(Arc::clone(&core), pool.clone(), ends);
-        let (consumed, ()) = tokio::join!(consuming, keeping);
-        if let Ok(mut conn) = pool.acquire().await
-            && let Err(error) = core.registry.leave(&mut conn).await
-        {
-            tracing::warn!(%error, "an engine ends without taking its leave; others wait until it counts as gone");
-        }
-        consumed.map_err(Error::of_consumer)?;
-        Ok(core.counters.report())
+    pub async fn run<S: Send + Sync + 'static>(
+        self,
+        config: Config<S>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Report, Error> {
+        let counters = self.core.counters.clone();
+        self.join(Consumer::new(config)).run(stop).await.map_err(Error::of_consumer)?;
+        Ok(counters.report())
     }
 }
 
@@ -307,7 +327,7 @@ fn keep_lock_orders(definitions: Vec<Ordered>) -> Result<(), Error> {
     if faults.is_empty() { Ok(()) } else { Err(Error::faults("the lock order", faults)) }
 }
 
-fn consumer(config: Config, core: &Arc<Core>) -> Consumer {
+fn handlers<S: Send + Sync + 'static>(consumer: Consumer<S>, core: &Arc<Core>) -> Consumer<S> {
     let mut topics = BTreeSet::new();
     let mut events = BTreeSet::new();
     for definition in core.registry.all() {
@@ -318,7 +338,7 @@ fn consumer(config: Config, core: &Arc<Core>) -> Consumer {
         }
         events.extend(definition.steps().filter_map(|step| step.signal_type().map(str::to_owned)));
     }
-    let consumer = topics.into_iter().fold(Consumer::new(config), Consumer::topic);
+    let consumer = topics.into_iter().fold(consumer, Consumer::topic);
     events
         .into_iter()
         .fold(consumer, |consumer, event| {
@@ -359,21 +379,6 @@ async fn caught<T>(running: impl Future<Output = T>) -> Result<T, Panicked> {
         Err(_) => Poll::Ready(Err(Panicked)),
     })
     .await
-}
-
-impl std::fmt::Debug for Engine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine")
-            .field("config", &self.config)
-            .field("definitions", &self.definitions)
-            .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Prepared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("core", &self.core).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

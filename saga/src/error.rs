@@ -73,8 +73,15 @@ impl Error {
         is_transient(self)
     }
 
+    /// What kept the consumer from starting may be an error of this crate, which is told as it is.
     pub(crate) fn of_consumer(error: tailrace_idempotency::Error) -> Self {
-        Self::new(Kind::Consumer, error.to_string()).caused_by(error)
+        let is_own = std::error::Error::source(&error).is_some_and(|source| source.is::<Self>());
+        let (text, source) = (error.to_string(), error);
+        let own = |error: tailrace_idempotency::Error| error.into_source()?.downcast::<Self>().ok();
+        match is_own {
+            true => own(source).map_or_else(|| Self::new(Kind::Consumer, text), |own| *own),
+            false => Self::new(Kind::Consumer, text).caused_by(source),
+        }
     }
 
     pub(crate) fn of_outbox(error: tailrace_outbox::Error) -> Self {

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::PgConnection;
-use tailrace_idempotency::{CallHandler, Config, Consumer, Report};
+use sqlx::{PgConnection, PgPool};
+use tailrace_idempotency::{BoxError, CallHandler, Config, Consumer, Report};
 use tailrace_outbox::{Outbox, Store};
 
 use crate::barrier::rows;
@@ -146,16 +146,18 @@ impl<S: Send + Sync + 'static> Participant<S> {
         Handling { participant: self, action }
     }
 
-    /// Adds topic and handlers to a consumer, which may have others.
-    ///
-    /// Give it [`batch_records_max`](Config::batch_records_max) of 50 at most: see [`run`](Self::run).
+    /// Adds topic and handlers to a consumer, which may have others; from then on at most 50 records share one of its
+    /// transactions. What would keep the participant from [running](Self::run) ends the consumer when it starts.
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
+        let faults = self.faults();
         let Self { topic, prefix, source, outbox, steps } = self;
-        let topic = format!("{prefix}{topic}");
+        let of = format!("the participant on {topic}");
+        let consumer = consumer
+            .topic(format!("{prefix}{topic}"))
+            .batch_records_at_most(BATCH_RECORDS_MAX)
+            .starts_if(look(of, faults));
         let voice = Arc::new(carry_out::Voice { source, outbox });
-        steps
-            .into_iter()
-            .fold(consumer.topic(topic), |consumer, step| step.join(Arc::clone(&voice), consumer))
+        steps.into_iter().fold(consumer, |consumer, step| step.join(Arc::clone(&voice), consumer))
     }
 
     /// Runs as a consumer of its own until `stop` resolves: see [`Consumer::run`].
@@ -172,13 +174,7 @@ impl<S: Send + Sync + 'static> Participant<S> {
         config: Config<S>,
         stop: impl Future<Output = ()>,
     ) -> Result<Report, Error> {
-        let faults = self.faults();
-        if !faults.is_empty() {
-            return Err(Error::faults(&format!("the participant on {}", self.topic), faults));
-        }
-        schema::check_patiently(config.pool()).await?;
-        let consumer = Consumer::new(config.batch_records_at_most(BATCH_RECORDS_MAX));
-        self.join(consumer).run(stop).await.map_err(Error::of_consumer)
+        self.join(Consumer::new(config)).run(stop).await.map_err(Error::of_consumer)
     }
 }
 
@@ -187,6 +183,20 @@ impl<S> Participant<S> {
     fn faults(&self) -> Vec<String> {
         let strays = self.steps.iter().filter(|step| !self.topic.ends_with(step.topic()));
         strays.map(|step| format!("{} is sent to {}", step.command(), step.topic())).collect()
+    }
+}
+
+/// For [`Consumer::starts_if`]: whether what is registered is right, and the tables are there.
+pub(crate) fn look(
+    of: String,
+    faults: Vec<String>,
+) -> impl Fn(PgPool) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync + 'static {
+    move |pool| match faults.is_empty() {
+        true => Box::pin(schema::look(pool)),
+        false => {
+            let wrong = Error::faults(&of, faults.clone());
+            Box::pin(async { Err(wrong.into()) })
+        }
     }
 }
 
@@ -344,8 +354,6 @@ pub async fn forget(
 
 #[cfg(test)]
 mod tests {
-    use tailrace_idempotency::BoxError;
-
     use super::*;
     use crate::fixture::{CapturePayment, QuoteShipping};
 

@@ -7,6 +7,8 @@
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, PgPool};
+#[cfg(feature = "kafka")]
+use tailrace_idempotency::BoxError;
 
 use crate::error::{Error, Kind};
 
@@ -122,6 +124,12 @@ pub(crate) async fn check_patiently(pool: &PgPool) -> Result<(), Error> {
             checked => return checked,
         }
     }
+}
+
+/// As [`check_patiently`], for [`Consumer::starts_if`](tailrace_idempotency::Consumer::starts_if).
+#[cfg(feature = "kafka")]
+pub(crate) async fn look(pool: PgPool) -> Result<(), BoxError> {
+    Ok(check_patiently(&pool).await?)
 }
 
 /// How long a start waits for a database that is away.

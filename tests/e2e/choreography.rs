@@ -193,11 +193,10 @@ async fn services_that_react_to_each_other_complete_a_saga_or_undo_it() {
     let mut services = CHOREOGRAPHED.map(|service| shop.start(service));
     let (ending, ends) = tokio::sync::oneshot::channel::<()>();
     let name = format!("{}observer", shop.prefix);
+    let config: Config = Config::new(name, shop.brokers.clone(), shop.pool("orders").clone());
     let observer =
-        Observer::new(Config::new(name, shop.brokers.clone(), shop.pool("orders").clone()))
-            .choreography(&choreography(LONG).unwrap())
-            .topic_prefix(&shop.prefix);
-    let observing = tokio::spawn(observer.run(async { ends.await.unwrap_or_default() }));
+        Observer::new().choreography(&choreography(LONG).unwrap()).topic_prefix(&shop.prefix);
+    let observing = tokio::spawn(observer.run(config, async { ends.await.unwrap_or_default() }));
 
     let completed = shop.place(order(1), LONG).await;
     let refused_by = Some("capture-payment".to_owned());

@@ -94,7 +94,7 @@ pub(crate) async fn orchestrate(arguments: EngineArgs) -> ExitCode {
         pivot_timeout: arguments.pivot_time_out_ms.map_or(timeout, Duration::from_millis),
         pivot_attempts: arguments.pivot_attempts,
     };
-    let engine = Engine::new(arguments.place.config("engine"))
+    let engine = Engine::new()
         .source("/orders")
         .topic_prefix(&arguments.place.prefix)
         .strict(arguments.strict);
@@ -115,7 +115,7 @@ pub(crate) async fn orchestrate(arguments: EngineArgs) -> ExitCode {
     });
     let stop = terminated();
     tracing::info!("an engine begins");
-    ended(engine.run(stop).await)
+    ended(engine.run(arguments.place.config("engine"), stop).await)
 }
 
 pub(crate) async fn participate(arguments: ParticipantArgs) -> ExitCode {

@@ -102,9 +102,10 @@ pub(crate) async fn orchestrate(arguments: EngineArguments) -> ExitCode {
     log();
     let running = async {
         let place = arguments.place;
-        let engine = Engine::new(place.config("engine", 2)?).topic_prefix(&place.prefix);
+        let engine = Engine::new().topic_prefix(&place.prefix);
         figure::tell(BEGINS);
-        let report = engine.saga(&order_saga()?).run(terminated()).await?;
+        let report =
+            engine.saga(&order_saga()?).run(place.config("engine", 2)?, terminated()).await?;
         figure::tell(&format!("{report:?}"));
         Ok::<_, Failure>(())
     };

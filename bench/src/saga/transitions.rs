@@ -195,11 +195,11 @@ impl Backlog {
         bar: &ProgressBar,
     ) -> Result<f64, Failure> {
         self.place(place).await?;
-        let config = Config::new(unique("saga"), &self.brokers, place.pool.clone());
-        let engine = Engine::new(config).topic_prefix(&self.prefix).saga(&order_saga()?);
+        let config: Config = Config::new(unique("saga"), &self.brokers, place.pool.clone());
+        let engine = Engine::new().topic_prefix(&self.prefix).saga(&order_saga()?);
         let counters = engine.counters();
         let (stop, stopped) = oneshot::channel::<()>();
-        let mut running = tokio::spawn(engine.run(async move {
+        let mut running = tokio::spawn(engine.run(config, async move {
             stopped.await.ok();
         }));
         let all = u64::try_from(self.ids.len() * (self.template.stages.len() - 1))?;

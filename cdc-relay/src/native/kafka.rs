@@ -142,7 +142,7 @@ fn parts(bytes: Option<&[u8]>) -> (*mut c_void, usize) {
 
 /// Waits until each record that was handed over has its answer, be it an error; blocks at most for
 /// `timeout`.
-pub(crate) fn flush<C: ProducerContext + 'static>(
+pub fn flush<C: ProducerContext + 'static>(
     producer: &ThreadedProducer<C>,
     timeout: Duration,
 ) -> Result<(), RDKafkaErrorCode> {

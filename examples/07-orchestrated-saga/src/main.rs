@@ -100,17 +100,12 @@ struct Shop {
 async fn open(site: &mut Site, create_order: &Saga<Order>) -> Result<Shop, BoxError> {
     let table = "create table orders (number bigint primary key, state text)";
     let orders = site.database("orders", table).await?;
-    let engine = Engine::new(site.config("orders", &orders))
-        .source("/orders")
-        .topic_prefix(&site.prefix)
-        .saga(create_order)
-        .prepare()?;
+    let engine =
+        Engine::new().source("/orders").topic_prefix(&site.prefix).saga(create_order).prepare()?;
     let sagas = engine.sagas();
-    site.start(engine.run(site.stopped()));
-    let observer = Observer::new(site.config("observer", &orders))
-        .topic_prefix(&site.prefix)
-        .saga(create_order);
-    site.start(observer.run(site.stopped()));
+    site.start(engine.run(site.config("orders", &orders), site.stopped()));
+    let observer = Observer::new().topic_prefix(&site.prefix).saga(create_order);
+    site.start(observer.run(site.config("observer", &orders), site.stopped()));
 
     let amounts = [
         (

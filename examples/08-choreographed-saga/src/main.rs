@@ -71,10 +71,8 @@ async fn open(site: &mut Site, create_order: &Choreography) -> Result<Shop, BoxE
     let service = orders(create_order).topic_prefix(&site.prefix);
     let starter = service.starter();
     site.start(service.run(site.config("orders", &pool), site.stopped()));
-    let observer = Observer::new(site.config("observer", &pool))
-        .topic_prefix(&site.prefix)
-        .choreography(create_order);
-    site.start(observer.run(site.stopped()));
+    let observer = Observer::new().topic_prefix(&site.prefix).choreography(create_order);
+    site.start(observer.run(site.config("observer", &pool), site.stopped()));
 
     let customers = customers(create_order);
     let warehouse = warehouse(create_order);

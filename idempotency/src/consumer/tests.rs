@@ -2,6 +2,7 @@
 
 mod batches;
 mod calls;
+mod company;
 mod faults;
 mod lanes;
 mod leaving;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, PgPool, Row};
-use tokio::sync::watch;
+use tailrace_idempotency::Ending;
 use uuid::Uuid;
 
 use super::decide::{self, Course, Status};
@@ -189,7 +189,7 @@ impl Starter {
     }
 
     /// Emits expiries until told to end. An error of the database passes, or the consumer beside it ends with it.
-    pub(super) async fn keep_time(self, pool: PgPool, mut ends: watch::Receiver<bool>) {
+    pub(super) async fn keep_time(self, pool: PgPool, mut ends: Ending) {
         loop {
             let round = async {
                 let mut conn = pool.acquire().await.map_err(unread)?;
@@ -205,8 +205,7 @@ impl Starter {
             };
             tokio::select! {
                 biased;
-                // An error means that nobody is left to tell.
-                _ = ends.wait_for(|ends| *ends) => return,
+                () = ends.wait() => return,
                 () = tokio::time::sleep(wait) => {}
             }
         }

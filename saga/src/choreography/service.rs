@@ -6,15 +6,13 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use tailrace_idempotency::{Config, Consumer, Report};
 use tailrace_outbox::{Outbox, Store};
-use tokio::sync::watch;
 
 use super::clock::Starter;
 use super::react::{Dispatch, Raw, Reactor, Voice};
 use super::reaction::{AnyReact, React, Typed};
 use super::{Choreography, Step};
 use crate::error::Error;
-use crate::participant::BATCH_RECORDS_MAX;
-use crate::schema;
+use crate::participant::{self, BATCH_RECORDS_MAX};
 
 /// A service of a [`Choreography`]: a set of handlers of a [`Consumer`], which is subscribed to what the choreography
 /// says, and around whose steps and compensations stands the same barrier as around those of a
@@ -165,8 +163,25 @@ impl<S: Send + Sync + 'static> Service<S> {
         faults
     }
 
-    /// Runs until `stop` resolves: see [`Consumer::run`]. The service in which the sagas start also watches over their
-    /// deadlines.
+    /// Adds topics and handlers to a consumer, which may have others, but none of the same events; from then on at most 50
+    /// records share one of its transactions. What would keep the service from [running](Self::run) ends the consumer when
+    /// it starts.
+    pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
+        let of = format!("{} in {}", self.voice.service, self.map.map().definition());
+        let consumer = consumer
+            .batch_records_at_most(BATCH_RECORDS_MAX)
+            .starts_if(participant::look(of, self.faults()));
+        let consumer = match self.is_first().then(|| self.starter()) {
+            None => consumer,
+            Some(starter) => {
+                consumer.beside(move |pool, ends| starter.clone().keep_time(pool, ends))
+            }
+        };
+        self.handlers(consumer)
+    }
+
+    /// Runs as a consumer of its own until `stop` resolves: see [`Consumer::run`]. The service in which the sagas start also
+    /// watches over their deadlines.
     ///
     /// As with a [participant](crate::Participant::run), at most 50 events share a transaction.
     ///
@@ -178,33 +193,10 @@ impl<S: Send + Sync + 'static> Service<S> {
         config: Config<S>,
         stop: impl Future<Output = ()>,
     ) -> Result<Report, Error> {
-        let faults = self.faults();
-        if !faults.is_empty() {
-            let of = format!("{} in {}", self.voice.service, self.map.map().definition());
-            return Err(Error::faults(&of, faults));
-        }
-        schema::check_patiently(config.pool()).await?;
-        let pool = config.pool().clone();
-        let starter = self.is_first().then(|| self.starter());
-        let consumer =
-            self.consumer(Consumer::new(config.batch_records_at_most(BATCH_RECORDS_MAX)));
-        let (ending, ends) = watch::channel(false);
-        let consuming = async {
-            let consumed = consumer.run(stop).await;
-            // Whoever keeps the time may be gone already.
-            ending.send(true).unwrap_or_default();
-            consumed
-        };
-        let keeping = async {
-            if let Some(starter) = starter {
-                starter.keep_time(pool, ends).await;
-            }
-        };
-        let (consumed, ()) = tokio::join!(consuming, keeping);
-        consumed.map_err(Error::of_consumer)
+        self.join(Consumer::new(config)).run(stop).await.map_err(Error::of_consumer)
     }
 
-    fn consumer(self, consumer: Consumer<S>) -> Consumer<S> {
+    fn handlers(self, consumer: Consumer<S>) -> Consumer<S> {
         let Self { map, voice, handlers, .. } = self;
         let reactor = Arc::new(Reactor { map, voice, handlers });
         let (map, voice) = (&reactor.map, &reactor.voice);

@@ -30,31 +30,31 @@ pub(super) struct Parts(pub(super) Arc<Core>);
 
 type Handled<'a> = BoxFuture<'a, Result<Outcome, BoxError>>;
 
-impl<'a> BatchHandler<'a, (), Value> for Replies {
+impl<'a, S> BatchHandler<'a, S, Value> for Replies {
     type Error = BoxError;
     type Future = Handled<'a>;
 
-    fn call(&self, cx: BatchCx<'a>, messages: Vec<Item<'a, Value>>) -> Handled<'a> {
+    fn call(&self, cx: BatchCx<'a, S>, messages: Vec<Item<'a, Value>>) -> Handled<'a> {
         let core = Arc::clone(&self.0);
         Box::pin(async move { replies(&core, cx.conn, messages).await })
     }
 }
 
-impl<'a> BatchHandler<'a, (), Value> for Events {
+impl<'a, S> BatchHandler<'a, S, Value> for Events {
     type Error = BoxError;
     type Future = Handled<'a>;
 
-    fn call(&self, cx: BatchCx<'a>, messages: Vec<Item<'a, Value>>) -> Handled<'a> {
+    fn call(&self, cx: BatchCx<'a, S>, messages: Vec<Item<'a, Value>>) -> Handled<'a> {
         let core = Arc::clone(&self.0);
         Box::pin(async move { events(&core, cx.conn, messages).await })
     }
 }
 
-impl<'a> BatchHandler<'a, (), Value> for Parts {
+impl<'a, S> BatchHandler<'a, S, Value> for Parts {
     type Error = BoxError;
     type Future = Handled<'a>;
 
-    fn call(&self, cx: BatchCx<'a>, messages: Vec<Item<'a, Value>>) -> Handled<'a> {
+    fn call(&self, cx: BatchCx<'a, S>, messages: Vec<Item<'a, Value>>) -> Handled<'a> {
         let core = Arc::clone(&self.0);
         Box::pin(async move { parts(&core, cx.conn, messages).await })
     }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use sqlx::{PgConnection, PgPool};
-use tailrace_idempotency::BoxError;
-use tokio::sync::watch;
+use tailrace_idempotency::{BoxError, Ending};
 
 use super::{Core, SILENCE_MAX, registry};
 use crate::engine::apply::{Applied, Told, apply};
@@ -24,8 +23,9 @@ const ERROR_WAIT: Duration = Duration::from_secs(1);
 /// What is taken in one transaction.
 const TAKE_MAX: u32 = 200;
 
-/// Runs until told to end. An error of the database passes, or the consumer beside it ends with it.
-pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receiver<bool>) {
+/// Runs until told to end, and takes the engine's leave. An error of the database passes, or the consumer beside it ends
+/// with it.
+pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: Ending) {
     let mut beaten = Beaten::default();
     loop {
         let wait = match round(&core, &pool, &mut beaten).await {
@@ -37,10 +37,14 @@ pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: watch::Receive
         };
         tokio::select! {
             biased;
-            // An error means that nobody is left to tell.
-            _ = ends.wait_for(|ends| *ends) => return,
+            () = ends.wait() => break,
             () = tokio::time::sleep(wait) => {}
         }
+    }
+    if let Ok(mut conn) = pool.acquire().await
+        && let Err(error) = core.registry.leave(&mut conn).await
+    {
+        tracing::warn!(%error, "an engine ends without taking its leave; others wait until it counts as gone");
     }
 }
 

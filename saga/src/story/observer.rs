@@ -28,28 +28,26 @@ use crate::transition::{PART_TYPE, REPLY_TYPE};
 /// # async fn run(
 /// #     pool: sqlx::PgPool, create_order: Choreography, book_trip: Saga<()>, stop: impl Future<Output = ()>,
 /// # ) -> Result<(), Error> {
-/// Observer::new(Config::new("saga-observer", "localhost:9092", pool))
+/// Observer::new()
 ///     .choreography(&create_order)
 ///     .saga(&book_trip)
-///     .run(stop)
+///     .run(Config::new("saga-observer", "localhost:9092", pool), stop)
 ///     .await?;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
-#[must_use = "an observer does nothing until it runs"]
+#[derive(Debug, Default)]
+#[must_use = "an observer does nothing until it runs or has joined a consumer"]
 pub struct Observer {
-    config: Config,
     prefix: String,
     topics: BTreeSet<String>,
     types: BTreeSet<String>,
 }
 
 impl Observer {
-    /// An observer of nothing. The name in the configuration is that of its consumer.
-    pub fn new(config: Config) -> Self {
-        let (topics, types) = (BTreeSet::new(), BTreeSet::new());
-        Self { config, prefix: String::new(), topics, types }
+    /// An observer of nothing.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Keeps the events of a choreography.
@@ -79,23 +77,27 @@ impl Observer {
         self
     }
 
-    /// Runs until `stop` resolves: see [`Consumer::run`].
+    /// Adds topics and handlers to a consumer that has no handlers of the same messages.
+    pub fn join<S: Send + Sync + 'static>(self, consumer: Consumer<S>) -> Consumer<S> {
+        let Self { prefix, topics, types } = self;
+        let topics = topics.into_iter().map(|topic| format!("{prefix}{topic}"));
+        let consumer = topics.fold(consumer, Consumer::topic).starts_if(schema::look);
+        types.into_iter().fold(consumer, |consumer, message_type| {
+            consumer.on_batch_with::<Unread>(Unread, message_type, Keep)
+        })
+    }
+
+    /// Runs as a consumer of its own until `stop` resolves: see [`Consumer::run`]. The name in the configuration is that
+    /// of the consumer.
     ///
     /// # Errors
     /// [`Kind::Schema`] where the tables are missing; otherwise what [`Consumer::run`] says.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Report, Error> {
-        let Self { config, prefix, topics, types } = self;
-        schema::check_patiently(config.pool()).await?;
-        let topics = topics.into_iter().map(|topic| format!("{prefix}{topic}"));
-        let consumer = topics.fold(Consumer::new(config), Consumer::topic);
-        types
-            .into_iter()
-            .fold(consumer, |consumer, message_type| {
-                consumer.on_batch_with::<Unread>(Unread, message_type, Keep)
-            })
-            .run(stop)
-            .await
-            .map_err(Error::of_consumer)
+    pub async fn run<S: Send + Sync + 'static>(
+        self,
+        config: Config<S>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Report, Error> {
+        self.join(Consumer::new(config)).run(stop).await.map_err(Error::of_consumer)
     }
 }
 
@@ -110,11 +112,11 @@ impl Codec<Self> for Unread {
 
 struct Keep;
 
-impl<'a> BatchHandler<'a, (), Unread> for Keep {
+impl<'a, S> BatchHandler<'a, S, Unread> for Keep {
     type Error = BoxError;
     type Future = BoxFuture<'a, Result<Outcome, BoxError>>;
 
-    fn call(&self, cx: BatchCx<'a>, messages: Vec<Item<'a, Unread>>) -> Self::Future {
+    fn call(&self, cx: BatchCx<'a, S>, messages: Vec<Item<'a, Unread>>) -> Self::Future {
         Box::pin(async move {
             // What belongs to no saga has no story, and what says so wrongly is a dead letter where it is taken.
             let entries: Vec<(SagaId, Entry)> =

@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use tailrace_idempotency::Config;
 
 use super::*;
 use crate::bed::{Bed, installed};
@@ -129,8 +128,7 @@ async fn place(name: &str) -> (Bed, SagaId) {
 
 async fn place_of(name: &str, saga: &Saga<Order>) -> (Bed, SagaId) {
     let bed = installed(name).await;
-    let config = Config::new("sagas", "localhost:9092", bed.pool.clone());
-    let sagas = Engine::new(config).saga(saga).prepare().unwrap().sagas();
+    let sagas = Engine::new().saga(saga).prepare().unwrap().sagas();
     let id = SagaId::from_uuid(Uuid::now_v7());
     let mut tx = bed.begin().await;
     let name = &saga.definition().identity().name;
@@ -249,8 +247,7 @@ async fn a_lock_that_is_not_where_its_saga_takes_it_to_be_is_found() {
     .await;
     let (bed, first) = place_of("verify_lines", &transfer()).await;
     let (second, mut tx) = (SagaId::from_uuid(Uuid::now_v7()), bed.begin().await);
-    let config = Config::new("sagas", "localhost:9092", bed.pool.clone());
-    let sagas = Engine::new(config).saga(&transfer()).prepare().unwrap().sagas();
+    let sagas = Engine::new().saga(&transfer()).prepare().unwrap().sagas();
     sagas.start(&mut tx, "transfer", second, &order()).await.unwrap();
     assert_eq!(faults(&mut tx, &transfer(), second).await, [""; 0]);
     // Its turn comes, and the word is on its way; then it is lost, and with it the place in the line.

@@ -23,6 +23,8 @@ pub(crate) enum Trouble {
     ProviderSlow,
     /// Every record is in its topic twice.
     Duplicates,
+    /// The handler that credits points has a fault, and what it is told becomes dead letters.
+    Poison,
     /// A relay is killed.
     RelayCrash,
     /// The payment service is killed in the middle of a transaction.
@@ -47,11 +49,18 @@ impl Trouble {
         matches!(self, Trouble::CardDeclined | Trouble::OutOfStock | Trouble::CarrierRefuses)
     }
 
+    /// Whether it is nothing that can be switched off: what it kills is started again.
+    pub(crate) fn is_over_at_once(self) -> bool {
+        matches!(self, Trouble::RelayCrash | Trouble::PaymentsCrash)
+    }
+
     /// How long it lasts where a program makes it.
     pub(crate) fn lasts(self) -> Duration {
         match self {
             Trouble::ProviderSlow => Duration::from_secs(4),
-            Trouble::PostgresPaused | Trouble::KafkaStopped => Duration::from_secs(3),
+            Trouble::PostgresPaused | Trouble::KafkaStopped | Trouble::Poison => {
+                Duration::from_secs(3)
+            }
             _ => Duration::from_secs(1),
         }
     }
@@ -103,6 +112,11 @@ impl Stage {
             (Trouble::PostgresPaused, false) => Ok(self.stack.postgres().resume().await?),
             (Trouble::KafkaStopped, true) => Ok(self.stack.kafka().stop().await?),
             (Trouble::KafkaStopped, false) => Ok(self.stack.kafka().restart().await?),
+            (Trouble::Poison, on) => {
+                let url = format!("http://{}/points/fault", self.address("storefront")?);
+                self.client.put(url).json(&on).send().await?.error_for_status()?;
+                Ok(())
+            }
             // They are in the orders that are placed.
             (Trouble::CardDeclined | Trouble::OutOfStock | Trouble::CarrierRefuses, _)
             | (Trouble::RelayCrash | Trouble::PaymentsCrash, false) => Ok(()),

@@ -330,10 +330,9 @@ async fn definitions_and_living_engines_that_contradict_each_other_are_refused()
         saga.build().unwrap().definition().clone()
     };
     let (one, other) = (of("one", &["account", "stock"]), of("other", &["stock", "account"]));
-    let config = || Config::new("orders", "localhost:1", bank.bed.pool.clone());
     let fault = "one/1 locks account before stock, and other/1 stock before account";
 
-    let engine = Engine::new(config()).definition(&one).definition(&other);
+    let engine = Engine::new().definition(&one).definition(&other);
     assert_eq!(engine.prepare().unwrap_err().list(), [fault]);
 
     let living = core_of(vec![one]);
