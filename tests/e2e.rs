@@ -58,8 +58,6 @@ mod sagas;
 mod secure;
 #[path = "e2e/shop.rs"]
 mod shop;
-#[path = "e2e/shop_open.rs"]
-mod shop_open;
 #[path = "e2e/shop_page.rs"]
 mod shop_page;
 #[path = "e2e/status_page.rs"]

@@ -162,8 +162,9 @@ impl<S: Send + Sync + 'static> Participant<S> {
 
     /// Runs as a consumer of its own until `stop` resolves: see [`Consumer::run`].
     ///
-    /// At most 50 commands share a transaction: each is behind a savepoint, and a transaction with more than 64 of them
-    /// slows down every reader of the database.
+    /// At most 50 commands share a transaction, or fewer where the configuration says so: each may be behind a savepoint,
+    /// and a transaction with more than 64 of them slows down every reader of the database. A transaction that deadlocks
+    /// with another one is repeated with half as many, and later ones grow by one command at a time.
     ///
     /// # Errors
     /// [`Kind::Definition`](crate::Kind::Definition) where a command that it handles is sent to another topic;
@@ -280,7 +281,8 @@ impl<S: Send + Sync + 'static, C: Command> Acts<S, C> for Arc<dyn AnyAction<S, C
         voice: Arc<carry_out::Voice>,
         consumer: Consumer<S>,
     ) -> Consumer<S> {
-        consumer.on::<C>(C::TYPE, Step { action: *self, undo, voice })
+        let care = Arc::default();
+        consumer.on_batch::<C>(C::TYPE, Step { action: *self, undo, voice, care })
     }
 }
 

@@ -143,8 +143,13 @@ impl Shop {
         let answer = self.ask("POST", &format!("/api/troubles/{name}"), "", &body).await;
         assert!([202, 204].contains(&answer.code), "{name}: {answer:?}");
         let switched = |state: &Value| {
-            let mut troubles = state["stage"]["troubles"].as_array().into_iter().flatten();
-            troubles.any(|it| it["name"] == name && it["changing"] == false && it["on"] == on)
+            let troubles = state.pointer("/stage/troubles").and_then(Value::as_array);
+            let is = |of: &Value, key: &str, value: Value| of.get(key) == Some(&value);
+            troubles.into_iter().flatten().any(|it| {
+                is(it, "name", name.into())
+                    && is(it, "changing", false.into())
+                    && is(it, "on", on.into())
+            })
         };
         self.until("/api/state", SWITCH_MAX, switched).await;
     }

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use tailrace_outbox::{Message, Outbox};
 use uuid::Uuid;
@@ -50,20 +51,27 @@ pub(crate) async fn lock(
         .fetch_one(conn)
         .await
         .map_err(failed)?;
+    let (barrier, reply) = barrier_of(&row)?;
+    let late = row.try_get(4).map_err(failed)?;
+    let forgotten = is_forgotten(*saga, row.try_get(5).map_err(failed)?);
+    Ok(Held { barrier, reply, late, forgotten })
+}
+
+/// What a row says whose first columns are those of [`LOCK`].
+pub(super) fn barrier_of(row: &PgRow) -> Result<(Barrier, Option<Vec<u8>>), Error> {
     let (action_epoch, action_outcome): (Option<i64>, Option<String>) =
         (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
     let compensation: Option<i64> = row.try_get(3).map_err(failed)?;
-    let beyond: bool = row.try_get(5).map_err(failed)?;
-    Ok(Held {
-        barrier: Barrier {
-            action: past(action_epoch, action_outcome.as_deref())?,
-            compensation: compensation.map(epoch).transpose()?,
-        },
-        reply: row.try_get(2).map_err(failed)?,
-        late: row.try_get(4).map_err(failed)?,
-        // Rows of other ids are never deleted: they say nothing of their time.
-        forgotten: beyond && saga.get_version_num() == 7,
-    })
+    let barrier = Barrier {
+        action: past(action_epoch, action_outcome.as_deref())?,
+        compensation: compensation.map(epoch).transpose()?,
+    };
+    Ok((barrier, row.try_get(2).map_err(failed)?))
+}
+
+/// Rows of other ids are never deleted: they say nothing of their time.
+pub(super) fn is_forgotten(saga: Uuid, is_beyond_horizon: bool) -> bool {
+    is_beyond_horizon && saga.get_version_num() == 7
 }
 
 /// Stores what is remembered from now on, and writes the answer along with it.
@@ -183,7 +191,7 @@ pub(crate) fn first_id_of(time: SystemTime) -> Uuid {
     Uuid::from_u128(milliseconds << 80)
 }
 
-fn micros(time: SystemTime) -> i64 {
+pub(super) fn micros(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
@@ -198,7 +206,7 @@ fn epoch(number: i64) -> Result<Epoch, Error> {
 }
 
 impl Ended {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Refused => "refused",
@@ -221,7 +229,7 @@ fn unreadable(what: &str) -> Error {
     )
 }
 
-fn failed(error: sqlx::Error) -> Error {
+pub(super) fn failed(error: sqlx::Error) -> Error {
     Error::database("what was done for a step cannot be read", error)
 }
 
