@@ -48,8 +48,13 @@ async fn completed(browser: &Browser, orders: [u32; 2]) {
 }
 
 async fn order_in(browser: &Browser, style: &str) {
+    let said = format!("#lane-{style} .said");
+    let before = browser.text(&said).await;
     browser.click(&format!("#lane-{style} .one-order"), 1).await;
-    says(browser, &format!("#lane-{style} .said"), "is taken").await;
+    let shown = text_of(&said);
+    browser
+        .until(&format!("{shown} !== {before:?} && {shown}.includes('is taken')"), SEEN_MAX)
+        .await;
 }
 
 async fn order_in_both(browser: &Browser) {

@@ -33,7 +33,9 @@ export function basket(style, fate) {
 export function intention() {
   let last = -Infinity, key = null, clicks = 0;
   return ({ detail, timeStamp }) => {
-    if (clicks === 0 || (detail <= 1 && timeStamp - last > HELD_MAX)) {
+    // A click without a number is that of a key.
+    const goesOn = detail > 1 || (detail === 0 && timeStamp - last <= HELD_MAX);
+    if (clicks === 0 || !goesOn) {
       key = uuid7();
       clicks = 0;
     }
