@@ -8,6 +8,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use tailrace_idempotency::{Apart, BatchCx, BatchHandler, BoxError, Item, Meta, Outcome};
 use tailrace_outbox::{Message, Outbox};
+use tracing::Instrument as _;
 
 use crate::barrier::many::Many;
 use crate::barrier::rows::{self, Held};
@@ -98,12 +99,13 @@ impl<S: Send + Sync + 'static, C: Command> Step<S, C> {
         let mut rows = Many::lock(conn, &instructions).await?;
         let mut answers = Vec::with_capacity(commands.len());
         for (place, (item, instruction)) in commands.into_iter().zip(instructions).enumerate() {
-            let (cause, meta) = (item.cause(), item.meta);
+            let (cause, meta, span) = (item.cause(), item.meta, item.span().clone());
             let held = rows.held(&instruction)?;
             let ended = match Asked::decide(instruction, held) {
                 Ok(asked) => {
                     let cx = Running { conn: &mut *conn, meta, state };
-                    self.one(cx, asked, item.message).await
+                    // What the action writes is of the trace of its command.
+                    self.one(cx, asked, item.message).instrument(span).await
                 }
                 Err(outcome) => Ok(Err(outcome)),
             };
