@@ -58,6 +58,8 @@ mod sagas;
 mod secure;
 #[path = "e2e/shop.rs"]
 mod shop;
+#[path = "e2e/shop_page.rs"]
+mod shop_page;
 #[path = "e2e/status_page.rs"]
 mod status_page;
 #[path = "e2e/streaming.rs"]

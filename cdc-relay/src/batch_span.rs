@@ -1,7 +1,9 @@
-//! A span for each batch, linked to the traces that its messages belong to.
+//! A span for each batch, and one for each of its messages in the trace that the message belongs
+//! to.
 //!
-//! A message's own trace goes on at its consumer, by the `traceparent` that its record carries.
-//! A batch belongs to many traces at once, so it is a trace of its own with links. Spans are made
+//! A message's own trace goes on at its consumer, by the `traceparent` that its record carries as
+//! it was written. A batch belongs to many traces at once, so it is a trace of its own, which the
+//! spans of its messages are linked to, and which is linked to them. Spans are made
 //! in builds with the feature `otlp` alone, by the process' global tracer provider. They do not go
 //! through `tracing`: of a subscriber with filters for each layer, one of which the log has, the
 //! span of the first batch was seen to be lost (tracing-subscriber 0.3.23).
@@ -26,53 +28,113 @@ impl BatchSpan {
 mod linked {
     use std::time::SystemTime;
 
+    use opentelemetry::global::{BoxedSpan, BoxedTracer};
     use opentelemetry::trace::{
-        Link, Span as _, SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState,
-        Tracer as _,
+        Link, Span as _, SpanContext, SpanId, SpanKind, TraceContextExt as _, TraceFlags, TraceId,
+        TraceState, Tracer as _,
     };
-    use opentelemetry::{KeyValue, global};
+    use opentelemetry::{Context, KeyValue, global};
     use tailrace_outbox::frame::Frame;
     use tailrace_outbox::header::TRACEPARENT;
 
     /// Messages whose traces are linked: the first of a batch.
     const LINKS_MAX: usize = 16;
 
-    /// What is known of the batch that is being filled, or of the one sealed before it.
+    /// Messages that have a span of their own: the first of a batch whose traces are sampled. So
+    /// many are exported in one request, by default (`OTEL_BSP_MAX_EXPORT_BATCH_SIZE`).
+    const MESSAGES_MAX: usize = 512;
+
+    /// What is known of the batch that is being filled, or of the one sealed before it. A batch
+    /// that is given up ends without its counts.
     #[derive(Debug, Default)]
     pub(crate) struct BatchSpan {
-        began: Option<SystemTime>,
-        links: Vec<Link>,
+        /// From the first message on.
+        span: Option<BoxedSpan>,
+        links: usize,
+        messages: Vec<Carried>,
+    }
+
+    /// A message of the batch whose trace is sampled.
+    #[derive(Debug)]
+    struct Carried {
+        parent: SpanContext,
+        since: SystemTime,
+        topic: String,
+        message_type: String,
     }
 
     impl BatchSpan {
         /// The batch has this message in it.
         pub(crate) fn carries(&mut self, frame: &Frame<'_>) {
-            self.began.get_or_insert_with(SystemTime::now);
-            if self.links.len() >= LINKS_MAX {
+            let span = self.span.get_or_insert_with(begin);
+            // Where nobody collects spans there is nothing to remember.
+            if !span.span_context().is_valid() || self.messages.len() >= MESSAGES_MAX {
                 return;
             }
-            if let Some(context) = frame.attributes().get(TRACEPARENT).and_then(context) {
-                self.links.push(Link::with_context(context));
+            let Some(parent) = frame.attributes().get(TRACEPARENT).and_then(context) else {
+                return;
+            };
+            if self.links < LINKS_MAX {
+                self.links += 1;
+                span.add_link(parent.clone(), Vec::new());
+            }
+            if parent.is_sampled() {
+                let (topic, message_type) = (frame.topic().to_owned(), frame.r#type().to_owned());
+                self.messages.push(Carried {
+                    parent,
+                    since: SystemTime::now(),
+                    topic,
+                    message_type,
+                });
             }
         }
 
         /// The batch is durable with so much in it.
         pub(crate) fn ends(self, messages: usize, bytes: usize) {
-            let Some(began) = self.began else { return };
+            let Some(mut batch) = self.span else { return };
+            for message in self.messages {
+                message.ends(batch.span_context());
+            }
             let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-            let tracer = global::tracer("cdc-relay");
+            batch.set_attribute(KeyValue::new("messaging.batch.message_count", count(messages)));
+            batch.set_attribute(KeyValue::new("tailrace.batch.bytes", count(bytes)));
+            batch.end();
+        }
+    }
+
+    fn tracer() -> BoxedTracer {
+        global::tracer("cdc-relay")
+    }
+
+    fn begin() -> BoxedSpan {
+        let tracer = tracer();
+        let builder =
+            tracer.span_builder("publish batch").with_kind(SpanKind::Producer).with_attributes([
+                KeyValue::new("messaging.system", "kafka"),
+                KeyValue::new("messaging.operation.type", "send"),
+            ]);
+        // It has no parent, whatever the loop around it is part of.
+        tracer.build_with_context(builder, &Context::new())
+    }
+
+    impl Carried {
+        /// It is durable with its batch.
+        fn ends(self, batch: &SpanContext) {
+            let tracer = tracer();
+            let Carried { parent, since, topic, message_type } = self;
             let builder = tracer
-                .span_builder("publish batch")
+                .span_builder(format!("publish {message_type}"))
                 .with_kind(SpanKind::Producer)
-                .with_start_time(began)
-                .with_links(self.links)
+                .with_start_time(since)
+                .with_links(vec![Link::with_context(batch.clone())])
                 .with_attributes([
                     KeyValue::new("messaging.system", "kafka"),
                     KeyValue::new("messaging.operation.type", "send"),
-                    KeyValue::new("messaging.batch.message_count", count(messages)),
-                    KeyValue::new("tailrace.batch.bytes", count(bytes)),
+                    KeyValue::new("messaging.destination.name", topic),
+                    KeyValue::new("message_type", message_type),
                 ]);
-            tracer.build(builder).end();
+            let parent = Context::new().with_remote_span_context(parent);
+            tracer.build_with_context(builder, &parent).end();
         }
     }
 
@@ -97,12 +159,14 @@ mod linked {
     #[cfg(test)]
     mod tests {
         use opentelemetry::global;
-        use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+        use opentelemetry::trace::SpanContext;
+        use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
         use tailrace_outbox::Message;
         use tailrace_outbox::frame::{self, Frame};
 
         use super::{BatchSpan, LINKS_MAX};
 
+        const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
         const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
         fn message(traceparent: &str) -> Vec<u8> {
@@ -117,7 +181,7 @@ mod linked {
         }
 
         #[test]
-        fn a_batch_is_one_span_with_links_to_the_traces_of_its_first_messages() {
+        fn a_batch_is_a_span_with_links_and_its_messages_are_spans_of_their_own_traces() {
             let exporter = InMemorySpanExporter::default();
             let provider =
                 SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
@@ -128,17 +192,33 @@ mod linked {
             for _ in 0..LINKS_MAX + 5 {
                 batch.carries(&Frame::decode(&message(PARENT)).unwrap());
             }
-            batch.ends(LINKS_MAX + 6, 700);
+            let unsampled = PARENT.replace("-01", "-00");
+            batch.carries(&Frame::decode(&message(&unsampled)).unwrap());
+            batch.ends(LINKS_MAX + 7, 700);
             BatchSpan::default().ends(0, 0);
 
             let spans = exporter.get_finished_spans().unwrap();
-            assert_eq!(spans.len(), 1, "{spans:?}");
-            assert_eq!(spans[0].name, "publish batch");
-            assert_eq!(spans[0].links.len(), LINKS_MAX);
-            let linked = &spans[0].links.links[0].span_context;
-            assert_eq!(linked.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
-            let said = format!("{:?}", spans[0].attributes);
-            assert!(said.contains(r#"message_count"), value: I64(22)"#), "{said}");
+            // Other tests of this process have spans too.
+            let of_trace = |context: &SpanContext| context.trace_id().to_string() == TRACE;
+            let is_batch =
+                |span: &&SpanData| span.links.iter().any(|link| of_trace(&link.span_context));
+            let batches: Vec<_> = spans.iter().filter(is_batch).collect();
+            let messages: Vec<_> =
+                spans.iter().filter(|span| of_trace(&span.span_context)).collect();
+            assert_eq!(batches.len(), 1, "{batches:?}");
+            assert_eq!(batches[0].name, "publish batch");
+            assert_eq!(batches[0].links.len(), LINKS_MAX);
+            let said = format!("{:?}", batches[0].attributes);
+            assert!(said.contains(r#"message_count"), value: I64(23)"#), "{said}");
+            // What is not sampled has none.
+            assert_eq!(messages.len(), LINKS_MAX + 5);
+            for message in messages {
+                assert_eq!(message.name, "publish order.placed");
+                assert_eq!(message.span_context.trace_id().to_string(), TRACE);
+                assert_eq!(message.parent_span_id.to_string(), "00f067aa0ba902b7");
+                let batch = &message.links.links[0].span_context;
+                assert_eq!(batch.span_id(), batches[0].span_context.span_id());
+            }
         }
     }
 }

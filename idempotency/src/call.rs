@@ -254,7 +254,13 @@ where
         self.decoder.upcast(message_type, decode);
     }
 
-    fn start<'a>(&'a self, _: &'a mut PgConnection, _: &'a S, _: &'a [&'a Record]) -> Started<'a> {
+    fn start<'a>(
+        &'a self,
+        _: &'a mut PgConnection,
+        _: &'a S,
+        _: &'a [&'a Record],
+        _: &'a [tracing::Span],
+    ) -> Started<'a> {
         Started::wrongly()
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::task::{JoinError, JoinSet};
+use tracing::Instrument as _;
 
 use crate::breaker::Permit;
 use crate::call::Answer;
@@ -15,6 +16,7 @@ use crate::parking::Queue;
 use crate::position::Offset;
 use crate::record::Record;
 use crate::route::{Outcall, RouteId};
+use crate::trace;
 
 /// A call that is permitted and whose intent is stored.
 #[derive(Debug)]
@@ -86,14 +88,20 @@ async fn make(shared: Arc<Shared>, queue: Queue, start: Start) -> Called {
     let answer = match shared.dispatch.limits(route) {
         None => Err(Error::new(Kind::Internal, "a call without bounds was made")),
         Some(limits) => {
-            let calling = shared.dispatch.call(route, &record, &intent);
-            tokio::time::timeout(limits.time_out, calling).await.unwrap_or_else(|_| {
+            let span = trace::of_call(&record);
+            let calling = shared.dispatch.call(route, &record, &intent).instrument(span.clone());
+            let called = tokio::time::timeout(limits.time_out, calling).await;
+            let called = called.unwrap_or_else(|_| {
                 let (of, seconds) = (record.meta.message_type(), limits.time_out.as_secs_f32());
                 let text = format!("the call of {of} has not ended within {seconds} s");
                 Err(Error::new(Kind::Handler, text)
                     .at(record.meta.position())
                     .about(record.meta.message_id()))
-            })
+            });
+            if !matches!(called, Ok(Answer::Done(_))) {
+                trace::failed(&span);
+            }
+            called
         }
     };
     let took = began.elapsed();

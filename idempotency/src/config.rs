@@ -8,6 +8,7 @@ use sqlx::PgPool;
 use crate::breaker::Breaker;
 use crate::dedupe::{Dedupe, Unsequenced};
 use crate::error::{Error, Kind};
+use crate::health::Health;
 use crate::lanes::LANES_LIMIT;
 use crate::outage;
 use crate::retry::{OnFailure, OutOfHorizon, Policy};
@@ -103,6 +104,7 @@ pub(crate) struct Options {
     pub(crate) lanes: u16,
     pub(crate) group_protocol: GroupProtocol,
     pub(crate) kafka_properties: Vec<(String, String)>,
+    pub(crate) health: Health,
 }
 
 impl Config {
@@ -133,6 +135,7 @@ impl Config {
                 lanes: 1,
                 group_protocol: GroupProtocol::default(),
                 kafka_properties: Vec::new(),
+                health: Health::default(),
             },
         }
     }
@@ -322,6 +325,15 @@ impl<S> Config<S> {
     #[must_use]
     pub fn kafka_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.kafka_properties.push((name.into(), value.into()));
+        self
+    }
+
+    /// A handle that tells how the consumer is, for whoever leaves its making to something else (a participant of sagas,
+    /// a choreography, an observer). It is for one consumer. Default: one of its own, see
+    /// [`Consumer::health`](crate::Consumer::health).
+    #[must_use]
+    pub fn health(mut self, health: Health) -> Self {
+        self.options.health = health;
         self
     }
 

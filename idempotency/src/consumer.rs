@@ -91,6 +91,7 @@ pub struct Consumer<S = ()> {
 impl<S: Send + Sync + 'static> Consumer<S> {
     /// A consumer without topics and handlers.
     pub fn new(config: Config<S>) -> Self {
+        let health = config.options.health.clone();
         Self {
             config,
             topics: Vec::new(),
@@ -99,7 +100,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             id_from: None,
             company: Company::default(),
             counters: Counters::default(),
-            health: Health::default(),
+            health,
         }
     }
 

@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use tracing::Span;
 
 use crate::error::BoxError;
 use crate::record::Meta;
@@ -31,7 +32,8 @@ impl<S> Cx<'_, S> {
     ///
     /// `ce_correlationid` is that of the record, or the record's own message id where it began the
     /// conversation; `ce_causationid` is the record's message id; `traceparent` and `tracestate` follow where
-    /// present. Pass the pairs to the outbox: `Message::…caused_by(cx.cause())`.
+    /// present, and name the handler's own span where [traces](crate::trace) are kept. Pass the pairs to the outbox:
+    /// `Message::…caused_by(cx.cause())`.
     pub fn cause(&self) -> Vec<(String, String)> {
         self.meta.cause()
     }
@@ -128,12 +130,19 @@ pub struct Item<'a, E> {
     pub meta: &'a Meta,
     /// The decoded payload.
     pub message: E,
+    pub(crate) span: Span,
 }
 
 impl<E> Item<'_, E> {
     /// The headers that tie a message written by the handler to this one: see [`Cx::cause`].
     pub fn cause(&self) -> Vec<(String, String)> {
-        self.meta.cause()
+        self.meta.cause_in(&self.span)
+    }
+
+    /// The message's own span: that of a batch is of no trace in particular, so a handler that has spans for its messages
+    /// gives them this parent.
+    pub fn span(&self) -> &Span {
+        &self.span
     }
 }
 

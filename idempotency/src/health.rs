@@ -9,6 +9,9 @@ const BEAT_MAX: Duration = Duration::from_secs(300);
 
 /// A handle to how a consumer is; it stays valid after the consumer has ended.
 ///
+/// One that is made by `default` is given to a consumer by [`Config::health`](crate::Config::health), also where something
+/// else runs the consumer, such as a participant of sagas.
+///
 /// With the feature `axum` it is a router to mount: see its method `routes`.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<State>>);
@@ -27,6 +30,8 @@ struct State {
 enum Stage {
     #[default]
     Starting,
+    /// The group has not said yet which partitions are ours.
+    Joining,
     Running,
     Ended,
 }
@@ -46,8 +51,16 @@ impl Health {
 
     pub(crate) fn began(&self) {
         let mut state = self.state();
-        state.stage = Stage::Running;
+        state.stage = Stage::Joining;
         state.beat = Some(Instant::now());
+    }
+
+    /// It may be given no partition at all: then it stands by, which is as well.
+    pub(crate) fn joined(&self) {
+        let mut state = self.state();
+        if state.stage == Stage::Joining {
+            state.stage = Stage::Running;
+        }
     }
 
     pub(crate) fn ended(&self) {
@@ -77,6 +90,7 @@ impl State {
     fn faults(&self, now: Instant) -> Vec<String> {
         let mut faults = match self.stage {
             Stage::Starting => vec!["the consumer has not started yet".to_owned()],
+            Stage::Joining => vec!["the consumer has not joined its group yet".to_owned()],
             Stage::Running => Vec::new(),
             Stage::Ended => return vec!["the consumer has ended".to_owned()],
         };
@@ -152,6 +166,7 @@ mod routes {
             let starting = ask("/billing/readyz").await;
             let alive = ask("/billing/livez").await;
             health.began();
+            health.joined();
             let ready = ask("/billing/readyz").await;
             health.ended();
             let dead = ask("/billing/livez").await;
@@ -174,6 +189,8 @@ mod tests {
         let health = Health::default();
         assert_eq!(health.faults(), ["the consumer has not started yet"]);
         health.began();
+        assert_eq!(health.faults(), ["the consumer has not joined its group yet"]);
+        health.joined();
         assert!(health.is_live() && health.faults().is_empty());
 
         health.away(Some(Instant::now()));
@@ -189,6 +206,7 @@ mod tests {
         assert!(health.faults().is_empty());
 
         health.ended();
+        health.joined();
         assert!(!health.is_live());
         assert_eq!(health.faults(), ["the consumer has ended"]);
     }

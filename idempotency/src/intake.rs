@@ -225,7 +225,10 @@ impl Intake {
             rebalanced = true;
             self.keep_places();
             match rebalance {
-                Rebalance::Assigned(list) => self.assigned(&list)?,
+                Rebalance::Assigned(list) => {
+                    self.assigned(&list)?;
+                    self.shared.health.joined();
+                }
                 Rebalance::Revoked(list) => self.revoked(&list)?,
             }
         }
@@ -371,9 +374,7 @@ impl Intake {
         tracing::info!(partitions = partitions.len(), "assigned");
         let owned = match self.own(&partitions) {
             Ok(owned) => owned,
-            Err(error) if error.is_outage() && !self.stop.is_set() => {
-                return self.assign_later(&partitions, &error);
-            }
+            Err(error) if error.is_outage() => return self.assign_later(&partitions, &error),
             Err(error) => {
                 // The client waits for an answer even when there is no way on.
                 drop(self.client.incremental_assign(&TopicPartitionList::new()));
@@ -565,19 +566,26 @@ impl Intake {
         }
         let mut backoff = Backoff::new(OWN_FOR.max(self.settings.takeover.deadline * 2));
         loop {
-            let Some(permit) = self.shared.gate.permit() else {
-                return Err(Error::database_silent("postgres is away", Duration::ZERO));
+            let owned = match self.shared.gate.permit() {
+                Some(permit) => {
+                    let owned = self.try_own(partitions);
+                    self.shared.gate.ended(permit, owned.as_ref().err());
+                    owned
+                }
+                None => Err(Error::database_silent("postgres is away", Duration::ZERO)),
             };
-            let owned = self.try_own(partitions);
-            self.shared.gate.ended(permit, owned.as_ref().err());
             let error = match owned {
                 Ok(owned) => return Ok(owned),
-                Err(error) if error.is_outage() && self.shared.gate.is_shut() => return Err(error),
                 Err(error) => error,
             };
             // Brokers that are just restarting are waited for like the database.
             let passes = error.verdict() == Verdict::Retry || error.kind() == Kind::Kafka;
-            if !passes || self.stop.is_set() {
+            if passes && self.stop.is_set() {
+                tracing::info!(error = %error, "partitions are left to the next owner");
+                return Ok(Vec::new());
+            }
+            let is_away = error.is_outage() && self.shared.gate.is_shut();
+            if !passes || is_away {
                 return Err(error);
             }
             if error.is_lock_timeout() && self.end_holders(partitions) {
@@ -695,6 +703,10 @@ impl Intake {
             }
         }
         health.beat(full);
+        // Whoever gets no partition is not told so.
+        if native::generation(&self.client) >= 0 {
+            health.joined();
+        }
         meters.breaker("postgres", gate.state());
         for (of, breaker) in dispatch.breakers() {
             meters.breaker(of, breaker.state());

@@ -169,6 +169,8 @@ pub mod schema;
 #[cfg(feature = "kafka")]
 mod sequence;
 #[cfg(feature = "kafka")]
+pub mod trace;
+#[cfg(feature = "kafka")]
 mod trial;
 #[cfg(feature = "kafka")]
 mod used;

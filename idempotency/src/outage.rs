@@ -115,6 +115,7 @@ mod tests {
         );
         let attempt = |error: Option<&Error>| gate.ended(gate.permit().unwrap(), error);
         gate.health.began();
+        gate.health.joined();
         let is_well = || gate.health.faults().is_empty();
         for _ in 0..10 {
             attempt(None);

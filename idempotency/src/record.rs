@@ -5,12 +5,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tracing::Span;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind};
 use crate::id_source::IdFrom;
 use crate::message_id::MessageId;
 use crate::position::{Offset, Position};
+use crate::trace;
 
 /// The header with a message's place in its source.
 pub(crate) const SEQUENCE: &str = "ce_sequence";
@@ -281,17 +283,22 @@ impl Meta {
     }
 
     /// The W3C trace context of the span that wrote the message.
-    pub(crate) fn trace_parent(&self) -> Option<&str> {
-        self.text("traceparent")
+    pub(crate) fn trace(&self) -> impl Iterator<Item = (&str, &str)> {
+        [trace::PARENT, trace::STATE].into_iter().filter_map(|name| Some((name, self.text(name)?)))
     }
 
     /// What a message that this record causes has to carry: see [`Cx::cause`](crate::Cx::cause).
     pub fn cause(&self) -> Vec<(String, String)> {
+        self.cause_in(&Span::current())
+    }
+
+    /// The same from what happens in this span.
+    pub(crate) fn cause_in(&self, span: &Span) -> Vec<(String, String)> {
         let id = self.message_id.to_string();
         let correlation = self.text("ce_correlationid").map_or_else(|| id.clone(), str::to_owned);
-        let trace = ["traceparent", "tracestate"]
-            .into_iter()
-            .filter_map(|name| Some((name.to_owned(), self.text(name)?.to_owned())));
+        let named = || self.trace().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let trace = trace::instead_of(self.text(trace::PARENT), span);
+        let trace = trace.unwrap_or_else(|| named().collect());
         [("ce_correlationid".to_owned(), correlation), ("ce_causationid".to_owned(), id)]
             .into_iter()
             .chain(trace)

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use sqlx::PgConnection;
+use tracing::Span;
 
 use crate::breaker::Breaker;
 use crate::call::{Answer, Limits, Prepared};
@@ -34,12 +35,13 @@ pub(crate) trait Dispatch: Send + Sync {
     /// Whether the handler takes records that follow one another all at once.
     fn takes_batches(&self, route: RouteId) -> bool;
 
-    /// Runs a handler: with one record, unless it takes batches.
+    /// Runs a handler: with one record, unless it takes batches. There is a span for each, or none at all.
     fn handle<'a>(
         &'a self,
         conn: &'a mut PgConnection,
         route: RouteId,
         records: &'a [&'a Record],
+        spans: &'a [Span],
     ) -> BoxFuture<'a, Handled>;
 
     /// Bounds of the calls that a handler makes outside Postgres; none where it makes none.
@@ -106,6 +108,7 @@ impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
         conn: &'a mut PgConnection,
         route: RouteId,
         records: &'a [&'a Record],
+        spans: &'a [Span],
     ) -> BoxFuture<'a, Handled> {
         Box::pin(async move {
             let (Some(route), Some(first)) = (self.registry.routes.get(route.0), records.first())
@@ -116,7 +119,7 @@ impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
             };
             let mut undecodable = Vec::new();
             let running = async {
-                let Started { bad, running } = route.start(conn, &self.state, records);
+                let Started { bad, running } = route.start(conn, &self.state, records, spans);
                 undecodable = bad;
                 match running {
                     Some(running) => running.await,
@@ -317,6 +320,7 @@ pub(crate) trait Route<S>: Send + Sync {
         conn: &'a mut PgConnection,
         state: &'a S,
         records: &'a [&'a Record],
+        spans: &'a [Span],
     ) -> Started<'a>;
 
     /// The three steps of a handler that makes calls outside Postgres.
@@ -424,12 +428,16 @@ where
         conn: &'a mut PgConnection,
         state: &'a S,
         records: &'a [&'a Record],
+        spans: &'a [Span],
     ) -> Started<'a> {
         let mut items = Vec::with_capacity(records.len());
         let mut bad = Vec::new();
         for (place, record) in records.iter().enumerate() {
             match self.decoder.decode(record) {
-                Ok(message) => items.push(Item { meta: &record.meta, message }),
+                Ok(message) => {
+                    let span = spans.get(place).cloned().unwrap_or_else(Span::none);
+                    items.push(Item { meta: &record.meta, message, span });
+                }
                 Err(error) => bad.push((place, error)),
             }
         }
@@ -456,7 +464,7 @@ where
         items: Vec<Item<'a, E>>,
     ) -> Handling<'a> {
         let mut items = items.into_iter();
-        let (Some(Item { meta, message }), None) = (items.next(), items.next()) else {
+        let (Some(Item { meta, message, .. }), None) = (items.next(), items.next()) else {
             unreachable!("single messages are dispatched one by one")
         };
         let running = self.0.call(Cx { conn, meta, state }, message);

@@ -17,6 +17,7 @@ use crate::plan::Plan;
 use crate::record::{Meta, Record};
 use crate::retry::{OnFailure, OutOfHorizon};
 use crate::route::{Handled, Outcall, RouteId};
+use crate::trace;
 
 /// Checks what was deferred to the commit, as long as the savepoint is there to go back to.
 const RELEASE: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED;
@@ -246,7 +247,7 @@ impl<'s, 'a> Trial<'s, 'a> {
         let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(()) };
         let records: Vec<&Record> =
             places.iter().filter_map(|at| self.work.records.get(*at)).collect();
-        let (spans, began) = (spans_of(&records), Instant::now());
+        let (spans, began) = (trace::of_messages(&records), Instant::now());
         let around = spans.first().filter(|_| records.len() == 1).cloned();
         let around = around.unwrap_or_else(Span::current);
         let handling = async {
@@ -254,11 +255,14 @@ impl<'s, 'a> Trial<'s, 'a> {
                 [record] if self.shared.dispatch.limits(route).is_some() => {
                     self.step(conn, route, *first, record).await
                 }
-                records => self.shared.dispatch.handle(conn, route, records).await,
+                records => self.shared.dispatch.handle(conn, route, records, &spans).await,
             }
         };
         let handled = handling.instrument(around).await;
         self.shared.meters.handled(began.elapsed());
+        if !matches!(handled.ended, Ok(Outcome::Done)) {
+            spans.iter().for_each(trace::failed);
+        }
         drop(spans);
         for (place, error) in handled.undecodable {
             if self.shared.policy.on_failure == OnFailure::Halt {
@@ -335,27 +339,6 @@ impl<'s, 'a> Trial<'s, 'a> {
     }
 }
 
-/// A span for each message, linked to that of its batch, which is the current one. The message's own trace is named by
-/// its `traceparent`; a subscriber that knows of traces makes it the parent.
-fn spans_of(records: &[&Record]) -> Vec<Span> {
-    if !tracing::enabled!(tracing::Level::DEBUG) {
-        return Vec::new();
-    }
-    let batch = Span::current();
-    let span = |record: &&Record| {
-        let position = record.meta.position();
-        let span = tracing::debug_span!(
-            parent: None, "message",
-            message_id = %record.meta.message_id(), message_type = record.meta.message_type(),
-            topic = %position.topic, partition = position.partition, offset = position.offset.get(),
-            traceparent = record.meta.trace_parent(),
-        );
-        span.follows_from(&batch);
-        span
-    };
-    records.iter().map(span).collect()
-}
-
 fn outside(meta: &Meta, reason: Reason) -> Error {
     let (text, mend) = match reason {
         Reason::Future => (
@@ -400,53 +383,4 @@ async fn savepoint(conn: &mut PgConnection, statement: &'static str) -> Result<(
         }
     })
     .await
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use tracing_subscriber::layer::{Context, SubscriberExt as _};
-    use tracing_subscriber::registry::LookupSpan;
-    use tracing_subscriber::{Layer, Registry};
-
-    use super::*;
-    use crate::record::tests::delivery;
-
-    /// The names of spans and of those that they follow.
-    #[derive(Clone, Default)]
-    struct Links(Arc<Mutex<Vec<(&'static str, &'static str)>>>);
-
-    impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Links {
-        fn on_follows_from(
-            &self,
-            span: &tracing::Id,
-            follows: &tracing::Id,
-            context: Context<'_, S>,
-        ) {
-            let name = |id| context.span(id).unwrap().name();
-            self.0.lock().unwrap().push((name(span), name(follows)));
-        }
-    }
-
-    #[test]
-    fn each_message_has_a_span_that_is_linked_to_its_batch() {
-        let record = |offset| {
-            let mut delivery = delivery(offset);
-            let id = uuid::Uuid::now_v7().to_string();
-            delivery.headers.push("ce_id", Some(id.as_bytes()));
-            delivery.headers.push("ce_type", Some(b"order.v1"));
-            Record::read(delivery, None).unwrap()
-        };
-        let (first, second) = (record(1), record(2));
-        let links = Links::default();
-        let subscriber = Registry::default().with(links.clone());
-
-        let spans = tracing::subscriber::with_default(subscriber, || {
-            tracing::debug_span!("batch").in_scope(|| spans_of(&[&first, &second]))
-        });
-
-        assert_eq!(spans.len(), 2);
-        assert_eq!(*links.0.lock().unwrap(), [("message", "batch"); 2]);
-    }
 }

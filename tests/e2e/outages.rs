@@ -14,6 +14,9 @@ use tests::{Site, Variant};
 use crate::consumer_zombie;
 use crate::run::{LEAD_MAX, PUBLISH_MAX, all_is_well, node, published, stop};
 
+/// What a consumer says when it is given partitions.
+const ASSIGNED: &str = " assigned partitions=";
+
 /// A server that nobody keeps from stopping has stopped by then.
 const SERVER_STOP_MAX: Duration = Duration::from_secs(20);
 
@@ -90,13 +93,21 @@ async fn consumers_wait_for_a_postgres_that_is_stopped_and_go_on_when_it_is_back
     stack.postgres().stop().await.unwrap();
     consumer_zombie::produce(&site.brokers, topic, 100..300);
     second.says("postgres is away", LEAD_MAX).await;
-    first.signal(Signal::TERM);
-    first.ends(LEAD_MAX).await;
+    stop(&mut first).await;
     second.says("partitions are owned once postgres is back", LEAD_MAX).await;
     stack.postgres().restart().await.unwrap();
     second.says("postgres is back", LEAD_MAX).await;
     consumer_zombie::applied(&site.pool, 300).await;
+
+    // Who is asked to leave while it tries to own what it was given leaves that to others.
+    let mut third = consumer();
+    third.says(ASSIGNED, LEAD_MAX).await;
+    stack.postgres().stop().await.unwrap();
+    let assigned = second.log().matches(ASSIGNED).count();
+    stop(&mut third).await;
+    second.says_times(ASSIGNED, assigned + 1, LEAD_MAX).await;
     stop(&mut second).await;
+    stack.postgres().restart().await.unwrap();
 
     let doubled =
         "SELECT count(*) - count(DISTINCT message_id), count(DISTINCT number) FROM effect";

@@ -52,6 +52,11 @@ async fn through_chaos_every_saga_completes_or_leaves_nothing_behind() {
     check("saga-chaos").await;
 }
 
+#[tokio::test]
+async fn the_books_of_the_shop_add_up_whatever_is_killed_and_delivered_twice() {
+    check("shop").await;
+}
+
 async fn check(name: &str) {
     let proof = PROOFS.iter().find(|proof| proof.name == name).expect("the proof is there");
     let stack = Stack::shared().await;

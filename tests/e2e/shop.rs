@@ -1,38 +1,176 @@
-//! The shop carries all of its orders through, by choreography and by orchestration, while things go wrong, and its books
-//! add up.
+//! The shop that is open: one trace through all of its services, dead letters and the way back, a service that is killed,
+//! Kafka that is away, and an order that is placed twice.
 
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::process::Command;
+use rustix::process::{Signal, kill_process};
+use serde_json::json;
+use tests::collector::Collector;
+use tests::shop::Shop;
+use uuid::Uuid;
 
-/// It takes no longer, on a busy machine and without optimisation.
-const END_MAX: Duration = Duration::from_secs(400);
+/// An order has ended by then, whatever is in its way, on a busy machine and without optimisation.
+const END_MAX: Duration = Duration::from_secs(90);
+/// The last spans are sent by then.
+const SENT_MAX: Duration = Duration::from_secs(30);
 
-/// Of the machinery, those that need no pause of a server.
-const TROUBLES: &str =
-    "card-declined,out-of-stock,carrier-refuses,duplicates,relay-crash,payments-crash";
+/// Everybody who has something to do with an order.
+const PROCESSES: [&str; 10] = [
+    "storefront",
+    "orders",
+    "stock",
+    "shipping",
+    "payments",
+    "provider",
+    "orders_relay",
+    "stock_relay",
+    "shipping_relay",
+    "payments_relay",
+];
+
+fn program() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_node")).with_file_name("shop")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_of_either_style_is_one_trace_from_the_request_to_the_provider() {
+    let collector = Collector::start().await;
+    let shop = Shop::open(
+        &program(),
+        &[("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()), ("OTEL_BSP_SCHEDULE_DELAY", "200")],
+    )
+    .await;
+
+    for style in ["choreography", "orchestration"] {
+        let order = Uuid::now_v7();
+        let answer = shop.place(order, &json!({ "style": style })).await;
+        assert_eq!(answer.code, 201, "{answer:?}");
+        let answer: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        let (saga, trace) = (answer["saga"].as_str().unwrap(), answer["trace"].as_str().unwrap());
+        shop.order_is(order, "completed", END_MAX).await;
+
+        let spans = collector.whole(trace, &PROCESSES, SENT_MAX).await;
+
+        let root = spans.iter().find(|span| span.parent.is_empty()).unwrap();
+        assert_eq!((&*root.service, &*root.name), ("storefront", "POST /api/orders"));
+        if style == "choreography" {
+            let story = shop.json(&format!("/api/orders/{saga}/story")).await;
+            assert_eq!(story["trace"], trace);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_while_the_page_is_open_is_put_right() {
+    let mut shop = Shop::open(&program(), &[]).await;
+
+    a_double_click_is_one_order_and_the_trace_that_is_given_is_kept(&shop).await;
+    dead_letters_are_listed_and_retried_once_the_fault_is_gone(&shop).await;
+    a_service_that_is_killed_comes_back_and_ends_what_was_under_way(&shop).await;
+    kafka_may_be_away(&shop).await;
+    books_are_right(&shop).await;
+
+    shop.ask_to_stop();
+    let status = shop.ends(Duration::from_secs(30)).await;
+    assert!(status.success(), "{status}: {}", shop.log());
+}
+
+async fn a_double_click_is_one_order_and_the_trace_that_is_given_is_kept(shop: &Shop) {
+    let (order, trace) = (Uuid::now_v7(), "4bf92f3577b34da6a3ce929d0e0e4736");
+    let headers =
+        format!("idempotency-key: {order}\r\ntraceparent: 00-{trace}-00f067aa0ba902b7-01\r\n");
+    let body = json!({ "style": "orchestration" }).to_string();
+
+    let click = || shop.ask("POST", "/api/orders", &headers, &body);
+    let (first, second) = tokio::join!(click(), click());
+    let third = click().await;
+
+    // Of two at the same time the later one may be told that the earlier one is being handled.
+    let told: Vec<_> = [first, second].into_iter().filter(|answer| answer.code != 409).collect();
+    for answer in told.iter().chain([&third]) {
+        assert_eq!((answer.code, &answer.body), (201, &third.body));
+    }
+    let answer: serde_json::Value = serde_json::from_str(&third.body).unwrap();
+    assert_eq!(answer["trace"], trace);
+    let orders = shop.order_is(order, "completed", END_MAX).await;
+    let placed = orders.as_array().unwrap().iter().filter(|it| it["id"] == order.to_string());
+    assert_eq!(placed.count(), 1);
+}
+
+async fn dead_letters_are_listed_and_retried_once_the_fault_is_gone(shop: &Shop) {
+    shop.trouble("poison", true).await;
+    let order = Uuid::now_v7();
+    shop.place(order, &json!({ "style": "choreography" })).await;
+    shop.order_is(order, "completed", END_MAX).await;
+    let is_one = |letters: &serde_json::Value| letters.as_array().is_some_and(|all| all.len() == 1);
+    let letters = shop.until("/api/dead-letters", END_MAX, is_one).await;
+    let letter = &letters[0];
+    assert_eq!(
+        (&letter["service"], &letter["topic"]),
+        (&json!("storefront"), &json!("orders.facts"))
+    );
+    assert_eq!(letter["state"], "dead");
+    let path = format!("/api/dead-letters/storefront/{}/retry", letter["id"].as_str().unwrap());
+
+    shop.trouble("poison", false).await;
+    let answer = shop.ask("POST", &path, "", "").await;
+
+    assert_eq!(answer.code, 204, "{answer:?}");
+    let is_empty = |letters: &serde_json::Value| letters.as_array().is_some_and(Vec::is_empty);
+    shop.until("/api/dead-letters", END_MAX, is_empty).await;
+    assert_eq!(shop.ask("POST", &path, "", "").await.code, 409);
+    let nowhere = shop.ask("POST", "/api/dead-letters/nobody/dead:1/retry", "", "").await;
+    assert_eq!(nowhere.code, 404);
+}
+
+async fn a_service_that_is_killed_comes_back_and_ends_what_was_under_way(shop: &Shop) {
+    let orders = [Uuid::now_v7(), Uuid::now_v7()];
+    for (order, style) in orders.into_iter().zip(["choreography", "orchestration"]) {
+        let answer = shop.place(order, &json!({ "style": style })).await;
+        assert_eq!(answer.code, 201, "{answer:?}");
+    }
+
+    kill_process(shop.pid("stock"), Signal::KILL).unwrap();
+
+    for order in orders {
+        shop.order_is(order, "completed", END_MAX).await;
+    }
+    shop.process("stock").readiness(200, "", END_MAX).await;
+}
+
+async fn kafka_may_be_away(shop: &Shop) {
+    shop.trouble("kafka-stopped", true).await;
+    let order = Uuid::now_v7();
+    let answer = shop.place(order, &json!({ "style": "orchestration" })).await;
+    assert_eq!(answer.code, 201, "{answer:?}");
+
+    shop.trouble("kafka-stopped", false).await;
+
+    shop.order_is(order, "completed", END_MAX).await;
+}
+
+async fn books_are_right(shop: &Shop) {
+    let right = |state: &serde_json::Value| {
+        let books = &state["stage"]["books"]["shop"];
+        let is_zero = |name: &str| books[name] == 0;
+        books["ended"] == 5 && ["running", "wrong", "settling"].into_iter().all(is_zero)
+    };
+    shop.until("/api/state", END_MAX, right).await;
+}
 
 #[tokio::test]
-async fn the_books_of_the_shop_add_up_whatever_is_killed_and_delivered_twice() {
-    let program = Path::new(env!("CARGO_BIN_EXE_node")).with_file_name("shop");
-    assert!(
-        program.is_file(),
-        "{} is missing: `cargo test --workspace` builds it, and so does `cargo build -p shop`",
-        program.display()
-    );
-    let mut command = Command::new(program);
-    command
-        .args(["--headless", "--orders", "40", "--seed", "7", "--trouble", TROUBLES])
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
+async fn a_port_that_is_taken_is_named_with_the_flag_that_takes_another() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = tokio::process::Command::new(program());
+    command.args(["--http", &address]).kill_on_drop(true);
 
-    let output = tokio::time::timeout(END_MAX, command.output()).await;
+    let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await;
 
-    let output = output.expect("the shop ends in time").expect("the shop starts");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}:\n{said}\n{complained}", output.status);
-    assert!(said.contains("orders ended            40 of 40"), "{said}");
+    let output = output.expect("it ends in time").expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(&address) && said.contains("--http"), "{said}");
 }

@@ -63,8 +63,10 @@ const SWITCHES: [&str; 13] = [
 const FAULTS: &str = include_str!("browser/faults.js");
 
 /// Roles that mean nothing to a listener without a name.
-const NAMED_ROLES: [&str; 9] =
-    ["button", "link", "image", "img", "textbox", "combobox", "slider", "heading", "checkbox"];
+const NAMED_ROLES: [&str; 12] = [
+    "button", "link", "image", "img", "textbox", "combobox", "slider", "heading", "checkbox",
+    "radio", "switch", "article",
+];
 
 /// A window with one page. Dropping it ends the browser and removes its profile.
 #[derive(Debug)]
@@ -149,6 +151,47 @@ impl Browser {
         shown.as_str().unwrap_or_default().to_owned()
     }
 
+    /// Clicks on the middle of an element as a mouse does, so many times in a row.
+    ///
+    /// # Panics
+    ///
+    /// When it is not there, or something else lies upon it.
+    pub async fn click(&self, selector: &str, times: u32) {
+        let look = format!(
+            "const one = document.querySelector({selector:?});
+             if (!one) return 'it is not there';
+             one.scrollIntoView({{ block: 'center', behavior: 'instant' }});
+             const {{ x, y, width, height }} = one.getBoundingClientRect();
+             const at = [x + width / 2, y + height / 2], top = document.elementFromPoint(...at);
+             return one.contains(top) || top?.closest('label')?.contains(one) ? at : `it lies under ${{top?.outerHTML}}`"
+        );
+        let place = self.run(&look).await;
+        let at = |index| place.get(index).and_then(Value::as_f64);
+        let (Some(x), Some(y)) = (at(0), at(1)) else { panic!("{selector}: {place}") };
+        for count in 1..=times {
+            for kind in ["mousePressed", "mouseReleased"] {
+                let event =
+                    json!({"type": kind, "x": x, "y": y, "button": "left", "clickCount": count});
+                self.devtools("Input.dispatchMouseEvent", &event).await;
+            }
+        }
+    }
+
+    /// Presses a key: `Tab`, `Enter`, or a space.
+    pub async fn press(&self, key: &str) {
+        let (code, text) = match key {
+            "Tab" => (9, ""),
+            "Enter" => (13, "\r"),
+            _ => (32, " "),
+        };
+        for kind in ["keyDown", "keyUp"] {
+            let text = if kind == "keyDown" { text } else { "" };
+            let event =
+                json!({"type": kind, "key": key, "windowsVirtualKeyCode": code, "text": text});
+            self.devtools("Input.dispatchKeyEvent", &event).await;
+        }
+    }
+
     /// Waits until an expression is true in the page.
     ///
     /// # Panics
@@ -221,8 +264,20 @@ impl Browser {
 
     /// Leaves a picture of the whole page in this file.
     pub async fn picture(&self, path: &Path) {
-        let whole = json!({"captureBeyondViewport": true});
-        let shot = self.devtools("Page.captureScreenshot", &whole).await;
+        self.capture(path, &json!({"captureBeyondViewport": true})).await;
+    }
+
+    /// Leaves a small picture of the page's beginning, so wide and high, in this file.
+    pub async fn small_picture(&self, path: &Path, (width, height): (u32, u32)) {
+        let clip = json!({"x": 0, "y": 0, "width": width, "height": height, "scale": 1});
+        let small = json!({
+            "captureBeyondViewport": true, "format": "webp", "quality": 85, "clip": clip,
+        });
+        self.capture(path, &small).await;
+    }
+
+    async fn capture(&self, path: &Path, wish: &Value) {
+        let shot = self.devtools("Page.captureScreenshot", wish).await;
         let bytes = from_base64(text(&shot, "/data"));
         fs::write(path, bytes).expect("the picture is written");
     }

@@ -29,6 +29,11 @@ impl Node {
         Node { program: program.into(), switch: None }
     }
 
+    /// Another program that was built with this one.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.program.with_file_name(name)
+    }
+
     /// The program that runs now, started again with [`Node::SWITCH`].
     ///
     /// # Panics

@@ -8,7 +8,7 @@ use tailrace_stack::Stack;
 use crate::process::Node;
 use crate::{
     consumer_chaos, foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes,
-    relay_zombies, saga_chaos, soak,
+    relay_zombies, saga_chaos, shop_run, soak,
 };
 
 /// How much of the same work a proof does.
@@ -117,6 +117,12 @@ pub const PROOFS: &[Proof] = &[
         claim: "every saga completes or leaves nothing behind, while refusals, time-outs, killed and \
                 stopped processes, and servers that die, come over engines, participants and relays",
         body: |bench| Box::pin(saga_chaos::prove(bench)),
+    },
+    Proof {
+        name: "shop",
+        claim: "the books of the shop are right after every trouble, those of the lane without us are \
+                not, and no planted bug escapes them",
+        body: |bench| Box::pin(shop_run::prove(bench)),
     },
     Proof {
         name: "soak",

@@ -4,6 +4,7 @@
 //! every moment.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 use sqlx::Row;
@@ -18,6 +19,8 @@ use crate::stage::Stage;
 
 /// Faults that are told; there may be more.
 const FAULTS_TOLD: usize = 10;
+/// The control lane has carried an order through by then, or it never does.
+const YOUNG_FOR: Duration = Duration::from_secs(10);
 
 /// What was found.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,8 +35,22 @@ pub(crate) struct Books {
     pub(crate) settling: u64,
     /// Some of them.
     pub(crate) faults: Vec<String>,
+    /// The ledger of each database.
+    pub(crate) ledgers: Vec<LedgerSums>,
     #[serde(skip)]
     pub(crate) orders: Vec<Ended>,
+}
+
+/// The ledger of a database, over all orders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct LedgerSums {
+    pub(crate) database: &'static str,
+    /// What stands on each account; together it is nothing.
+    pub(crate) accounts: BTreeMap<String, i64>,
+    /// The sum over the accounts, which has to be 0.
+    pub(crate) balance: i64,
+    /// Orders that do not have what they should, counting those that have ended just now.
+    pub(crate) wrong: u64,
 }
 
 /// An order that has ended.
@@ -55,8 +72,12 @@ pub(crate) struct ControlBooks {
     pub(crate) completed: u64,
     /// Orders that were paid for, and say nothing of it, or the other way round.
     pub(crate) lost: u64,
+    /// How many of these were placed just now, and may only be on their way.
+    pub(crate) late: u64,
     /// Orders that were paid for more than once.
     pub(crate) doubled: u64,
+    /// The ledgers of its two databases.
+    pub(crate) ledgers: Vec<LedgerSums>,
 }
 
 impl ControlBooks {
@@ -99,6 +120,16 @@ impl Ledger {
 
     fn sum(&self, order: Uuid, account: &str) -> i64 {
         self.sums.get(&order).and_then(|sums| sums.get(account)).copied().unwrap_or_default()
+    }
+
+    /// What stands on the accounts, over all orders, and in how many of them something is wrong.
+    fn total(&self, wrong: u64) -> LedgerSums {
+        let mut accounts: BTreeMap<String, i64> = BTreeMap::new();
+        for (account, sum) in self.sums.values().flatten() {
+            *accounts.entry(account.clone()).or_default() += sum;
+        }
+        let balance = accounts.values().sum();
+        LedgerSums { database: self.service, accounts, balance, wrong }
     }
 
     /// What is wrong with an order, where these are the only accounts that have something.
@@ -185,8 +216,8 @@ impl Others {
         [&self.orders, &self.payments, &self.stock, &self.shipping, &self.points]
     }
 
-    /// Everything that is wrong with an order that has ended.
-    fn faults(&self, order: &Order, completed: bool) -> Vec<String> {
+    /// Everything that is wrong with an order that has ended, and in whose books.
+    fn faults(&self, order: &Order, completed: bool) -> Vec<(&'static str, String)> {
         let id = order.id;
         let [cents, quantity, postage] = match completed {
             true => [order.cents, order.quantity, POSTAGE],
@@ -197,20 +228,22 @@ impl Others {
         let (lent, lost) = (self.payments.sum(id, "in-transit"), self.payments.sum(id, "losses"));
         let bank = cents - lent - lost;
         let paid = [("cards", -cents), ("bank", bank), ("in-transit", lent), ("losses", lost)];
-        let mut faults: Vec<String> = [
-            self.orders.fault(id, &[("customers", -cents), ("sales", cents)]),
-            self.stock.fault(id, &[("stock", -quantity), ("sold", quantity)]),
-            self.shipping.fault(id, &[("postage-budget", -postage), ("carrier", postage)]),
-            self.points.fault(id, &[(ISSUED, -points), (CREDITED, points)]),
-            self.payments.fault(id, &paid),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let expected: [(&Ledger, &[(&str, i64)]); 5] = [
+            (&self.orders, &[("customers", -cents), ("sales", cents)]),
+            (&self.stock, &[("stock", -quantity), ("sold", quantity)]),
+            (&self.shipping, &[("postage-budget", -postage), ("carrier", postage)]),
+            (&self.points, &[(ISSUED, -points), (CREDITED, points)]),
+            (&self.payments, &paid),
+        ];
+        let mut faults: Vec<(&'static str, String)> = expected
+            .into_iter()
+            .filter_map(|(ledger, sums)| Some((ledger.service, ledger.fault(id, sums)?)))
+            .collect();
         let charged = self.charged.get(&id).copied().unwrap_or_default();
         // What is lent may have been charged by a call whose answer nobody has heard.
         if charged != bank && (lent == 0 || charged != lent) {
-            faults.push(format!("order {id}: the provider has {charged}, and the bank {bank}"));
+            let text = format!("order {id}: the provider has {charged}, and the bank {bank}");
+            faults.push((self.payments.service, text));
         }
         faults
     }
@@ -222,6 +255,7 @@ pub(crate) async fn check(stage: &Stage) -> Result<Books, Failure> {
     let orders = Order::read(stage).await?;
     let others = Others::read(stage).await?;
     let mut books = Books::default();
+    let mut wrong_in: BTreeMap<&'static str, u64> = BTreeMap::new();
     let known: HashSet<Uuid> = orders.iter().map(|order| order.id).collect();
     for order in orders {
         let Some(ended) = &order.ended else {
@@ -234,7 +268,10 @@ pub(crate) async fn check(stage: &Stage) -> Result<Books, Failure> {
             true => books.settling += faults.len() as u64,
             false => books.wrong += faults.len() as u64,
         }
-        books.faults.extend(faults);
+        for (service, fault) in faults {
+            *wrong_in.entry(service).or_default() += 1;
+            books.faults.push(fault);
+        }
         let undone = others.ledgers().iter().filter_map(|it| it.undone.get(&order.id)).sum();
         books.orders.push(Ended { undone, ..ended.clone() });
     }
@@ -246,7 +283,10 @@ pub(crate) async fn check(stage: &Stage) -> Result<Books, Failure> {
             let text = format!("{} has {unknown} orders that nobody has placed", ledger.service);
             books.faults.push(text);
             books.wrong += unknown;
+            *wrong_in.entry(ledger.service).or_default() += unknown;
         }
+        let wrong = wrong_in.get(ledger.service).copied().unwrap_or_default();
+        books.ledgers.push(ledger.total(wrong));
     }
     books.faults.truncate(FAULTS_TOLD);
     Ok(books)
@@ -259,19 +299,36 @@ pub(crate) async fn check_control(stage: &Stage) -> Result<ControlBooks, Failure
         .await?;
     let orders = Ledger::read(stage, "control").await?;
     let payments = Ledger::read(stage, "control_payments").await?;
+    let mut due = HashMap::new();
     let mut books = ControlBooks { orders: rows.len() as u64, ..ControlBooks::default() };
     for row in rows {
         let (id, cents, state): (Uuid, i64, String) =
             (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        due.insert(id, cents);
         books.completed += u64::from(state == "completed");
         let (sold, paid) = (orders.sum(id, "sales"), payments.sum(id, "bank"));
         if sold > cents || paid > cents {
             books.doubled += 1;
         } else if sold != cents || paid != cents {
             books.lost += 1;
+            books.late += u64::from(is_young(id));
         }
     }
+    let wrong = |ledger: &Ledger, account: &str, cents: &HashMap<Uuid, i64>| {
+        cents.iter().filter(|(id, cents)| ledger.sum(**id, account) != **cents).count() as u64
+    };
+    books.ledgers = vec![
+        orders.total(wrong(&orders, "sales", &due)),
+        payments.total(wrong(&payments, "bank", &due)),
+    ];
     Ok(books)
+}
+
+/// Whether an order was placed just now, as its id says.
+fn is_young(order: Uuid) -> bool {
+    let placed = order.get_timestamp().map(|at| at.to_unix());
+    let placed = placed.map(|(seconds, nanos)| UNIX_EPOCH + Duration::new(seconds, nanos));
+    placed.and_then(|at| at.elapsed().ok()).is_none_or(|age| age < YOUNG_FOR)
 }
 
 impl Books {

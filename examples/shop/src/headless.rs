@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
 use serde_json::json;
 use sqlx::Row as _;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
 use uuid::Uuid;
 
 use crate::Failure;
@@ -21,13 +22,20 @@ use crate::settings::{Settings, Troubles};
 use crate::stage::Stage;
 use crate::stage::figures::Figures;
 use crate::stage::trouble::Trouble;
+use crate::unended;
 
 /// Orders placed in a second, at most.
 const ORDERS_PER_SECOND: f64 = 25.0;
 /// From one trouble to the next, beside what it lasts.
 const BETWEEN: Duration = Duration::from_secs(2);
-/// All orders have ended by then after the last was placed.
+/// An order is taken by then, whatever goes wrong meanwhile.
+const TAKEN_MAX: Duration = Duration::from_secs(180);
+/// A trouble is made, or is over, by then.
+const SWITCH_MAX: Duration = Duration::from_secs(60);
+/// All orders have ended by then after the last was placed: longer than a saga may take.
 const END_MAX: Duration = Duration::from_secs(240);
+/// A question about the books is answered by then.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// The books are right by then after the last order has ended: what a choreography undoes may still be on its way.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 /// The control lane has come to rest when its books are the same for so long.
@@ -46,8 +54,8 @@ struct Wish {
 /// Runs it all; true when the books add up.
 pub(crate) async fn run(settings: &Settings) -> Result<bool, Failure> {
     report::line("starting Postgres, Kafka and the shop's processes");
-    let stage = Stage::start(settings, &|line| tracing::info!("{line}")).await?;
-    let outcome = story(settings, &stage).await;
+    let stage = Box::pin(Stage::start(settings, &|line| tracing::info!("{line}"))).await?;
+    let outcome = Box::pin(story(settings, &stage)).await;
     stage.stop().await;
     let outcome = outcome?;
     report::print(&outcome);
@@ -68,16 +76,30 @@ async fn story(settings: &Settings, stage: &Arc<Stage>) -> Result<Outcome, Failu
         placing_is_over.store(true, Ordering::Relaxed);
         Ok::<_, Failure>(())
     };
-    let making = make_trouble(stage, &troubles, &placing_is_over);
-    let ((), ()) = tokio::try_join!(placing, making)?;
+    let making = make_trouble(stage, &troubles, &placing_is_over, &bar);
+    let counting = count_ended(stage, &bar);
+    let placed_and_made = tokio::select! {
+        both = async { tokio::try_join!(placing, making) } => both,
+        never = counting => match never {},
+    };
+    placed_and_made?;
 
+    bar.set_message("until all have ended");
     let ended = all_ended(stage, u64::from(settings.orders), &bar).await;
-    let (books, control) = settled(stage).await?;
+    let unended = match ended {
+        true => Vec::new(),
+        false => in_time("why orders have not ended", unended::tell(stage)).await?,
+    };
+    bar.set_message("until the books are right");
+    let mut retried = 0;
+    let (books, control) = settled(stage, &mut retried).await?;
     bar.finish_and_clear();
     figures.look(stage).await;
     Ok(Outcome {
         orders: u64::from(settings.orders),
         all_ended: ended,
+        unended,
+        retried,
         books,
         control,
         duplicates: figures.total(tailrace_idempotency::metrics::DUPLICATES) as u64,
@@ -113,12 +135,15 @@ async fn place_all(
         let wish = Wish::of(number, &mut dice, troubles);
         let (stage, placed) = (Arc::clone(stage), Arc::clone(placed));
         placing.spawn(async move {
-            wish.place(&stage).await;
-            placed.fetch_add(1, Ordering::Relaxed);
+            let placed_in_time = timeout(TAKEN_MAX, wish.place(&stage)).await.is_ok();
+            placed.fetch_add(u64::from(placed_in_time), Ordering::Relaxed);
         });
     }
     placing.join_all().await;
-    Ok(())
+    match u64::from(settings.orders) - placed.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        refused => Err(format!("{refused} orders were not taken within {TAKEN_MAX:?}").into()),
+    }
 }
 
 impl Wish {
@@ -160,6 +185,7 @@ async fn make_trouble(
     stage: &Stage,
     troubles: &[Trouble],
     placing_is_over: &AtomicBool,
+    bar: &ProgressBar,
 ) -> Result<(), Failure> {
     let has_duplicates = troubles.contains(&Trouble::Duplicates);
     stage.trouble(Trouble::Duplicates, has_duplicates).await?;
@@ -171,7 +197,9 @@ async fn make_trouble(
     let mut rounds = 0;
     while !one_by_one.is_empty() && (rounds == 0 || !placing_is_over.load(Ordering::Relaxed)) {
         for trouble in &one_by_one {
+            bar.set_message("");
             sleep(BETWEEN).await;
+            bar.set_message(trouble.name());
             switch(stage, *trouble, true).await?;
             sleep(trouble.lasts()).await;
             switch(stage, *trouble, false).await?;
@@ -185,11 +213,13 @@ async fn make_trouble(
 async fn switch(stage: &Stage, trouble: Trouble, on: bool) -> Result<(), Failure> {
     let since = Instant::now();
     loop {
-        match stage.trouble(trouble, on).await {
-            Err(error) if since.elapsed() < SETTLE_MAX => {
+        let named = || format!("the trouble {} is not {on} within {SWITCH_MAX:?}", trouble.name());
+        match timeout(SWITCH_MAX, stage.trouble(trouble, on)).await {
+            Err(_) => return Err(named().into()),
+            Ok(Err(error)) if since.elapsed() < SWITCH_MAX => {
                 tracing::info!(%error, trouble = trouble.name(), "not yet");
             }
-            made => return made,
+            Ok(made) => return made.map_err(|error| format!("{}: {error}", named()).into()),
         }
         sleep(AGAIN_AFTER).await;
     }
@@ -201,40 +231,87 @@ async fn all_ended(stage: &Stage, orders: u64, bar: &ProgressBar) -> bool {
     let mut look = interval(Duration::from_millis(200));
     while since.elapsed() < END_MAX {
         look.tick().await;
-        let counting = sqlx::query("SELECT count(ended_at) FROM orders");
-        let Ok(home) = stage.home("orders") else { return false };
-        let Ok(row) = counting.fetch_one(&home.pool).await else { continue };
-        let ended = row.try_get::<i64, _>(0).unwrap_or_default().unsigned_abs();
-        bar.set_position(ended);
-        if ended >= orders {
+        if look_at_ended(stage, bar).await.is_some_and(|ended| ended >= orders) {
             return true;
         }
     }
     false
 }
 
-/// The books when they are right, or when it is no use to wait any longer.
-async fn settled(stage: &Stage) -> Result<(Books, ControlBooks), Failure> {
+/// Shows how many orders have ended, while others are placed.
+async fn count_ended(stage: &Stage, bar: &ProgressBar) -> std::convert::Infallible {
+    let mut look = interval(Duration::from_millis(200));
+    loop {
+        look.tick().await;
+        look_at_ended(stage, bar).await;
+    }
+}
+
+/// None while Postgres does not answer.
+async fn look_at_ended(stage: &Stage, bar: &ProgressBar) -> Option<u64> {
+    let counting = sqlx::query("SELECT count(ended_at) FROM orders");
+    let pool = &stage.home("orders").ok()?.pool;
+    let row = timeout(ANSWER_MAX, counting.fetch_one(pool)).await.ok()?.ok()?;
+    let ended = row.try_get::<i64, _>(0).unwrap_or_default().unsigned_abs();
+    bar.set_position(ended);
+    Some(ended)
+}
+
+/// What is asked of the databases, or what has not been answered.
+async fn in_time<T>(
+    what: &str,
+    asking: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let answered = timeout(ANSWER_MAX, asking).await;
+    answered.map_err(|_| format!("{what} could not be found out within {ANSWER_MAX:?}"))?
+}
+
+/// The books when they are right, or when it is no use to wait any longer. What was given up is tried again meanwhile: the
+/// handler's fault is gone by now.
+async fn settled(stage: &Stage, retried: &mut u64) -> Result<(Books, ControlBooks), Failure> {
     let since = Instant::now();
     let mut look = interval(Duration::from_millis(500));
     loop {
         look.tick().await;
-        let books = books::check(stage).await?;
+        *retried += in_time("what was set aside", retry_dead_letters(stage)).await?;
+        let books = in_time("what the books say", books::check(stage)).await?;
         if books.wrong + books.settling == 0 || since.elapsed() > SETTLE_MAX {
             return Ok((books, settled_control(stage).await?));
         }
     }
 }
 
+/// Has all dead letters tried again, as a person does on the page, and says how many.
+async fn retry_dead_letters(stage: &Stage) -> Result<u64, Failure> {
+    let url = format!("http://{}/api/dead-letters", stage.address("storefront")?);
+    let listed: Vec<Letter> = stage.client.get(&url).send().await?.json().await?;
+    let mut retried = 0;
+    for letter in listed.iter().filter(|letter| letter.state == "dead") {
+        let one = format!("{url}/{}/{}/retry", letter.service, letter.id);
+        let answer = stage.client.post(one).send().await?;
+        retried += u64::from(answer.status().is_success());
+    }
+    Ok(retried)
+}
+
+/// What of a dead letter is needed to have it tried again.
+#[derive(Deserialize)]
+struct Letter {
+    service: String,
+    id: String,
+    state: String,
+}
+
 /// The books of the control lane, once nothing has changed in them for a while: what is late is not lost.
 async fn settled_control(stage: &Stage) -> Result<ControlBooks, Failure> {
     let since = Instant::now();
     let mut look = interval(CONTROL_STANDS_FOR);
-    let mut before = books::check_control(stage).await?;
+    let check = || in_time("what the control lane's books say", books::check_control(stage));
+    let mut before = check().await?;
     look.tick().await;
     loop {
         look.tick().await;
-        let now = books::check_control(stage).await?;
+        let now = check().await?;
         if now == before || since.elapsed() > SETTLE_MAX {
             return Ok(now);
         }

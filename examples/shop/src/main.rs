@@ -18,20 +18,23 @@ mod ledger;
 mod order;
 mod page;
 mod place_order;
+mod prepare;
 mod provider_client;
+mod readiness;
 mod report;
 mod service;
 mod services;
+mod set_aside;
 mod settings;
 mod stage;
+mod traces;
+mod unended;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
 
-use crate::settings::{LogFormat, Settings};
+use crate::settings::Settings;
 
 /// Anything that ends a process early; its text is all that a person needs.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -52,9 +55,14 @@ async fn main() -> ExitCode {
         tailrace_cdc_relay::cli::run(named).await;
     }
     let settings = Settings::parse();
-    log_to_stderr(settings.surroundings.log_format, settings.service.is_some());
+    let (process, level) = match settings.service {
+        Some(name) => (name.as_str(), "info"),
+        None => ("stage", "off"),
+    };
+    let _traces = traces::begin(process, level, settings.surroundings.log_format);
     let ended = match settings.service {
         Some(name) => Box::pin(services::run(name, &settings)).await.map(|()| true),
+        None if settings.prepare => prepare::run(&settings.surroundings).await.map(|()| true),
         None if settings.headless => tokio::select! {
             ended = Box::pin(headless::run(&settings)) => ended,
             () = service::asked_to_stop() => Err("interrupted".into()),
@@ -68,19 +76,6 @@ async fn main() -> ExitCode {
             complain(failure.as_ref());
             ExitCode::FAILURE
         }
-    }
-}
-
-fn log_to_stderr(format: LogFormat, is_service: bool) {
-    let default = EnvFilter::new(if is_service { "info" } else { "off" });
-    let filter = EnvFilter::try_from_default_env().unwrap_or(default);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
     }
 }
 

@@ -25,7 +25,9 @@ const REPEAT_AFTER: Duration = Duration::from_secs(5);
 
 /// The topics of commands and replies.
 pub(crate) const ORCHESTRATION_TOPICS: [&str; 4] =
-    ["stock.commands", "shipping.commands", "payments.commands", "place-order.replies"];
+    ["stock.commands", "shipping.commands", "payments.commands", REPLIES];
+/// Where participants answer the engine.
+pub(crate) const REPLIES: &str = "place-order.replies";
 
 macro_rules! command {
     ($name:ident, $message_type:literal, $topic:literal, $refusal:ty) => {

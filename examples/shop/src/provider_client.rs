@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use metrics::gauge;
 use serde::{Deserialize, Serialize};
-use tailrace_idempotency::{BoxError, Breaker, BreakerState, NotDone, SlidingWindow};
+use tailrace_idempotency::{BoxError, Breaker, BreakerState, NotDone, SlidingWindow, trace};
+use tracing::Span;
 
 use crate::order::Order;
+use crate::traces;
 
 const CONNECT_MAX: Duration = Duration::from_millis(250);
 /// Between two reads of an answer.
@@ -97,7 +99,10 @@ impl ProviderClient {
     }
 
     async fn post(&self, request: &ChargeRequest) -> Result<Charge, BoxError> {
-        let answer = self.client.post(&self.url).json(request).send().await?.error_for_status()?;
+        // In the trace of whatever is paid for.
+        let trace = traces::headers(&trace::attributes(&Span::current()));
+        let asking = self.client.post(&self.url).headers(trace).json(request);
+        let answer = asking.send().await?.error_for_status()?;
         Ok(answer.json().await?)
     }
 }

@@ -13,6 +13,10 @@ use crate::order::Style;
 pub(crate) struct Outcome {
     pub(crate) orders: u64,
     pub(crate) all_ended: bool,
+    /// Of those that have not, some, with what is known of why.
+    pub(crate) unended: Vec<String>,
+    /// Dead letters that were tried again.
+    pub(crate) retried: u64,
     pub(crate) books: Books,
     pub(crate) control: ControlBooks,
     pub(crate) duplicates: u64,
@@ -58,8 +62,15 @@ pub(crate) fn print(outcome: &Outcome) {
         row(&format!("rejected: {reason}"), of(&|all| all.iter().filter(is).count().to_string()));
     }
     row("compensations", of(&|all| all.iter().map(|it| it.undone).sum::<u64>().to_string()));
-    row("order to outcome, p50", of(&|all| percentile(all, 50)));
-    row("order to outcome, p99", of(&|all| percentile(all, 99)));
+    for (name, completed) in [("completed", true), ("rejected", false)] {
+        for percent in [50, 99] {
+            let is = |order: &&&Ended| order.completed == completed;
+            let times = |all: &[&Ended]| {
+                percentile(all.iter().filter(is).map(|order| order.took_ms), percent)
+            };
+            row(&format!("order to {name}, p{percent}"), of(&times));
+        }
+    }
     println!("{table}");
     let Outcome { orders, books, control, duplicates, dead_letters, copies, restarts, .. } =
         outcome;
@@ -71,7 +82,7 @@ pub(crate) fn print(outcome: &Outcome) {
     println!("records written twice   {copies}");
     println!("duplicates suppressed   {duplicates}");
     println!("processes restarted     {restarts}");
-    println!("dead letters            {dead_letters}");
+    println!("dead letters            {dead_letters}, {} tried again", outcome.retried);
     println!(
         "control lane            {} of {} orders completed, {} lost, {} paid twice: its books are {}",
         control.completed,
@@ -82,6 +93,9 @@ pub(crate) fn print(outcome: &Outcome) {
     );
     if books.ended < *orders {
         println!("  fault: {} orders have not ended", orders - books.ended);
+    }
+    for order in &outcome.unended {
+        println!("  fault: {order}");
     }
     for fault in &books.faults {
         println!("  fault: {fault}");
@@ -97,8 +111,8 @@ fn colour(is_right: bool) -> &'static str {
     if is_right { "GREEN" } else { "RED" }
 }
 
-fn percentile(orders: &[&Ended], percent: usize) -> String {
-    let mut times: Vec<f64> = orders.iter().map(|order| order.took_ms).collect();
+fn percentile(times: impl Iterator<Item = f64>, percent: usize) -> String {
+    let mut times: Vec<f64> = times.collect();
     times.sort_by(f64::total_cmp);
     let at = (times.len() * percent / 100).min(times.len().saturating_sub(1));
     times.get(at).map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"))

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
 use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use sqlx::PgPool;
@@ -17,13 +16,17 @@ use tokio::sync::watch;
 use tokio::time::{interval, timeout};
 
 use crate::Failure;
+use crate::readiness::Readiness;
 use crate::settings::{Name, Settings, Surroundings};
+use crate::{set_aside, traces};
 
 /// A server that was stopped or paused is back by then.
 const START_MAX: Duration = Duration::from_secs(120);
 /// What is under way when the service is asked to stop has this long to end.
 const DRAIN_MAX: Duration = Duration::from_secs(8);
 const CONNECTIONS_MAX: u32 = 12;
+/// Those that the first order would have to wait for.
+const CONNECTIONS_MIN: u32 = 6;
 /// A consumer that is killed is given up, and replaced, after this time.
 const SESSION_MS: u32 = 6_000;
 
@@ -34,6 +37,7 @@ pub(crate) struct Service {
     pub(crate) pool: PgPool,
     listen: std::net::SocketAddr,
     metrics: PrometheusHandle,
+    readiness: Readiness,
     stop: watch::Receiver<bool>,
 }
 
@@ -45,6 +49,7 @@ impl Service {
             .install_recorder()?;
         let surroundings = settings.surroundings.clone();
         let pool = PgPoolOptions::new()
+            .min_connections(CONNECTIONS_MIN)
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy(&surroundings.database_url)
@@ -65,6 +70,7 @@ impl Service {
             pool,
             listen: settings.http,
             metrics,
+            readiness: Readiness::new(stop.clone()),
             stop,
         })
     }
@@ -103,7 +109,9 @@ impl Service {
     /// The configuration of one of its consumers.
     pub(crate) fn config(&self, name: &str) -> Config {
         let name = format!("{}-{name}", self.name);
+        let health = self.readiness.of(&name);
         Config::new(name, &self.surroundings.kafka_brokers, self.pool.clone())
+            .health(health)
             .start_deadline(START_MAX)
             .shutdown_deadline(DRAIN_MAX / 2)
             .rebalance_deadline(Duration::from_secs(2))
@@ -117,8 +125,14 @@ impl Service {
     /// The configuration of a read model, whose name is that of a schema.
     pub(crate) fn projection_config(&self, name: &str) -> Config {
         Config::new(name, &self.surroundings.kafka_brokers, self.pool.clone())
+            .health(self.readiness.of(name))
             .start_deadline(START_MAX)
             .shutdown_deadline(DRAIN_MAX / 2)
+    }
+
+    /// Where it is asked for its own.
+    pub(crate) fn own_url(&self) -> String {
+        format!("http://{}", self.listen)
     }
 
     /// Resolves when the service is to stop.
@@ -130,7 +144,7 @@ impl Service {
         }
     }
 
-    /// Runs what answers commands and what reacts to events, beside `/livez` and `/metrics`.
+    /// Runs what answers commands and what reacts to events, beside what [`serve`](Self::serve) adds.
     pub(crate) async fn run(
         &self,
         commands: Participant,
@@ -157,11 +171,16 @@ impl Service {
         Ok(())
     }
 
-    /// Serves these routes, `/livez` and `/metrics` until the service is to stop.
+    /// Serves these routes, `/livez`, `/readyz`, `/metrics` and what was set aside, until the service is to stop.
     pub(crate) async fn serve(&self, routes: Router) -> Result<(), Failure> {
         let metrics = self.metrics.clone();
+        let routes = match self.surroundings.database_url.is_empty() {
+            true => routes,
+            false => routes.merge(set_aside::routes(self.pool.clone())),
+        };
         let routes = routes
-            .route("/livez", get(async || StatusCode::OK))
+            .layer(axum::middleware::from_fn(traces::of_request))
+            .merge(self.readiness.routes())
             .route("/metrics", get(async move || metrics.render()));
         let listener = TcpListener::bind(self.listen).await?;
         tracing::info!(address = %self.listen, "listening");

@@ -13,6 +13,9 @@ pub(crate) struct Settings {
     /// Run one service alone, on servers that are there; without it everything is started
     #[arg(long, value_enum)]
     pub(crate) service: Option<Name>,
+    /// Make the databases and topics of a shop on servers that are there, and end
+    #[arg(long, conflicts_with = "service")]
+    pub(crate) prepare: bool,
     /// Place orders under trouble, print what became of them, and end; 1 if the books do not add up
     #[arg(long, conflicts_with = "service")]
     pub(crate) headless: bool,
@@ -54,6 +57,15 @@ pub(crate) struct Surroundings {
     /// Where the orders service takes orders
     #[arg(long, env = "SHOP_ORDERS_URL", default_value = "")]
     pub(crate) orders_url: String,
+    /// Where the payments service answers
+    #[arg(long, env = "SHOP_PAYMENTS_URL", default_value = "")]
+    pub(crate) payments_url: String,
+    /// Where the stock service answers
+    #[arg(long, env = "SHOP_STOCK_URL", default_value = "")]
+    pub(crate) stock_url: String,
+    /// Where the shipping service answers
+    #[arg(long, env = "SHOP_SHIPPING_URL", default_value = "")]
+    pub(crate) shipping_url: String,
     /// Where the control lane takes orders
     #[arg(long, env = "SHOP_CONTROL_URL", default_value = "")]
     pub(crate) control_url: String,

@@ -5,18 +5,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tailrace_stack::{Database, Needs, Stack};
 use tokio::time::{interval, timeout};
 
 use crate::Failure;
-use crate::order::FACTS;
-use crate::place_order::{self, ORCHESTRATION_TOPICS};
-use crate::services::control;
+use crate::prepare::{self, DATABASES};
 use crate::settings::{LogFormat, Name, Settings};
 
 pub(crate) mod api;
@@ -28,8 +23,7 @@ pub(crate) mod trouble;
 use child::Child;
 pub(crate) use repeater::Repeater;
 
-const PARTITIONS: i32 = 3;
-/// A process serves by then.
+/// A process is ready by then.
 const READY_MAX: Duration = Duration::from_secs(90);
 /// Postgres may be paused for a while.
 const ACQUIRE_MAX: Duration = Duration::from_secs(60);
@@ -75,17 +69,19 @@ type Tell<'t> = &'t (dyn Fn(String) + Send + Sync);
 impl Stage {
     /// Starts everything, and answers when orders can be placed.
     pub(crate) async fn start(settings: &Settings, tell: Tell<'_>) -> Result<Arc<Self>, Failure> {
+        // A port that is taken is told before anybody has waited for anything.
+        let addresses = addresses(settings)?;
         let stack = Stack::start(Needs::BOTH.breakable()).await?;
         tell(format!("postgres    port {}", stack.postgres().port()));
         tell(format!("kafka       {}", stack.kafka().brokers()));
         let homes = homes(&stack).await?;
         let brokers = stack.kafka().brokers().to_owned();
-        make_topics(&brokers).await?;
+        prepare::topics(&brokers).await?;
         let mut stage = Stage {
             homes,
-            addresses: addresses(settings)?,
+            addresses,
             client: reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?,
-            repeater: Repeater::start(&brokers, topics()?)?,
+            repeater: Repeater::start(&brokers, prepare::topic_names()?)?,
             children: Vec::new(),
             brokers,
             log_format: settings.surroundings.log_format,
@@ -98,7 +94,7 @@ impl Stage {
         for service in SERVICES {
             stage.start_service(service)?;
         }
-        stage.all_serve(tell).await?;
+        stage.all_ready(tell).await?;
         Ok(Arc::new(stage))
     }
 
@@ -119,6 +115,9 @@ impl Stage {
             ("SHOP_HTTP", self.address(name)?.to_string()),
             ("SHOP_SLOT", format!("{name}_relay")),
             ("SHOP_ORDERS_URL", url_of("orders")?),
+            ("SHOP_PAYMENTS_URL", url_of("payments")?),
+            ("SHOP_STOCK_URL", url_of("stock")?),
+            ("SHOP_SHIPPING_URL", url_of("shipping")?),
             ("SHOP_CONTROL_URL", url_of("control")?),
             ("SHOP_PROVIDER_URL", url_of("provider")?),
             ("SHOP_STAGE_URL", url_of("stage")?),
@@ -144,18 +143,18 @@ impl Stage {
         Ok(())
     }
 
-    async fn all_serve(&self, tell: Tell<'_>) -> Result<(), Failure> {
+    async fn all_ready(&self, tell: Tell<'_>) -> Result<(), Failure> {
         for (name, child) in &self.children {
             let address = self.address(name)?;
             let serving = async {
                 let mut look = interval(Duration::from_millis(50));
-                let url = format!("http://{address}/livez");
+                let url = format!("http://{address}/readyz");
                 while !self.client.get(&url).send().await.is_ok_and(|it| it.status().is_success()) {
                     look.tick().await;
                 }
             };
             timeout(READY_MAX, serving).await.map_err(|_| {
-                format!("{name} does not serve after {READY_MAX:?}; RUST_LOG=info says more")
+                format!("{name} is not ready after {READY_MAX:?}; RUST_LOG=info says more")
             })?;
             tell(format!("{name:<16} {address:<21} process {}", child.pid()));
         }
@@ -211,9 +210,6 @@ const SERVICES: [Name; 7] = [
     Name::Storefront,
 ];
 
-const DATABASES: [&str; 7] =
-    ["orders", "payments", "stock", "shipping", "storefront", "control", "control_payments"];
-
 #[cfg(feature = "bugs")]
 fn bug(settings: &Settings) -> Option<(&'static str, String)> {
     settings.inject_bug.map(|bug| (crate::bug::VARIABLE, bug.name()))
@@ -251,26 +247,4 @@ fn addresses(settings: &Settings) -> Result<BTreeMap<&'static str, SocketAddr>, 
         held.push(listener);
     }
     Ok(addresses)
-}
-
-fn topics() -> Result<Vec<String>, Failure> {
-    let choreography = place_order::choreography()?;
-    let services = choreography.services().into_iter().map(|it| choreography.topic_of(it));
-    let all =
-        services.chain(ORCHESTRATION_TOPICS).chain([FACTS, control::ORDERS, control::PAYMENTS]);
-    Ok(all.map(str::to_owned).collect())
-}
-
-async fn make_topics(brokers: &str) -> Result<(), Failure> {
-    let names = topics()?;
-    let topics: Vec<NewTopic<'_>> = names
-        .iter()
-        .map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(-1)))
-        .collect();
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", brokers).create()?;
-    for made in admin.create_topics(&topics, &AdminOptions::new()).await? {
-        made.map_err(|(topic, error)| format!("the topic {topic} cannot be made: {error}"))?;
-    }
-    Ok(())
 }

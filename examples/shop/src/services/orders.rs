@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
+use serde_json::json;
 use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 use tailrace_idempotency::http_layer::{IdempotencyKeys, RequestTx};
@@ -18,6 +19,7 @@ use crate::ledger::{self, IN_TRANSIT};
 use crate::order::{FACTS, Fact, ORDER_CHANGED, Order, State as Standing, Style};
 use crate::place_order;
 use crate::service::Service;
+use crate::traces;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS orders (
@@ -88,19 +90,13 @@ async fn place(
     Json(order): Json<Order>,
 ) -> Result<(StatusCode, Json<serde_json::Value>), StatusCode> {
     let mut conn = tx.conn().ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
-    let saga = desk.start(&mut conn, &order, cause(&headers)).await.map_err(|error| {
+    let trace = traces::of(&headers);
+    let saga = desk.start(&mut conn, &order, trace.clone()).await.map_err(|error| {
         tracing::warn!(%error, "an order is not taken");
         StatusCode::SERVICE_UNAVAILABLE
     })?;
-    Ok((StatusCode::CREATED, Json(serde_json::json!({ "order": order.id, "saga": saga }))))
-}
-
-/// The trace that the request belongs to.
-fn cause(headers: &HeaderMap) -> Cause {
-    ["traceparent", "tracestate"]
-        .into_iter()
-        .filter_map(|name| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned())))
-        .collect()
+    let answer = json!({ "order": order.id, "saga": saga, "trace": traces::id(&trace) });
+    Ok((StatusCode::CREATED, Json(answer)))
 }
 
 impl Desk {

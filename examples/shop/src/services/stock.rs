@@ -53,8 +53,16 @@ async fn fill(service: &Service) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Keeps others from all articles, always in the same order. A consumer applies many orders in one transaction, and two
+/// that took the articles one by one, as orders come, would wait for each other.
+async fn lock(conn: &mut PgConnection) -> Result<(), BoxError> {
+    sqlx::query("SELECT FROM article ORDER BY sku FOR NO KEY UPDATE").execute(conn).await?;
+    Ok(())
+}
+
 /// Puts the goods of an order aside, or says why that cannot be.
 async fn reserve(conn: &mut PgConnection, order: &Order) -> Result<Result<(), String>, BoxError> {
+    lock(conn).await?;
     let taken =
         sqlx::query("UPDATE article SET on_hand = on_hand - $2 WHERE sku = $1 AND on_hand >= $2")
             .bind(&order.sku)
@@ -70,6 +78,7 @@ async fn reserve(conn: &mut PgConnection, order: &Order) -> Result<Result<(), St
 
 /// Puts them back.
 async fn release(conn: &mut PgConnection, order: &Order) -> Result<(), BoxError> {
+    lock(conn).await?;
     sqlx::query("UPDATE article SET on_hand = on_hand + $2 WHERE sku = $1")
         .bind(&order.sku)
         .bind(order.quantity)

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::sse::{Event, Sse};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, stream};
@@ -23,11 +24,14 @@ use crate::order::{FACTS, ORDER_CHANGED, Order, Style};
 use crate::place_order;
 use crate::service::Service;
 use crate::services::control::ControlOrder;
+use crate::traces;
 
+mod embedded;
+mod letters;
 pub(crate) mod points;
 mod read_model;
 
-use read_model::ReadModel;
+use read_model::{Hearers, ReadModel};
 
 /// Between two looks at what has changed.
 const FEED_EVERY: Duration = Duration::from_millis(500);
@@ -39,6 +43,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 struct Front {
     model: ReadModel,
+    hearers: Hearers,
     client: reqwest::Client,
     orders_url: String,
     control_url: String,
@@ -47,8 +52,10 @@ struct Front {
 
 pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     service.prepare(&[ledger::TABLES]).await?;
-    let points =
-        Consumer::new(service.config("points")).topic(FACTS).on(ORDER_CHANGED, points::credit);
+    let switch = points::Switch::default();
+    let points = Consumer::new(service.config("points").state(switch.clone()))
+        .topic(FACTS)
+        .on(ORDER_CHANGED, points::credit);
     let facts = Consumer::new(service.projection_config(read_model::NAME))
         .topic(FACTS)
         .on_batch(ORDER_CHANGED, read_model::keep);
@@ -56,31 +63,36 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     let stories = Observer::new()
         .choreography(&place_order::choreography()?)
         .saga(place_order::saga()?.definition());
+    let client = reqwest::Client::builder().timeout(ANSWER_MAX).build()?;
     let front = Front {
         model: ReadModel::of(service.pool.clone()),
-        client: reqwest::Client::builder().timeout(ANSWER_MAX).build()?,
+        hearers: Hearers::of_both(&place_order::choreography()?),
+        client: client.clone(),
         orders_url: service.surroundings.orders_url.clone(),
         control_url: service.surroundings.control_url.clone(),
         stage_url: service.surroundings.stage_url.clone(),
     };
+    let routes = routes(front, letters::routes(&service, client)).merge(switch.routes());
     tokio::try_join!(
         async { Ok::<_, Failure>(Box::pin(projection.run(service.stopped())).await?) },
         async { Ok(Box::pin(stories.run(service.config("stories"), service.stopped())).await?) },
         async { Ok(Box::pin(points.run(service.stopped())).await?) },
-        service.serve(routes(front)),
+        service.serve(routes),
     )?;
     Ok(())
 }
 
-fn routes(front: Front) -> Router {
+fn routes(front: Front, letters: Router) -> Router {
     Router::new()
-        .route("/", get(async || Html(include_str!("../../page/index.html"))))
         .route("/api/orders", get(orders).post(place))
         .route("/api/orders/{saga}/story", get(story))
         .route("/api/state", get(state))
         .route("/api/feed", get(feed))
         .route("/api/troubles/{name}", post(trouble))
         .with_state(front)
+        .merge(letters)
+        .merge(embedded::routes())
+        .layer(map_response(embedded::guarded))
 }
 
 /// What a customer asks for; all of it may be left out.
@@ -139,21 +151,20 @@ async fn place(
         .filter(|id| id.get_version_num() == 7)
         .ok_or(Problem(StatusCode::BAD_REQUEST, "Idempotency-Key must be a UUID of version 7"))?;
     let cents = wish.cents;
-    let mut request = front
+    let trace = traces::headers(&traces::of_or_new(&headers));
+    let request = front
         .client
         .post(format!("{}/orders", front.orders_url))
         .header("idempotency-key", format!("\"{id}\""))
+        .headers(trace.clone())
         .json(&wish.order(id));
-    if let Some(parent) = headers.get("traceparent") {
-        request = request.header("traceparent", parent);
-    }
     let unanswered = Problem(StatusCode::SERVICE_UNAVAILABLE, "the orders service does not answer");
     let answer = request.send().await.map_err(|_| unanswered)?;
     let status = answer.status();
     let unread = Problem(StatusCode::BAD_GATEWAY, "the orders service breaks off");
     let body = answer.bytes().await.map_err(|_| unread)?;
     if status.is_success() {
-        tokio::spawn(front.tell_control(ControlOrder { id, cents }));
+        tokio::spawn(front.tell_control(ControlOrder { id, cents }, trace));
     }
     Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
@@ -163,7 +174,7 @@ async fn orders(State(front): State<Front>) -> Result<Json<Value>, Problem> {
 }
 
 async fn story(State(front): State<Front>, Path(saga): Path<Uuid>) -> Result<Json<Value>, Problem> {
-    Ok(Json(front.model.story(saga).await?))
+    Ok(Json(front.model.story(saga, &front.hearers).await?))
 }
 
 /// Everything that the page shows, in one answer.
@@ -197,16 +208,17 @@ async fn trouble(
 
 impl Front {
     /// The control lane gets each order too. Whether it takes it is its own affair.
-    async fn tell_control(self, order: ControlOrder) {
+    async fn tell_control(self, order: ControlOrder, trace: HeaderMap) {
         let url = format!("{}/orders", self.control_url);
-        if let Err(error) = self.client.post(url).json(&order).send().await {
+        if let Err(error) = self.client.post(url).headers(trace).json(&order).send().await {
             tracing::info!(%error, "the control lane does not answer");
         }
     }
 
     async fn state(&self) -> Value {
-        let stage = self.stage().await.unwrap_or(Value::Null);
-        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary()).await;
+        let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary());
+        let (stage, summary) = tokio::join!(self.stage(), summary);
+        let stage = stage.unwrap_or(Value::Null);
         match summary.unwrap_or_else(|late| Err(late.into())) {
             Ok(shop) => json!({ "shop": shop, "stage": stage }),
             // It says so rather than to show what is old as if it were new.

@@ -1,7 +1,7 @@
 //! What the storefront asks of whoever started everything: troubles, figures, books.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{Path, State};
@@ -23,13 +23,25 @@ use crate::stage::trouble::Trouble;
 const BOOKS_EVERY: Duration = Duration::from_secs(2);
 /// Books that are not read by then are not known.
 const BOOKS_MAX: Duration = Duration::from_secs(5);
+/// What takes longer than that to break is waited for by nobody: the state says when it is done.
+const SWITCH_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 struct Watched {
     stage: Arc<Stage>,
     figures: Figures,
-    on: Arc<Mutex<BTreeSet<String>>>,
+    switches: Arc<Mutex<BTreeMap<String, Switch>>>,
     books: Arc<Mutex<Option<(Books, ControlBooks)>>>,
+}
+
+/// How a trouble stands.
+#[derive(Clone, Copy, Default)]
+struct Switch {
+    on: bool,
+    /// It is being switched: a broker takes seconds to stop.
+    changing: bool,
+    /// The last time it could not be.
+    failed: bool,
 }
 
 /// Serves as long as the program runs.
@@ -37,7 +49,7 @@ pub(crate) async fn serve(stage: &Arc<Stage>, figures: &Figures) -> Result<(), F
     let watched = Watched {
         stage: Arc::clone(stage),
         figures: figures.clone(),
-        on: Arc::default(),
+        switches: Arc::default(),
         books: Arc::default(),
     };
     tokio::spawn(keep_books(watched.clone()));
@@ -65,19 +77,33 @@ async fn keep_books(watched: Watched) {
 }
 
 async fn stand(State(watched): State<Watched>) -> Json<Value> {
-    let on = watched.on.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let switches = watched.switches().clone();
     let troubles: Vec<Value> = Trouble::value_variants()
         .iter()
         .filter(|trouble| !trouble.is_of_orders())
-        .map(|trouble| json!({ "name": trouble.name(), "on": on.contains(&trouble.name()) }))
+        .map(|trouble| {
+            let Switch { on, changing, failed } =
+                switches.get(&trouble.name()).copied().unwrap_or_default();
+            let at_once = trouble.is_over_at_once();
+            json!({ "name": trouble.name(), "on": on, "changing": changing, "failed": failed, "at_once": at_once })
+        })
+        .collect();
+    let restarts = watched.stage.restarts();
+    let processes: Vec<Value> = restarts
+        .iter()
+        .map(|(name, restarts)| {
+            let answers = watched.figures.answers(name);
+            json!({ "name": name, "answers": answers, "restarts": restarts })
+        })
         .collect();
     let books = watched.books.lock().unwrap_or_else(PoisonError::into_inner);
     let books = books.as_ref().map(|(books, control)| json!({ "shop": books, "control": control }));
     Json(json!({
         "troubles": troubles,
+        "processes": processes,
         "books": books,
         "copies": watched.stage.repeater.copies(),
-        "restarts": watched.stage.restarts(),
+        "restarts": restarts,
         "figures": watched.figures.shown(),
     }))
 }
@@ -93,15 +119,44 @@ async fn trouble(
     Json(Wanted { on }): Json<Wanted>,
 ) -> StatusCode {
     let Ok(trouble) = Trouble::from_str(&name, true) else { return StatusCode::NOT_FOUND };
-    if let Err(error) = watched.stage.trouble(trouble, on).await {
-        tracing::warn!(%error, name, "a trouble could not be made");
-        return StatusCode::SERVICE_UNAVAILABLE;
+    {
+        let mut switches = watched.switches();
+        let switch = switches.entry(trouble.name()).or_default();
+        if switch.changing {
+            return StatusCode::CONFLICT;
+        }
+        if switch.on == on && !trouble.is_over_at_once() {
+            return StatusCode::NO_CONTENT;
+        }
+        *switch = Switch { changing: true, ..*switch };
     }
-    let mut troubles = watched.on.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_over_at_once = matches!(trouble, Trouble::RelayCrash | Trouble::PaymentsCrash);
-    match on && !is_over_at_once {
-        true => troubles.insert(trouble.name()),
-        false => troubles.remove(&trouble.name()),
-    };
-    StatusCode::NO_CONTENT
+    // It goes on whoever asked for it.
+    let switching = tokio::spawn(async move { watched.switch(trouble, on).await });
+    match timeout(SWITCH_MAX, switching).await {
+        Ok(Ok(true)) => StatusCode::NO_CONTENT,
+        Ok(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Err(_) => StatusCode::ACCEPTED,
+    }
+}
+
+impl Watched {
+    fn switches(&self) -> MutexGuard<'_, BTreeMap<String, Switch>> {
+        self.switches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a trouble or ends it; false when that is not possible.
+    async fn switch(&self, trouble: Trouble, on: bool) -> bool {
+        let made = self.stage.trouble(trouble, on).await;
+        if let Err(error) = &made {
+            tracing::warn!(%error, trouble = trouble.name(), "a trouble could not be made");
+        }
+        let mut switches = self.switches();
+        let switch = switches.entry(trouble.name()).or_default();
+        switch.changing = false;
+        switch.failed = made.is_err();
+        if made.is_ok() {
+            switch.on = on && !trouble.is_over_at_once();
+        }
+        made.is_ok()
+    }
 }

@@ -45,6 +45,7 @@ impl Child {
             .args(arguments)
             .envs(environment.iter().map(|(name, value)| (*name, value)))
             .env("LOG_FORMAT", log_format)
+            .env("OTEL_SERVICE_NAME", name)
             .env(CHILD, name)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -1,26 +1,39 @@
 //! What the processes count, added up over their lives: who dies begins at zero again.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Serialize;
+use tailrace_cdc_relay::metrics::{LAG, LAG_BYTES, MESSAGES};
 use tailrace_idempotency::metrics::{DEAD_LETTERED, DUPLICATES, PARKED_KEYS, PROCESSED};
 use tokio::time::interval;
 
 use crate::provider_client::BREAKER_STATE;
 use crate::stage::Stage;
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A half-open breaker stays so for a few calls only, and is to be seen.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// Who does not answer by then is not waited for, and said to be away.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// Counters, which begin at zero with each process.
-const COUNTED: [&str; 3] = [DUPLICATES, PROCESSED, DEAD_LETTERED];
+const COUNTED: [&str; 4] = [DUPLICATES, PROCESSED, DEAD_LETTERED, MESSAGES];
 /// Gauges, which stand for now.
-const SHOWN: [&str; 3] = [PARKED_KEYS, BREAKER_STATE, "cdc_relay_lag_bytes"];
+const SHOWN: [&str; 4] = [PARKED_KEYS, BREAKER_STATE, LAG_BYTES, LAG];
 
-/// Numbers of all processes, by process and name.
+/// Numbers of all processes.
 #[derive(Clone, Default)]
-pub(crate) struct Figures(Arc<Mutex<BTreeMap<(String, &'static str), Figure>>>);
+pub(crate) struct Figures(Arc<Mutex<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    /// By process and name.
+    figures: BTreeMap<(String, &'static str), Figure>,
+    /// Who has answered when it was asked last.
+    answering: BTreeSet<&'static str>,
+}
 
 #[derive(Clone, Copy, Default)]
 struct Figure {
@@ -52,19 +65,31 @@ impl Figures {
     }
 
     pub(crate) async fn look(&self, stage: &Stage) {
-        for (name, address) in &stage.addresses {
-            let url = format!("http://{address}/metrics");
-            let Ok(answer) = stage.client.get(url).send().await else { continue };
-            let Ok(text) = answer.text().await else { continue };
-            self.read(name, &text);
-        }
+        join_all(stage.addresses.iter().map(async |(name, address)| {
+            let asking = async {
+                let answer = stage.client.get(format!("http://{address}/metrics")).send().await;
+                answer.ok()?.text().await.ok()
+            };
+            let text = tokio::time::timeout(ANSWER_MAX, asking).await.ok().flatten();
+            self.read(name, text.as_deref());
+        }))
+        .await;
     }
 
-    fn read(&self, process: &str, text: &str) {
-        let mut figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, process: &'static str, text: Option<&str>) {
+        let mut seen = self.lock();
+        let Some(text) = text else {
+            seen.answering.remove(process);
+            return;
+        };
+        seen.answering.insert(process);
         for name in COUNTED.into_iter().chain(SHOWN) {
             let Some(value) = sum(text, name) else { continue };
-            let figure = figures.entry((process.to_owned(), name)).or_default();
+            let figure = seen.figures.entry((process.to_owned(), name)).or_default();
             if value < figure.now && COUNTED.contains(&name) {
                 figure.before += figure.now;
             }
@@ -72,16 +97,21 @@ impl Figures {
         }
     }
 
+    /// Whether a process has answered when it was asked last.
+    pub(crate) fn answers(&self, process: &str) -> bool {
+        self.lock().answering.contains(process)
+    }
+
     /// The sum of a number over all processes and all of their lives.
     pub(crate) fn total(&self, name: &str) -> f64 {
-        let figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_name = figures.iter().filter(|((_, of), _)| *of == name);
+        let seen = self.lock();
+        let of_name = seen.figures.iter().filter(|((_, of), _)| *of == name);
         of_name.map(|(_, figure)| figure.before + figure.now).sum()
     }
 
     pub(crate) fn shown(&self) -> Vec<Shown> {
-        let figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        figures
+        let seen = self.lock();
+        seen.figures
             .iter()
             .map(|((process, name), figure)| Shown {
                 process: process.clone(),

@@ -31,6 +31,8 @@ pub(crate) enum Trouble {
     PostgresPaused,
     /// Kafka is away.
     KafkaStopped,
+    /// The handler that credits points has a fault, and what it is told becomes dead letters.
+    Poison,
 }
 
 /// Later than anybody waits.
@@ -45,6 +47,11 @@ impl Trouble {
     /// Whether it is in the orders rather than in the machinery.
     pub(crate) fn is_of_orders(self) -> bool {
         matches!(self, Trouble::CardDeclined | Trouble::OutOfStock | Trouble::CarrierRefuses)
+    }
+
+    /// Whether it is nothing that can be switched off: what it kills is started again.
+    pub(crate) fn is_over_at_once(self) -> bool {
+        matches!(self, Trouble::RelayCrash | Trouble::PaymentsCrash)
     }
 
     /// How long it lasts where a program makes it.
@@ -103,6 +110,11 @@ impl Stage {
             (Trouble::PostgresPaused, false) => Ok(self.stack.postgres().resume().await?),
             (Trouble::KafkaStopped, true) => Ok(self.stack.kafka().stop().await?),
             (Trouble::KafkaStopped, false) => Ok(self.stack.kafka().restart().await?),
+            (Trouble::Poison, on) => {
+                let url = format!("http://{}/points/fault", self.address("storefront")?);
+                self.client.put(url).json(&on).send().await?.error_for_status()?;
+                Ok(())
+            }
             // They are in the orders that are placed.
             (Trouble::CardDeclined | Trouble::OutOfStock | Trouble::CarrierRefuses, _)
             | (Trouble::RelayCrash | Trouble::PaymentsCrash, false) => Ok(()),

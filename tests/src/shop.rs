@@ -1,0 +1,242 @@
+//! The shop with its page, as a person has it who runs the program, asked over HTTP.
+
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, timeout};
+use uuid::Uuid;
+
+use crate::endpoint::{Answer, Endpoint};
+
+/// It is open by then, on a busy machine and without optimisation. Those who break servers take turns, which is most of it.
+const OPEN_MAX: Duration = Duration::from_secs(300);
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+/// A server is stopped, or started again, by then.
+const SWITCH_MAX: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A shop that is open. It ends when this is dropped, or when this process does.
+#[derive(Debug)]
+pub struct Shop {
+    child: Child,
+    log: watch::Receiver<String>,
+    front: Endpoint,
+}
+
+impl Shop {
+    /// Opens one, with this program and more environment.
+    ///
+    /// # Panics
+    ///
+    /// When it does not open.
+    pub async fn open(program: &Path, environment: &[(&str, &str)]) -> Self {
+        assert!(
+            program.is_file(),
+            "{} is missing: `cargo test --workspace` builds it, and so does `cargo build -p shop`",
+            program.display()
+        );
+        let mut child = Command::new(program)
+            .args(["--http", "127.0.0.1:0"])
+            .envs(environment.iter().copied())
+            // It ends with its standard input.
+            .env("SHOP_CHILD", "test")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the shop starts");
+        let (append, mut log) = watch::channel(String::new());
+        let append = Arc::new(append);
+        tokio::spawn(keep(child.stdout.take().expect("it is piped"), Arc::clone(&append)));
+        tokio::spawn(keep(child.stderr.take().expect("it is piped"), append));
+        let open = "the shop is open: http://";
+        let opening = log.wait_for(|log| log.contains(open));
+        let opened = matches!(timeout(OPEN_MAX, opening).await, Ok(Ok(_)));
+        let said = log.borrow().clone();
+        assert!(opened, "the shop has not opened within {OPEN_MAX:?}:\n{said}");
+        let (_, address) = said.split_once(open).expect("it says so");
+        let front = Endpoint::at(address.lines().next().unwrap_or_default().trim());
+        Shop { child, log, front }
+    }
+
+    /// The storefront.
+    pub fn front(&self) -> &Endpoint {
+        &self.front
+    }
+
+    /// Everything it has written so far.
+    pub fn log(&self) -> String {
+        self.log.borrow().clone()
+    }
+
+    /// Where a process of the shop serves, by the line in which the shop has said so.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such process.
+    pub fn process(&self, name: &str) -> Endpoint {
+        Endpoint::at(self.word(name, 1))
+    }
+
+    /// The number of a process of the shop, as it was started first.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such process.
+    pub fn pid(&self, name: &str) -> Pid {
+        Pid::from_raw(self.word(name, 3).parse().expect("it is a number")).expect("it is one")
+    }
+
+    fn word(&self, name: &str, place: usize) -> String {
+        let log = self.log();
+        let line = log.lines().find(|line| line.split_whitespace().next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("{name} was not started:\n{log}"));
+        line.split_whitespace().nth(place).expect("the line has so many words").to_owned()
+    }
+
+    /// Sends a request with a body to the storefront.
+    ///
+    /// # Panics
+    ///
+    /// When there is no answer.
+    pub async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+        let headers = format!("content-type: application/json\r\n{headers}");
+        let sent = timeout(ANSWER_MAX, self.front.send(method, path, &headers, body));
+        sent.await.expect("the storefront answers in time")
+    }
+
+    /// Places an order with this key.
+    ///
+    /// # Panics
+    ///
+    /// When there is no answer.
+    pub async fn place(&self, key: Uuid, wish: &Value) -> Answer {
+        let headers = format!("idempotency-key: {key}\r\n");
+        self.ask("POST", "/api/orders", &headers, &wish.to_string()).await
+    }
+
+    /// What the storefront answers as JSON.
+    ///
+    /// # Panics
+    ///
+    /// When it is none.
+    pub async fn json(&self, path: &str) -> Value {
+        let answer = self.front.get(path).await;
+        serde_json::from_str(&answer.body).unwrap_or_else(|_| panic!("{path}: {answer:?}"))
+    }
+
+    /// Switches a trouble on or off, and waits until it is.
+    ///
+    /// # Panics
+    ///
+    /// When that is refused, or fails.
+    pub async fn trouble(&self, name: &str, on: bool) {
+        let body = serde_json::json!({ "on": on }).to_string();
+        let answer = self.ask("POST", &format!("/api/troubles/{name}"), "", &body).await;
+        assert!([202, 204].contains(&answer.code), "{name}: {answer:?}");
+        let switched = |state: &Value| {
+            let troubles = state.pointer("/stage/troubles").and_then(Value::as_array);
+            let is = |of: &Value, key: &str, value: Value| of.get(key) == Some(&value);
+            troubles.into_iter().flatten().any(|it| {
+                is(it, "name", name.into())
+                    && is(it, "changing", false.into())
+                    && is(it, "on", on.into())
+            })
+        };
+        self.until("/api/state", SWITCH_MAX, switched).await;
+    }
+
+    /// Waits until what the storefront answers is as it should be.
+    ///
+    /// # Panics
+    ///
+    /// When it is not within `limit`.
+    #[track_caller]
+    pub fn until(
+        &self,
+        path: &str,
+        limit: Duration,
+        enough: impl Fn(&Value) -> bool,
+    ) -> impl Future<Output = Value> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let since = Instant::now();
+            let mut look = interval(LOOK_EVERY);
+            loop {
+                look.tick().await;
+                let answer = self.front.get(path).await;
+                if let Ok(value) = serde_json::from_str(&answer.body)
+                    && enough(&value)
+                {
+                    return value;
+                }
+                assert!(
+                    since.elapsed() < limit,
+                    "{caller}: after {limit:?} {path} says {answer:?}\n{}",
+                    self.log()
+                );
+            }
+        }
+    }
+
+    /// Waits until an order stands so.
+    ///
+    /// # Panics
+    ///
+    /// When it does not within `limit`.
+    #[track_caller]
+    pub fn order_is(
+        &self,
+        order: Uuid,
+        state: &str,
+        limit: Duration,
+    ) -> impl Future<Output = Value> {
+        let (order, state) = (order.to_string(), state.to_owned());
+        let stands = move |orders: &Value| {
+            let mut orders = orders.as_array().into_iter().flatten();
+            orders.any(|it| it["id"] == order.as_str() && it["state"] == state.as_str())
+        };
+        self.until("/api/orders", limit, stands)
+    }
+
+    /// SIGTERM.
+    ///
+    /// # Panics
+    ///
+    /// When it has ended before.
+    pub fn ask_to_stop(&self) {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        kill_process(pid.expect("it runs"), Signal::TERM).expect("it can be told");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end within `limit`.
+    pub async fn ends(&mut self, limit: Duration) -> ExitStatus {
+        let input = self.child.stdin.take();
+        let ended = timeout(limit, self.child.wait()).await;
+        drop(input);
+        let ended = ended.unwrap_or_else(|_| panic!("no end within {limit:?}:\n{}", self.log()));
+        ended.expect("a child can be waited for")
+    }
+}
+
+async fn keep(from: impl AsyncRead + Unpin, to: Arc<watch::Sender<String>>) {
+    let mut lines = BufReader::new(from).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        to.send_modify(|log| {
+            log.push_str(&line);
+            log.push('\n');
+        });
+    }
+}
