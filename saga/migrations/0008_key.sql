@@ -1,6 +1,7 @@
 -- Tables of tailrace-saga, version 8: sagas that are known by a key of the business.
 --
--- A role that starts sagas by a key, orchestrated or choreographed, needs:
+-- A role that starts sagas by a key, and that of every service in which choreographed sagas start, since it forgets keys
+-- with their sagas, needs:
 --   GRANT SELECT, INSERT, DELETE ON tailrace.saga_key TO service;
 
 CREATE TABLE tailrace.saga_key (
