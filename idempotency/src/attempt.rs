@@ -53,6 +53,9 @@ struct Kept {
 /// Then it goes back all the same: others may wait for it where there are fewer connections than lanes.
 const KEPT_MAX: Duration = Duration::from_millis(100);
 
+/// A lane that has nothing to apply keeps no connection where fewer than these are left for others.
+const SPARE_MIN: usize = 2;
+
 /// A batch whose headers were read.
 pub(crate) struct Batch {
     work: Work,
@@ -73,7 +76,7 @@ struct Sealed {
 enum Attempt {
     Committed(Sealed),
     NotOurs,
-    /// A message failed without a savepoint: the same with savepoints.
+    /// A message failed without a savepoint, or a handler wants its messages once more: the same with savepoints.
     Again,
     /// The answer to COMMIT was lost.
     Uncertain(Sealed, Error),
@@ -209,6 +212,21 @@ impl Effects {
         wait_after(&self.shared, error, patience, &mut self.stop).await
     }
 
+    /// There is nothing to apply: keeps the connection for a while where the pool has others to give.
+    pub(crate) fn rest(&mut self) {
+        let pool = &self.shared.pool;
+        let unopened = pool.options().get_max_connections().saturating_sub(pool.size());
+        let spare = pool.num_idle() + usize::try_from(unopened).unwrap_or(0);
+        if spare < SPARE_MIN {
+            self.give_back();
+        }
+    }
+
+    /// When to give the connection back, though there is still nothing to apply.
+    pub(crate) fn rests_until(&self) -> Option<Instant> {
+        self.kept.as_ref().map(|kept| kept.since + KEPT_MAX)
+    }
+
     /// Gives the connection back, so that nobody waits for it: neither another lane nor this one, which is to take
     /// another.
     pub(crate) fn give_back(&mut self) {
@@ -275,6 +293,11 @@ impl Effects {
             Err(Stumble::Blame(blame)) => {
                 roll_back(tx).await;
                 self.blamed(plan, blame);
+                Ok(Attempt::Again)
+            }
+            Err(Stumble::Again) => {
+                roll_back(tx).await;
+                plan.again();
                 Ok(Attempt::Again)
             }
             Err(Stumble::Error(error)) => {
@@ -510,7 +533,7 @@ impl Effects {
                 self.blamed(plan, blame);
                 Ok(Attempt::Again)
             }
-            Stumble::Error(error) => Err(error),
+            stumble => Err(stumble.into_error()),
         }
     }
 

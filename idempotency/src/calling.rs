@@ -106,7 +106,7 @@ impl Effects {
             match self.prepare(&queues, guarded).await {
                 Ok(Some(together)) => return self.settled(together).await,
                 Ok(None) => return Err(LaneEnd::NotOurs),
-                Err(Stumble::Blame(_)) => {}
+                Err(Stumble::Blame(_) | Stumble::Again) => {}
                 Err(Stumble::Error(error)) if in_handler(&error) => {}
                 Err(Stumble::Error(error)) => {
                     let heads = queues.into_iter().map(|queue| (self.parked.head(&queue), queue));
@@ -251,7 +251,7 @@ impl Effects {
         let mut heads: Vec<(Queue, Head)> = called.iter().map(head).collect();
         let error = match self.record_calls(called).await {
             Ok(Some(together)) => {
-                self.answers.grow();
+                self.answers.grow(count);
                 return self.settled(together).await;
             }
             Ok(None) => return Err(LaneEnd::NotOurs),

@@ -42,7 +42,8 @@ impl<S> Cx<'_, S> {
 /// How a handler ended.
 ///
 /// A handler of batches says it of all of its messages. Where it is not [`Done`](Self::Done), or an error, the batch
-/// is halved until the messages that it is meant for stand alone.
+/// is halved until the messages that it is meant for stand alone, unless the handler has said which one it is by
+/// [`Apart::one`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -179,6 +180,62 @@ where
 
     fn call(&self, cx: BatchCx<'a, S>, messages: Vec<Item<'a, E>>) -> Fut {
         self(cx, messages)
+    }
+}
+
+/// What a handler of batches answers as its error where that is not about all of its messages.
+///
+/// ```
+/// # use tailrace_idempotency::{Apart, BatchCx, BoxError, Item, Outcome};
+/// async fn pay(cx: BatchCx<'_>, payments: Vec<Item<'_, i64>>) -> Result<Outcome, BoxError> {
+///     if let Some(place) = payments.iter().position(|payment| payment.message < 0) {
+///         return Err(Apart::one(place, Ok(Outcome::reject("it is negative"))).into());
+///     }
+/// #   drop(cx);
+///     Ok(Outcome::Done)
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Apart(pub(crate) What);
+
+#[derive(Debug)]
+pub(crate) enum What {
+    One(usize, Result<Outcome, BoxError>),
+    Again,
+}
+
+impl Apart {
+    /// It is about the message at this place of the batch alone, as if that had been handed in by itself: nothing has to be
+    /// halved to find it. What the handler did for the others is rolled back, and they are handed in again without it.
+    pub fn one(place: usize, ended: Result<Outcome, BoxError>) -> Self {
+        Self(What::One(place, ended))
+    }
+
+    /// Nobody's failure: what the handler did is rolled back, and the same messages are handed in once more at once. For a
+    /// handler that has found out that it has to go about them in another way.
+    pub fn again() -> Self {
+        Self(What::Again)
+    }
+}
+
+impl std::fmt::Display for Apart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            What::One(place, Ok(_)) => {
+                write!(f, "message {place} of the batch ends otherwise than the others")
+            }
+            What::One(place, Err(_)) => write!(f, "message {place} of the batch failed"),
+            What::Again => f.write_str("a handler asks for its messages once more"),
+        }
+    }
+}
+
+impl std::error::Error for Apart {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.0 {
+            What::One(_, Err(error)) => Some(&**error),
+            _ => None,
+        }
     }
 }
 

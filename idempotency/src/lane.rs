@@ -95,6 +95,7 @@ impl Lane {
         let mut batch = Batch::new(self.owned.next_offset, self.shared.batch_records_max);
         loop {
             let (call_at, look_at) = (effects.call_at(), effects.look_at());
+            let rests_until = effects.rests_until();
             let is_full = effects.tell_full();
             self.gauge.parked(effects.parked.len(), is_full);
             let gathered = tokio::select! {
@@ -103,6 +104,10 @@ impl Lane {
                 called = effects.calls.next() => effects.called(called).await.map(|()| false),
                 () = reached(call_at) => effects.prepare_calls().await.map(|()| false),
                 () = reached(look_at) => effects.replay().await.map(|()| false),
+                () = reached(rests_until) => {
+                    effects.give_back();
+                    Ok(false)
+                }
                 gathered = inlet.gather(&mut batch), if !is_full => {
                     if gathered.is_none() {
                         return effects.finish_calls().await;
@@ -144,7 +149,7 @@ impl Lane {
             }
             self.gauge.applying(None);
             if batch.is_empty() {
-                effects.give_back();
+                effects.rest();
             }
             self.shared.meters.committed(work.len(), written);
             self.owned.next_offset = Some(next_offset);

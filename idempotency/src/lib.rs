@@ -195,7 +195,7 @@ pub use consumer::{Consumer, Unhandled};
 pub use dedupe::{Dedupe, Unsequenced};
 pub use error::{BoxError, Error, Kind};
 #[cfg(feature = "kafka")]
-pub use handler::{BatchCx, BatchHandler, Cx, Handler, Item, Outcome};
+pub use handler::{Apart, BatchCx, BatchHandler, Cx, Handler, Item, Outcome};
 #[cfg(feature = "kafka")]
 pub use health::Health;
 #[cfg(feature = "kafka")]

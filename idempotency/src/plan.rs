@@ -57,7 +57,10 @@ pub(crate) struct Plan<K> {
     retries: u32,
 }
 
-/// How many records a transaction may hold. It halves when transactions collide and grows again when they succeed.
+/// How many records a transaction may hold.
+///
+/// It halves when transactions collide, and grows by one with each that is full and succeeds. Were it to double, it would
+/// be back where they collide after a few transactions, and each deadlock costs `deadlock_timeout`, a second by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Width {
     now: usize,
@@ -78,8 +81,11 @@ impl Width {
         self.now = (self.now.min(tried) / 2).max(1);
     }
 
-    pub(crate) fn grow(&mut self) {
-        self.now = self.now.saturating_mul(2).min(self.max);
+    /// A transaction with so many has succeeded. One that was not full says nothing about larger ones.
+    pub(crate) fn grow(&mut self, held: usize) {
+        if held >= self.now {
+            self.now = self.now.saturating_add(1).min(self.max);
+        }
     }
 }
 
@@ -252,8 +258,9 @@ impl<K: Hash + Eq + Clone> Plan<K> {
 
     /// A transaction with everything before this record is committed.
     pub(crate) fn committed(&mut self, until: usize) {
+        let held = until.saturating_sub(self.start());
         self.segments.retain(|segment| segment.end > until);
-        self.width.grow();
+        self.width.grow(held);
         self.begin_again();
     }
 
@@ -272,6 +279,13 @@ impl<K: Hash + Eq + Clone> Plan<K> {
         if collided {
             self.width.halve(self.tried());
         }
+        self.begin_again();
+    }
+
+    /// The open transaction is given up since a handler wants its records once more. They get a savepoint, behind which
+    /// it may say so again.
+    pub(crate) fn again(&mut self) {
+        self.guarded = true;
         self.begin_again();
     }
 

@@ -12,7 +12,7 @@ use crate::call::{Answer, Limits, Prepared};
 use crate::codec::Codec;
 use crate::error::{BoxError, Error, Kind};
 use crate::handler::{
-    BatchCx, BatchHandler, BoxFuture, Cx, Handler, Item, Outcome, Panicked, caught,
+    Apart, BatchCx, BatchHandler, BoxFuture, Cx, Handler, Item, Outcome, Panicked, What, caught,
 };
 use crate::record::{Meta, Record};
 
@@ -85,7 +85,55 @@ pub(crate) type Outcall = Box<dyn Any + Send + Sync>;
 pub(crate) struct Handled {
     /// Those whose payload does not decode, by their place in the call; the handler has not seen them.
     pub(crate) undecodable: Vec<(usize, Error)>,
+    pub(crate) about: About,
     pub(crate) ended: Result<Outcome, Error>,
+}
+
+/// Which records of a call an end is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum About {
+    #[default]
+    All,
+    /// The one at this place in the call.
+    One(usize),
+    /// None of them: all are to be handed in once more.
+    Again,
+}
+
+impl Handled {
+    pub(crate) fn of_all(undecodable: Vec<(usize, Error)>, ended: Result<Outcome, Error>) -> Self {
+        Self { undecodable, about: About::All, ended }
+    }
+
+    /// What a handler's error says.
+    fn failed(undecodable: Vec<(usize, Error)>, records: &[&Record], error: BoxError) -> Self {
+        let Some(first) = records.first() else {
+            return Self::of_all(undecodable, Ok(Outcome::Done));
+        };
+        let apart = match error.downcast::<Apart>() {
+            Ok(apart) => apart.0,
+            Err(error) => {
+                let error = failed(&first.meta, records.len()).caused_by(error);
+                return Self::of_all(undecodable, Err(error));
+            }
+        };
+        let What::One(place, ended) = apart else {
+            return Self { undecodable, about: About::Again, ended: Ok(Outcome::Done) };
+        };
+        // The handler has not seen those that do not decode.
+        let is_seen = |place: &usize| undecodable.iter().all(|(bad, _)| bad != place);
+        let found = (0..records.len()).filter(is_seen).nth(place);
+        let Some((place, record)) = found.and_then(|place| Some((place, records.get(place)?)))
+        else {
+            let text = format!("a handler names message {place} of {}", records.len());
+            return Self::of_all(
+                undecodable,
+                Err(placed(Error::new(Kind::Handler, text), &first.meta)),
+            );
+        };
+        let ended = ended.map_err(|error| failed(&record.meta, 1).caused_by(error));
+        Self { undecodable, about: About::One(place), ended }
+    }
 }
 
 /// The handlers by message type, with the state they share.
@@ -114,8 +162,7 @@ impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
             let (Some(route), Some(first)) = (self.registry.routes.get(route.0), records.first())
             else {
                 let text = "a record without a handler was dispatched";
-                let ended = Err(Error::new(Kind::Internal, text));
-                return Handled { undecodable: Vec::new(), ended };
+                return Handled::of_all(Vec::new(), Err(Error::new(Kind::Internal, text)));
             };
             let mut undecodable = Vec::new();
             let running = async {
@@ -126,13 +173,11 @@ impl<S: Send + Sync + 'static> Dispatch for Routes<S> {
                     None => Ok(Outcome::Done),
                 }
             };
-            let ended = match caught(running).await {
-                Ok(ended) => {
-                    ended.map_err(|error| failed(&first.meta, records.len()).caused_by(error))
-                }
-                Err(Panicked) => Err(panicked(&first.meta)),
-            };
-            Handled { undecodable, ended }
+            match caught(running).await {
+                Ok(Ok(outcome)) => Handled::of_all(undecodable, Ok(outcome)),
+                Ok(Err(error)) => Handled::failed(undecodable, records, error),
+                Err(Panicked) => Handled::of_all(undecodable, Err(panicked(&first.meta))),
+            }
         })
     }
 

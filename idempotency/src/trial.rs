@@ -16,12 +16,15 @@ use crate::lane::{Shared, in_time};
 use crate::plan::Plan;
 use crate::record::{Meta, Record};
 use crate::retry::{OnFailure, OutOfHorizon};
-use crate::route::{Handled, Outcall, RouteId};
+use crate::route::{About, Handled, Outcall, RouteId};
 use crate::trace;
 
 /// Checks what was deferred to the commit, as long as the savepoint is there to go back to.
 const RELEASE: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED;
      RELEASE SAVEPOINT tailrace_segment";
+
+/// How often a handler may have its records once more behind one savepoint.
+const AGAIN_MAX: usize = 3;
 
 /// What a record's claim came to in this transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +79,8 @@ pub(crate) struct Blame {
 pub(crate) enum Stumble {
     /// Its records failed by their own fault.
     Blame(Blame),
+    /// A handler wants its records once more, by nobody's fault.
+    Again,
     /// The transaction is lost, or there is no way on.
     Error(Error),
 }
@@ -88,6 +93,7 @@ impl Stumble {
             Self::Blame(_) => {
                 Error::new(Kind::Internal, "a message was blamed behind its savepoint")
             }
+            Self::Again => again_and_again(),
         }
     }
 }
@@ -119,14 +125,19 @@ impl<'s, 'a> Trial<'s, 'a> {
             return self.call_all(conn, plan, &runnable).await;
         }
         savepoint(conn, "SAVEPOINT tailrace_segment").await?;
-        let ran = match self.call_all(conn, plan, &runnable).await {
-            Ok(()) => self.release(conn, all).await,
-            Err(stumble) => Err(stumble),
-        };
-        if let Err(Stumble::Blame(_)) = &ran {
-            savepoint(conn, "ROLLBACK TO SAVEPOINT tailrace_segment").await?;
+        for _ in 0..AGAIN_MAX {
+            let ran = match self.call_all(conn, plan, &runnable).await {
+                Ok(()) => self.release(conn, all.clone()).await,
+                Err(stumble) => Err(stumble),
+            };
+            if let Err(Stumble::Blame(_) | Stumble::Again) = &ran {
+                savepoint(conn, "ROLLBACK TO SAVEPOINT tailrace_segment").await?;
+            }
+            if !matches!(ran, Err(Stumble::Again)) {
+                return ran;
+            }
         }
-        ran
+        Err(self.blame(all, again_and_again()))
     }
 
     fn runnable(&self, plan: &Plan<&'a [u8]>, segment: Range<usize>) -> Vec<usize> {
@@ -260,8 +271,10 @@ impl<'s, 'a> Trial<'s, 'a> {
         };
         let handled = handling.instrument(around).await;
         self.shared.meters.handled(began.elapsed());
-        if !matches!(handled.ended, Ok(Outcome::Done)) {
-            spans.iter().for_each(trace::failed);
+        match (&handled.ended, handled.about) {
+            (Ok(Outcome::Done), _) => {}
+            (_, About::One(place)) => spans.get(place).into_iter().for_each(trace::failed),
+            _ => spans.iter().for_each(trace::failed),
         }
         drop(spans);
         for (place, error) in handled.undecodable {
@@ -272,15 +285,21 @@ impl<'s, 'a> Trial<'s, 'a> {
                 plan.condemn(*at, Fate::Bury(Cause::of(&error)));
             }
         }
+        let whole = *first..last + 1;
+        let call = match handled.about {
+            About::All => whole,
+            About::One(place) => places.get(place).map_or(whole, |at| *at..at + 1),
+            About::Again => return Err(Stumble::Again),
+        };
         let (fate, again) = match handled.ended {
             Ok(Outcome::Done) => return Ok(()),
             Ok(Outcome::Retry { after }) => (Fate::Park(Cause::later(after)), false),
             Ok(Outcome::Reject { reason }) => {
                 (Fate::Bury(Cause::with_detail(Reason::Rejected, &reason)), false)
             }
-            Err(error) => return Err(self.blame(*first..last + 1, error)),
+            Err(error) => return Err(self.blame(call, error)),
         };
-        Err(Stumble::Blame(Blame { call: *first..last + 1, fate, again }))
+        Err(Stumble::Blame(Blame { call, fate, again }))
     }
 
     /// The part of a call that belongs into a transaction. What does not decode is told as such.
@@ -300,7 +319,7 @@ impl<'s, 'a> Trial<'s, 'a> {
                 }
                 Ok(Prepared::End(outcome)) => Ok(outcome),
                 Err(error) if error.kind() == Kind::Payload => {
-                    return Handled { undecodable: vec![(0, error)], ended: Ok(Outcome::Done) };
+                    return Handled::of_all(vec![(0, error)], Ok(Outcome::Done));
                 }
                 Err(error) => Err(error),
             },
@@ -312,7 +331,7 @@ impl<'s, 'a> Trial<'s, 'a> {
                 Err(Error::new(Kind::Internal, "a step of a call was made twice"))
             }
         };
-        Handled { undecodable: Vec::new(), ended }
+        Handled::of_all(Vec::new(), ended)
     }
 
     /// What an error in these records means.
@@ -337,6 +356,10 @@ impl<'s, 'a> Trial<'s, 'a> {
             Err(error) => Err(self.blame(all, of_handler(error))),
         }
     }
+}
+
+fn again_and_again() -> Error {
+    Error::new(Kind::Handler, "a handler asks for its messages again and again")
 }
 
 fn outside(meta: &Meta, reason: Reason) -> Error {

@@ -8,6 +8,7 @@
 
 use crate::correlation::{Answer, Epoch, Operation};
 
+pub(crate) mod many;
 pub(crate) mod rows;
 
 /// What is remembered of a step.

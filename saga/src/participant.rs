@@ -207,8 +207,9 @@ impl<S: Send + Sync + 'static> Participant<S> {
 
     /// Runs as a consumer of its own until `stop` resolves: see [`Consumer::run`].
     ///
-    /// At most 50 commands share a transaction: each is behind a savepoint, and a transaction with more than 64 of them
-    /// slows down every reader of the database.
+    /// At most 50 commands share a transaction, or fewer where the configuration says so: each may be behind a savepoint,
+    /// and a transaction with more than 64 of them slows down every reader of the database. A transaction that deadlocks
+    /// with another one is repeated with half as many, and later ones grow by one command at a time.
     ///
     /// # Errors
     /// [`Kind::Definition`](crate::Kind::Definition) where a command that it handles is sent to another topic;
@@ -347,10 +348,12 @@ impl<S: Send + Sync + 'static, C: Command> Registered<S> for Operations<S, C> {
     fn join(self: Box<Self>, voice: Arc<carry_out::Voice>, consumer: Consumer<S>) -> Consumer<S> {
         match *self {
             Self { acting: Acting::Within(action), undoing: Undoing::Within(undo) } => {
-                consumer.on::<C>(C::TYPE, Step { action, undo: Some(undo), voice })
+                let (undo, care) = (Some(undo), Arc::default());
+                consumer.on_batch::<C>(C::TYPE, Step { action, undo, voice, care })
             }
             Self { acting: Acting::Within(action), undoing: Undoing::Never } => {
-                consumer.on::<C>(C::TYPE, Step { action, undo: None, voice })
+                let (undo, care) = (None, Arc::default());
+                consumer.on_batch::<C>(C::TYPE, Step { action, undo, voice, care })
             }
             Self { acting, undoing } => Outward { acting, undoing, voice }.join(consumer),
         }

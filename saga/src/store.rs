@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{PgConnection, Postgres, Row};
 use uuid::Uuid;
 
 use crate::correlation::SagaId;
@@ -89,14 +90,21 @@ impl Reason {
 }
 
 /// Locks sagas in the order of their ids, so that two transactions never wait for each other in a circle.
+///
+/// Row by row, so that no plan reads the table from end to end: a plan is kept for as long as the connection, and one that
+/// was made while there were few sagas would read all of them for each batch, until the table is analyzed.
 pub(crate) async fn lock(
     conn: &mut PgConnection,
     sagas: &[SagaId],
 ) -> Result<BTreeMap<SagaId, Kept>, Error> {
-    let ids: Vec<Uuid> = sagas.iter().map(|saga| *saga.as_uuid()).collect();
+    let mut ids: Vec<Uuid> = sagas.iter().map(|saga| *saga.as_uuid()).collect();
+    ids.sort_unstable();
+    ids.dedup();
     let rows = sqlx::query(
-        "SELECT id, definition, version, hash, instance::text, origin::text
-         FROM tailrace.saga_instance WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+        "SELECT saga.id, saga.definition, saga.version, saga.hash, saga.instance, saga.origin
+         FROM unnest($1::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
+             SELECT id, definition, version, hash, instance::text, origin::text
+             FROM tailrace.saga_instance AS kept WHERE kept.id = wanted.id FOR UPDATE) AS saga",
     )
     .bind(ids)
     .fetch_all(conn)
@@ -132,116 +140,100 @@ pub(crate) async fn read(conn: &mut PgConnection, id: SagaId) -> Result<Option<I
     found.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
 }
 
-/// Stores sagas that were locked, or are new. A new one whose id is taken is an error.
-pub(crate) async fn write(conn: &mut PgConnection, changed: &[Changed]) -> Result<(), Error> {
-    let (new, known): (Vec<_>, Vec<_>) = changed.iter().partition(|saga| saga.begun.is_some());
-    insert(conn, &new).await?;
-    update(conn, &known).await
-}
-
-async fn insert(conn: &mut PgConnection, sagas: &[&Changed]) -> Result<(), Error> {
-    if sagas.is_empty() {
-        return Ok(());
-    }
-    let instances = || sagas.iter().map(|saga| &saga.instance);
-    let origin = |saga: &&Changed| json(&saga.begun.clone().unwrap_or_default());
-    sqlx::query(
-        "INSERT INTO tailrace.saga_instance
-             (id, definition, version, hash, status, revision, instance, origin)
-         SELECT id, definition, version, hash, status, revision, instance::json, origin::json
-         FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[])
-             AS given (id, definition, version, hash, status, revision, instance, origin)
-         ORDER BY id",
+/// Stores sagas that were locked, or are new, appends to the journal, and wishes for ticks: one round trip. A new saga
+/// whose id is taken is an error.
+///
+/// Known ones are stored by ON CONFLICT, which finds each by the primary key. An UPDATE that is joined with them is free to
+/// read the table from end to end, and goes on to do so once it was planned for a small one: see [`lock`].
+///
+/// Definition and version change only by a migration; to write what they are costs nothing, since they are what they were
+/// to the index.
+const WRITE: &str = "
+    WITH begun AS (
+        INSERT INTO tailrace.saga_instance (id, definition, version, hash, status, revision, instance, origin)
+        SELECT id, definition, version, hash, status, revision, instance::json, origin::json
+        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[])
+            AS given (id, definition, version, hash, status, revision, instance, origin)
+        ORDER BY id
+    ), changed AS (
+        INSERT INTO tailrace.saga_instance AS kept (id, definition, version, hash, status, revision, instance)
+        SELECT id, definition, version, hash, status, revision, instance::json
+        FROM unnest($9::uuid[], $10::text[], $11::bigint[], $12::text[], $13::text[], $14::bigint[], $15::text[])
+            AS given (id, definition, version, hash, status, revision, instance)
+        ON CONFLICT (id) DO UPDATE
+        SET definition = excluded.definition, version = excluded.version, hash = excluded.hash,
+            status = excluded.status, revision = excluded.revision, instance = excluded.instance, changed_at = now(),
+            turned_at = CASE excluded.status WHEN 'compensating' THEN coalesce(kept.turned_at, now())
+                ELSE kept.turned_at END
+    ), noted AS (
+        INSERT INTO tailrace.saga_journal (saga_id, revision, entries)
+        SELECT saga_id, revision, entries::json
+        FROM unnest($16::uuid[], $17::bigint[], $18::text[]) WITH ORDINALITY
+            AS given (saga_id, revision, entries, place)
+        ORDER BY place
     )
-    .bind(instances().map(|saga| *saga.id().as_uuid()).collect::<Vec<_>>())
-    .bind(instances().map(|saga| saga.definition().name.to_string()).collect::<Vec<_>>())
-    .bind(instances().map(|saga| i64::from(saga.definition().version)).collect::<Vec<_>>())
-    .bind(instances().map(|saga| saga.definition().hash.to_string()).collect::<Vec<_>>())
-    .bind(instances().map(|saga| saga.status().as_str()).collect::<Vec<_>>())
-    .bind(instances().map(revision).collect::<Vec<_>>())
-    .bind(instances().map(json).collect::<Result<Vec<_>, _>>()?)
-    .bind(sagas.iter().map(origin).collect::<Result<Vec<_>, _>>()?)
-    .execute(conn)
-    .await
-    .map_err(writing)?;
-    Ok(())
-}
+    INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
+    SELECT to_timestamp(due / 1000000.0), saga_id, tick::json
+    FROM unnest($19::bigint[], $20::uuid[], $21::text[]) AS given (due, saga_id, tick)";
 
-async fn update(conn: &mut PgConnection, sagas: &[&Changed]) -> Result<(), Error> {
-    if sagas.is_empty() {
-        return Ok(());
-    }
-    let instances = || sagas.iter().map(|saga| &saga.instance);
-    // Definition and version change only by a migration; to write what they are costs nothing, since they are what they
-    // were to the index.
-    sqlx::query(
-        "UPDATE tailrace.saga_instance AS kept
-         SET definition = given.definition, version = given.version, hash = given.hash, status = given.status,
-             revision = given.revision, instance = given.instance::json, changed_at = now(),
-             turned_at = CASE given.status WHEN 'compensating' THEN coalesce(kept.turned_at, now())
-                 ELSE kept.turned_at END
-         FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[])
-             AS given (id, definition, version, hash, status, revision, instance)
-         WHERE kept.id = given.id",
-    )
-    .bind(instances().map(|saga| *saga.id().as_uuid()).collect::<Vec<_>>())
-    .bind(instances().map(|saga| saga.definition().name.to_string()).collect::<Vec<_>>())
-    .bind(instances().map(|saga| i64::from(saga.definition().version)).collect::<Vec<_>>())
-    .bind(instances().map(|saga| saga.definition().hash.to_string()).collect::<Vec<_>>())
-    .bind(instances().map(|saga| saga.status().as_str()).collect::<Vec<_>>())
-    .bind(instances().map(revision).collect::<Vec<_>>())
-    .bind(instances().map(json).collect::<Result<Vec<_>, _>>()?)
-    .execute(conn)
-    .await
-    .map_err(writing)?;
-    Ok(())
-}
-
-/// Appends to the journal.
-pub(crate) async fn note(conn: &mut PgConnection, noted: &[Noted]) -> Result<(), Error> {
-    if noted.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
-        "INSERT INTO tailrace.saga_journal (saga_id, revision, entries)
-         SELECT saga_id, revision, entries::json
-         FROM unnest($1::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY
-             AS given (saga_id, revision, entries, place)
-         ORDER BY place",
-    )
-    .bind(noted.iter().map(|noted| *noted.saga.as_uuid()).collect::<Vec<_>>())
-    .bind(noted.iter().map(|noted| number(noted.revision)).collect::<Vec<_>>())
-    .bind(noted.iter().map(|noted| json(&noted.entries)).collect::<Result<Vec<_>, _>>()?)
-    .execute(conn)
-    .await
-    .map_err(writing)?;
-    Ok(())
-}
-
-/// Wishes for ticks.
-pub(crate) async fn set_timers(
+/// What a transaction stores of sagas: see [`WRITE`].
+pub(crate) async fn write(
     conn: &mut PgConnection,
+    changed: &[Changed],
+    noted: &[Noted],
     timers: &[(SagaId, Timer)],
 ) -> Result<(), Error> {
-    if timers.is_empty() {
+    if changed.is_empty() && noted.is_empty() && timers.is_empty() {
         return Ok(());
     }
-    sqlx::query(
-        "INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
-         SELECT to_timestamp(due / 1000000.0), saga_id, tick::json
-         FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS given (due, saga_id, tick)",
-    )
-    .bind(timers.iter().map(|(_, timer)| micros(timer.due)).collect::<Vec<_>>())
-    .bind(timers.iter().map(|(saga, _)| *saga.as_uuid()).collect::<Vec<_>>())
-    .bind(timers.iter().map(|(_, timer)| json(&timer.tick)).collect::<Result<Vec<_>, _>>()?)
-    .execute(conn)
-    .await
-    .map_err(writing)?;
+    let (new, known): (Vec<_>, Vec<_>) = changed.iter().partition(|saga| saga.begun.is_some());
+    let origin = |saga: &&Changed| json(&saga.begun.clone().unwrap_or_default());
+    let origins = new.iter().map(origin).collect::<Result<Vec<_>, _>>()?;
+    let query = bound(bound(sqlx::query(WRITE), &new)?.bind(origins), &known)?;
+    query
+        .bind(noted.iter().map(|noted| *noted.saga.as_uuid()).collect::<Vec<_>>())
+        .bind(noted.iter().map(|noted| number(noted.revision)).collect::<Vec<_>>())
+        .bind(noted.iter().map(|noted| json(&noted.entries)).collect::<Result<Vec<_>, _>>()?)
+        .bind(timers.iter().map(|(_, timer)| micros(timer.due)).collect::<Vec<_>>())
+        .bind(timers.iter().map(|(saga, _)| *saga.as_uuid()).collect::<Vec<_>>())
+        .bind(timers.iter().map(|(_, timer)| json(&timer.tick)).collect::<Result<Vec<_>, _>>()?)
+        .execute(conn)
+        .await
+        .map_err(writing)?;
     Ok(())
+}
+
+type Statement = Query<'static, Postgres, PgArguments>;
+
+/// Binds the columns of sagas.
+fn bound(query: Statement, sagas: &[&Changed]) -> Result<Statement, Error> {
+    let instances = || sagas.iter().map(|saga| &saga.instance);
+    Ok(query
+        .bind(instances().map(|saga| *saga.id().as_uuid()).collect::<Vec<_>>())
+        .bind(instances().map(|saga| saga.definition().name.to_string()).collect::<Vec<_>>())
+        .bind(instances().map(|saga| i64::from(saga.definition().version)).collect::<Vec<_>>())
+        .bind(instances().map(|saga| saga.definition().hash.to_string()).collect::<Vec<_>>())
+        .bind(instances().map(|saga| saga.status().as_str()).collect::<Vec<_>>())
+        .bind(instances().map(revision).collect::<Vec<_>>())
+        .bind(instances().map(json).collect::<Result<Vec<_>, _>>()?))
+}
+
+/// Whether any timer is due: the least one, which is read from the index.
+pub(crate) async fn has_due(conn: &mut PgConnection, now: SystemTime) -> Result<bool, Error> {
+    sqlx::query_scalar(
+        "SELECT coalesce(min(due_at) <= to_timestamp($1 / 1000000.0), false) FROM tailrace.saga_timer",
+    )
+    .bind(micros(now))
+    .fetch_one(conn)
+    .await
+    .map_err(reading)
 }
 
 /// Takes timers that are due, of sagas that one of these definitions runs, with the locks of their sagas. Those that
 /// somebody else works at are passed over.
+///
+/// It is planned each time, for how many are due now. A plan for any number is one for a third of them all, and reads
+/// and sorts the table.
 pub(crate) async fn take_timers(
     conn: &mut PgConnection,
     mine: &[Identity],
@@ -251,17 +243,20 @@ pub(crate) async fn take_timers(
     let rows = sqlx::query(
         "WITH due AS (
              SELECT timer.ctid AS at
-             FROM tailrace.saga_timer AS timer
-             JOIN tailrace.saga_instance AS saga ON saga.id = timer.saga_id
+             FROM tailrace.saga_timer AS timer CROSS JOIN LATERAL (
+                 SELECT FROM tailrace.saga_instance AS kept
+                 WHERE kept.id = timer.saga_id
+                   AND EXISTS (SELECT FROM unnest($2::text[], $3::bigint[], $4::text[]) AS mine (name, version, hash)
+                       WHERE (kept.definition, kept.version, kept.hash) = (mine.name, mine.version, mine.hash))
+                 FOR UPDATE SKIP LOCKED) AS saga
              WHERE timer.due_at <= to_timestamp($1 / 1000000.0)
-               AND EXISTS (SELECT FROM unnest($2::text[], $3::bigint[], $4::text[]) AS mine (name, version, hash)
-                   WHERE (saga.definition, saga.version, saga.hash) = (mine.name, mine.version, mine.hash))
              ORDER BY timer.due_at LIMIT $5
-             FOR UPDATE SKIP LOCKED)
+             FOR UPDATE OF timer SKIP LOCKED)
          DELETE FROM tailrace.saga_timer AS timer
          WHERE timer.ctid = ANY (ARRAY(SELECT at FROM due))
          RETURNING timer.saga_id, timer.tick::text",
     )
+    .persistent(false)
     .bind(micros(now))
     .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
     .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
@@ -317,13 +312,15 @@ pub(crate) async fn waiting(
 ) -> Result<Vec<Waiting>, Error> {
     let rows = sqlx::query(
         "SELECT input.id, input.saga_id, input.input::text, input.cause::text, input.attempts
-         FROM tailrace.saga_input AS input
-         JOIN tailrace.saga_instance AS saga ON saga.id = input.saga_id
+         FROM tailrace.saga_input AS input CROSS JOIN LATERAL (
+             SELECT FROM tailrace.saga_instance AS kept
+             WHERE kept.id = input.saga_id
+               AND EXISTS (SELECT FROM unnest($1::text[], $2::bigint[], $3::text[]) AS mine (name, version, hash)
+                   WHERE (kept.definition, kept.version, kept.hash) = (mine.name, mine.version, mine.hash))
+             FOR UPDATE SKIP LOCKED) AS saga
          WHERE input.not_before <= now()
-           AND EXISTS (SELECT FROM unnest($1::text[], $2::bigint[], $3::text[]) AS mine (name, version, hash)
-               WHERE (saga.definition, saga.version, saga.hash) = (mine.name, mine.version, mine.hash))
          ORDER BY input.id LIMIT $4
-         FOR UPDATE SKIP LOCKED",
+         FOR UPDATE OF input SKIP LOCKED",
     )
     .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
     .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
@@ -431,3 +428,6 @@ fn reading(error: sqlx::Error) -> Error {
 fn writing(error: sqlx::Error) -> Error {
     Error::database("sagas cannot be stored", error)
 }
+
+#[cfg(test)]
+mod tests;

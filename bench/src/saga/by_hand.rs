@@ -9,8 +9,8 @@ use sqlx::{PgConnection, PgPool};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::shop::PARTITIONS;
 use super::template::{Stage, Template};
+use super::transitions::PARTITIONS;
 
 type Failure = Box<dyn Error + Send + Sync>;
 

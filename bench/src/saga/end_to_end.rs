@@ -55,8 +55,8 @@ pub(crate) struct Options {
     /// Seconds that count
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     seconds: u32,
-    /// Seconds before them that do not; the broker's compiler needs some
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=600))]
+    /// Seconds before them that do not; the broker's compiler needs more than a minute, and much of two cores
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(..=600))]
     warm_up_seconds: u32,
     /// Seconds at each higher rate, to find the largest that holds; 0 for none
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=600))]
@@ -70,6 +70,10 @@ pub(crate) struct Options {
     /// How long a batch waits for more records, in microseconds
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     batch_wait_us: u64,
+    /// Partitions of each topic. Each has a transaction of its own, so that more of them are more transactions for the
+    /// same sagas
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
+    partitions: u32,
 }
 
 /// Databases, topics and processes.
@@ -138,7 +142,7 @@ impl Site {
     async fn new(stack: &Stack, mode: Mode, options: &Options) -> Result<Self, Failure> {
         let brokers = stack.kafka().brokers().to_owned();
         let prefix = format!("{}.", unique("saga"));
-        make_topics(&brokers, &prefix).await?;
+        make_topics(&brokers, &prefix, i32::try_from(options.partitions)?).await?;
         let orders = Home::new(stack, "saga_orders", mode).await?;
         let mut conn = PgConnection::connect(orders.database.url()).await?;
         sqlx::raw_sql(TELL).execute(&mut conn).await?;
@@ -148,6 +152,7 @@ impl Site {
             kafka_brokers: brokers,
             prefix,
             batch_wait_us: options.batch_wait_us,
+            partitions: options.partitions,
         };
         let mut processes = vec![place.engine().await?];
         for (at, service) in Service::ALL.into_iter().enumerate() {

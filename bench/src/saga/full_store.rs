@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::PgConnection;
+use tailrace_saga::SagaId;
+use tailrace_saga::operate::{self, Filter, Paging};
 use tailrace_stack::Stack;
 use uuid::{NoContext, Timestamp, Uuid};
 
@@ -108,41 +110,34 @@ async fn fill(
     Ok(some)
 }
 
-/// The newest sagas, and those that are not over.
+/// The newest sagas, and those that are not over, as an operator has them listed.
 async fn list(conn: &mut PgConnection) -> Result<f64, Failure> {
+    let pages = [
+        (
+            Filter::default().any_state(),
+            Paging { newest_first: true, max: 50, ..Paging::default() },
+        ),
+        (Filter::default(), Paging { max: 50, ..Paging::default() }),
+    ];
     let mut times = Vec::new();
     for _ in 0..LOOKS {
         let began = Instant::now();
-        for statement in [
-            "select id, definition, version, status, revision, started_at, changed_at \
-             from tailrace.saga_instance order by id desc limit 50",
-            "select id, definition, version, status, revision, started_at, changed_at \
-             from tailrace.saga_instance where status in ('running', 'compensating', 'parked') \
-             order by id limit 50",
-        ] {
-            sqlx::query(statement).fetch_all(&mut *conn).await?;
+        for (filter, paging) in &pages {
+            operate::list(&mut *conn, filter, paging).await?;
         }
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
     Ok(quantile(&times, 0.5))
 }
 
-/// A saga with its journal.
+/// A saga with its journal, likewise.
 async fn show(conn: &mut PgConnection, ids: &[Uuid]) -> Result<f64, Failure> {
     let mut times = Vec::new();
     for id in ids {
-        let began = Instant::now();
-        let found = sqlx::query("select instance::text from tailrace.saga_instance where id = $1")
-            .bind(id)
-            .fetch_all(&mut *conn)
-            .await?;
-        let entries = sqlx::query(
-            "select revision, at, entries::text from tailrace.saga_journal where saga_id = $1 order by id",
-        )
-        .bind(id)
-        .fetch_all(&mut *conn)
-        .await?;
-        if found.is_empty() || entries.is_empty() {
+        let (began, id) = (Instant::now(), SagaId::from_uuid(*id));
+        let found = operate::show(&mut *conn, id).await?;
+        let moments = operate::journal(&mut *conn, id).await?;
+        if found.is_none() || moments.is_empty() {
             return Err("a finished saga is not there".into());
         }
         times.push(began.elapsed().as_secs_f64() * 1e3);

@@ -12,7 +12,7 @@ use tailrace_saga::Engine;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::shop::{PARTITIONS, Service, order_saga};
+use super::shop::{Service, order_saga};
 use crate::figure;
 use crate::relay_process::RelayProcess;
 
@@ -38,6 +38,9 @@ pub(crate) struct Place {
     /// How long a batch waits for more
     #[arg(long)]
     pub(crate) batch_wait_us: u64,
+    /// Of each topic
+    #[arg(long)]
+    pub(crate) partitions: u32,
 }
 
 #[derive(Args, Debug)]
@@ -56,10 +59,11 @@ pub(crate) struct ParticipantArguments {
 }
 
 impl Place {
-    fn config(&self, name: &str) -> Result<Config, Failure> {
+    /// A consumer of so many topics. Each partition has a lane, which wants a connection, and an engine's timers another.
+    fn config(&self, name: &str, topics: u32) -> Result<Config, Failure> {
         let options: PgConnectOptions = self.database_url.parse()?;
         let pool = PgPoolOptions::new()
-            .max_connections(u32::try_from(PARTITIONS)? + 2)
+            .max_connections(self.partitions * topics + 2)
             .connect_lazy_with(options.disable_statement_logging());
         Ok(Config::new(format!("{}{name}", self.prefix), self.kafka_brokers.clone(), pool)
             .start_deadline(Duration::from_secs(60))
@@ -71,7 +75,8 @@ impl Place {
         command
             .args([role, "--database-url", &self.database_url])
             .args(["--kafka-brokers", &self.kafka_brokers, "--prefix", &self.prefix])
-            .args(["--batch-wait-us", &self.batch_wait_us.to_string()]);
+            .args(["--batch-wait-us", &self.batch_wait_us.to_string()])
+            .args(["--partitions", &self.partitions.to_string()]);
         Ok(command)
     }
 
@@ -99,7 +104,8 @@ pub(crate) async fn orchestrate(arguments: EngineArguments) -> ExitCode {
         let place = arguments.place;
         let engine = Engine::new().topic_prefix(&place.prefix);
         figure::tell(BEGINS);
-        let report = engine.saga(&order_saga()?).run(place.config("engine")?, terminated()).await?;
+        let report =
+            engine.saga(&order_saga()?).run(place.config("engine", 2)?, terminated()).await?;
         figure::tell(&format!("{report:?}"));
         Ok::<_, Failure>(())
     };
@@ -113,7 +119,7 @@ pub(crate) async fn participate(arguments: ParticipantArguments) -> ExitCode {
         let ParticipantArguments { place, service } = arguments;
         let participant = service.participant(&place.prefix);
         figure::tell(BEGINS);
-        participant.run(place.config(service.name())?, terminated()).await?;
+        participant.run(place.config(service.name(), 1)?, terminated()).await?;
         Ok::<_, Failure>(())
     };
     ended(running.await)

@@ -20,9 +20,6 @@ pub(crate) const ORDER_PLACED: &str = "order.placed.v1";
 /// The topic of the replies.
 pub(crate) const REPLIES: &str = "bench-order.replies";
 
-/// Partitions of each topic.
-pub(crate) const PARTITIONS: i32 = 6;
-
 /// Longer than anything here takes: a timer that comes due would be another transition.
 const TIME_OUT: Duration = Duration::from_secs(3_600);
 
@@ -134,13 +131,17 @@ impl Service {
     }
 }
 
-/// Makes all topics of the shop.
-pub(crate) async fn make_topics(brokers: &str, prefix: &str) -> Result<(), Failure> {
+/// Makes all topics of the shop, each of so many partitions.
+pub(crate) async fn make_topics(
+    brokers: &str,
+    prefix: &str,
+    partitions: i32,
+) -> Result<(), Failure> {
     let topics = Service::ALL.map(Service::topic).into_iter().chain([ORDERS, REPLIES]);
     let names: Vec<String> = topics.map(|topic| format!("{prefix}{topic}")).collect();
     let new: Vec<NewTopic<'_>> = names
         .iter()
-        .map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(-1)))
+        .map(|name| NewTopic::new(name, partitions, TopicReplication::Fixed(-1)))
         .collect();
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers).create()?;

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::by_hand;
-use super::shop::{PARTITIONS, REPLIES, make_topics, order_saga};
+use super::shop::{REPLIES, make_topics, order_saga};
 use super::template::Template;
 use crate::figure::{self, Figure, quantile};
 use crate::relay_reader::blocking;
@@ -33,6 +33,9 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// How long one turn may take.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// Partitions of the topic with the replies, and connections that write by hand.
+pub(crate) const PARTITIONS: i32 = 6;
 
 /// Records of a transaction: what an engine takes at most.
 const BATCH_RECORDS: usize = 200;
@@ -124,7 +127,7 @@ impl Backlog {
         let template = Arc::new(Template::new()?);
         let prefix = format!("{}.", unique("saga"));
         let brokers = stack.kafka().brokers().to_owned();
-        make_topics(&brokers, &prefix).await?;
+        make_topics(&brokers, &prefix, PARTITIONS).await?;
         let ids: Vec<Uuid> = (0..sagas).map(|_| Uuid::now_v7()).collect();
         let backlog = Self { template, brokers, prefix, ids };
         backlog.fill_topic().await?;

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use tailrace_idempotency::MessageId;
 use tailrace_outbox::{Message, Outbox};
@@ -25,7 +26,7 @@ const LOCK: &str = "INSERT INTO tailrace.saga_barrier AS held (saga_id, step, de
              || repeat('0', 20))::uuid";
 
 /// How far back rows are kept, for whoever has made one.
-const HORIZON: &str = "SELECT $1 < saga_id FROM tailrace.saga_barrier_horizon";
+const HORIZON: &str = "SELECT saga_id FROM tailrace.saga_barrier_horizon";
 
 const REMEMBER: &str = "UPDATE tailrace.saga_barrier
      SET action_epoch = $3, action_outcome = $4, reply = $5, compensation_epoch = $6,
@@ -47,7 +48,7 @@ pub(crate) struct Held {
     /// Whether what was done for this saga may be forgotten, so that nothing can be decided.
     pub(crate) forgotten: bool,
     /// The id of the message that makes a call for the step.
-    caller: Option<String>,
+    pub(super) caller: Option<String>,
 }
 
 impl Held {
@@ -78,30 +79,41 @@ pub(crate) async fn lock(
         .fetch_one(&mut *conn)
         .await
         .map_err(failed)?;
-    let (action_epoch, action_outcome): (Option<i64>, Option<String>) =
-        (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
-    let compensation: Option<i64> = row.try_get(3).map_err(failed)?;
-    let undoing: Option<i64> = row.try_get(6).map_err(failed)?;
-    let barrier = Barrier {
-        action: past(action_epoch, action_outcome.as_deref())?,
-        compensation: compensation.map(epoch).transpose()?,
-        undoing: undoing.map(epoch).transpose()?,
-    };
+    let (barrier, reply) = barrier_of(&row)?;
+    let late = row.try_get(4).map_err(failed)?;
     let (mut beyond, is_old): (bool, bool) =
         (row.try_get(5).map_err(failed)?, row.try_get(8).map_err(failed)?);
     // The statement may have begun before the horizon rose and have waited for whoever deleted the row. What it has made
     // itself is there now, so that whatever was deleted before was so below a horizon that can be seen.
     if !beyond && is_old && barrier == Barrier::default() {
-        beyond = sqlx::query_scalar(HORIZON).bind(saga).fetch_one(conn).await.map_err(failed)?;
+        beyond = *saga < horizon(conn).await?;
     }
-    Ok(Held {
-        barrier,
-        reply: row.try_get(2).map_err(failed)?,
-        late: row.try_get(4).map_err(failed)?,
-        // Rows of other ids are never deleted: they say nothing of their time.
-        forgotten: beyond && saga.get_version_num() == 7,
-        caller: row.try_get(7).map_err(failed)?,
-    })
+    let caller = row.try_get("caller").map_err(failed)?;
+    Ok(Held { barrier, reply, late, forgotten: is_forgotten(*saga, beyond), caller })
+}
+
+/// Of which sagas rows may be gone, as it can be seen now.
+pub(super) async fn horizon(conn: &mut PgConnection) -> Result<Uuid, Error> {
+    sqlx::query_scalar(HORIZON).fetch_one(conn).await.map_err(failed)
+}
+
+/// What a row says whose first columns are those of [`LOCK`].
+pub(super) fn barrier_of(row: &PgRow) -> Result<(Barrier, Option<Vec<u8>>), Error> {
+    let (action_epoch, action_outcome): (Option<i64>, Option<String>) =
+        (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+    let compensation: Option<i64> = row.try_get(3).map_err(failed)?;
+    let undoing: Option<i64> = row.try_get("compensation_calling").map_err(failed)?;
+    let barrier = Barrier {
+        action: past(action_epoch, action_outcome.as_deref())?,
+        compensation: compensation.map(epoch).transpose()?,
+        undoing: undoing.map(epoch).transpose()?,
+    };
+    Ok((barrier, row.try_get(2).map_err(failed)?))
+}
+
+/// Rows of other ids are never deleted: they say nothing of their time.
+pub(super) fn is_forgotten(saga: Uuid, is_beyond_horizon: bool) -> bool {
+    is_beyond_horizon && saga.get_version_num() == 7
 }
 
 /// Stores what is remembered from now on, and writes the answer along with it.
@@ -235,7 +247,7 @@ pub(crate) fn first_id_of(time: SystemTime) -> Uuid {
     Uuid::from_u128(milliseconds << 80)
 }
 
-fn micros(time: SystemTime) -> i64 {
+pub(super) fn micros(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
@@ -250,7 +262,7 @@ fn epoch(number: i64) -> Result<Epoch, Error> {
 }
 
 impl Ended {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Refused => "refused",
@@ -273,7 +285,7 @@ fn unreadable(what: &str) -> Error {
     )
 }
 
-fn failed(error: sqlx::Error) -> Error {
+pub(super) fn failed(error: sqlx::Error) -> Error {
     Error::database("what was done for a step cannot be read", error)
 }
 

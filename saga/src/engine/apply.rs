@@ -206,9 +206,7 @@ impl Told {
 
 impl Sheet {
     async fn write(&self, core: &Core, conn: &mut PgConnection) -> Result<(), BoxError> {
-        store::write(conn, &self.changed).await?;
-        store::note(conn, &self.noted).await?;
-        store::set_timers(conn, &self.timers).await?;
+        store::write(conn, &self.changed, &self.noted, &self.timers).await?;
         lock::rows::release(conn, &self.released).await?;
         for messages in self.messages.chunks(BATCH_MESSAGES_MAX) {
             core.outbox.write_all(conn, messages).await?;

@@ -91,6 +91,9 @@ pub(super) async fn timers(
     conn: &mut PgConnection,
     now: SystemTime,
 ) -> Result<usize, BoxError> {
+    if !store::has_due(conn, now).await? {
+        return Ok(0);
+    }
     let mut tx = super::begin_transaction(conn).await?;
     let due = store::take_timers(&mut tx, &core.registry.identities(), now, TAKE_MAX).await?;
     let taken = due.len();

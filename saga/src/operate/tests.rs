@@ -47,7 +47,7 @@ pub(super) async fn stored(name: &str, sagas: Vec<Instance>) -> Bed {
     let begun = Some(store::Cause::new());
     let changed: Vec<Changed> =
         sagas.into_iter().map(|instance| Changed { instance, begun: begun.clone() }).collect();
-    store::write(&mut conn, &changed).await.unwrap();
+    store::write(&mut conn, &changed, &[], &[]).await.unwrap();
     bed
 }
 

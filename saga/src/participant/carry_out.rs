@@ -1,14 +1,19 @@
 //! One command in its transaction: the barrier, the effect, the reply.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
-use tailrace_idempotency::{BoxError, Handler, Meta, Outcome};
+use tailrace_idempotency::{
+    Apart, BatchCx, BatchHandler, BoxError, Item, MessageId, Meta, Outcome,
+};
 use tailrace_outbox::{Message, Outbox};
+use tracing::Instrument as _;
 
+use crate::barrier::many::Many;
 use crate::barrier::rows::{self, Held};
 use crate::barrier::{Barrier, Decision, Ended, Request};
 use crate::command::Command;
@@ -31,6 +36,7 @@ pub(crate) struct Step<S, C: Command> {
     pub(crate) action: Arc<dyn AnyAction<S, C>>,
     pub(crate) undo: Option<Arc<dyn AnyUndo<S, C>>>,
     pub(crate) voice: Arc<Voice>,
+    pub(crate) care: Arc<Care>,
 }
 
 impl<S, C: Command> Clone for Step<S, C> {
@@ -39,49 +45,140 @@ impl<S, C: Command> Clone for Step<S, C> {
             action: Arc::clone(&self.action),
             undo: self.undo.clone(),
             voice: Arc::clone(&self.voice),
+            care: Arc::clone(&self.care),
         }
     }
 }
 
-impl<'a, S: Send + Sync + 'static, C: Command> Handler<'a, S, C> for Step<S, C> {
+/// Whether actions are behind savepoints.
+///
+/// A refusal leaves nothing of what its action changed, so that there has to be something to go back to. Where actions are
+/// hardly ever refused, a savepoint for each is two round trips in five for nothing: there the transaction is rolled back
+/// upon a refusal, and its commands are carried out once more, with savepoints, as are the next [`CAREFUL_FOR`].
+#[derive(Debug, Default)]
+pub(crate) struct Care(AtomicU32);
+
+/// So many commands are carried out behind savepoints after one that was refused.
+const CAREFUL_FOR: u32 = 1_000;
+
+impl Care {
+    /// Whether the next command is to be behind a savepoint.
+    fn is_due(&self) -> bool {
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .is_ok()
+    }
+
+    fn begins(&self) {
+        self.0.store(CAREFUL_FOR, Ordering::Relaxed);
+    }
+}
+
+impl<'a, S: Send + Sync + 'static, C: Command> BatchHandler<'a, S, C> for Step<S, C> {
     type Error = BoxError;
     type Future = BoxFuture<'a, Result<Outcome, BoxError>>;
 
-    fn call(&self, cx: tailrace_idempotency::Cx<'a, S>, command: C) -> Self::Future {
+    fn call(&self, cx: BatchCx<'a, S>, commands: Vec<Item<'a, C>>) -> Self::Future {
         let step = self.clone();
-        Box::pin(async move { step.carry_out(cx, command).await })
+        Box::pin(async move { step.carry_out(cx, commands).await })
     }
 }
 
 impl<S: Send + Sync + 'static, C: Command> Step<S, C> {
+    /// One after another; what is asked of the database besides is asked for all at once.
     async fn carry_out(
         &self,
-        cx: tailrace_idempotency::Cx<'_, S>,
-        command: C,
+        cx: BatchCx<'_, S>,
+        commands: Vec<Item<'_, C>>,
     ) -> Result<Outcome, BoxError> {
-        let cause = cx.cause();
-        let tailrace_idempotency::Cx { conn, meta, state, .. } = cx;
-        let asked = match Asked::read(conn, meta).await? {
-            Ok(asked) => asked,
-            Err(outcome) => return Ok(outcome),
-        };
+        let BatchCx { conn, state, .. } = cx;
+        let mut instructions = Vec::with_capacity(commands.len());
+        for (place, command) in commands.iter().enumerate() {
+            match instruction(command.meta) {
+                Ok(instruction) => instructions.push(instruction),
+                Err(outcome) => return Err(Apart::one(place, Ok(outcome)).into()),
+            }
+        }
+        let mut rows = Many::lock(conn, &instructions).await?;
+        let mut answers = Vec::with_capacity(commands.len());
+        for (place, (item, instruction)) in commands.into_iter().zip(instructions).enumerate() {
+            let (cause, meta, span) = (item.cause(), item.meta, item.span().clone());
+            let held = rows.held(&instruction)?;
+            let ended = match Asked::decide(instruction, held, meta.message_id()) {
+                Ok(asked) => {
+                    let cx = Running { conn: &mut *conn, meta, state };
+                    // What the action writes is of the trace of its command.
+                    self.one(cx, asked, item.message).instrument(span).await
+                }
+                Err(outcome) => Ok(Err(outcome)),
+            };
+            match ended {
+                Ok(Ok((asked, said))) => {
+                    let (answer, left) = self.voice.answered(&asked, said, cause)?;
+                    if let Some((barrier, reply)) = left {
+                        rows.leave(&asked.instruction.correlation, barrier, reply.as_deref())?;
+                    }
+                    answers.push(answer);
+                }
+                Ok(Err(outcome)) => return Err(Apart::one(place, Ok(outcome)).into()),
+                Err(error) if error.is::<Apart>() => return Err(error),
+                Err(error) => return Err(Apart::one(place, Err(error)).into()),
+            }
+        }
+        rows.remember(conn, &self.voice.outbox, &answers).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// Runs what is to be run for a command.
+    async fn one(
+        &self,
+        cx: Running<'_, S>,
+        asked: Asked,
+        command: C,
+    ) -> Result<Result<(Asked, Said), Outcome>, BoxError> {
+        let Running { conn, meta, state } = cx;
         let said = match (asked.settled(), asked.request.operation) {
             (Some(said), _) => said,
             (None, Operation::Action) => {
-                savepoint(conn).await?;
+                let is_guarded = self.care.is_due();
+                if is_guarded {
+                    savepoint(conn).await?;
+                }
                 let cx = Cx::new(&mut *conn, &asked.instruction.correlation, meta, state);
-                let ran = self.action.run(cx, command).await;
-                keep_or_undo::<C>(conn, ran).await?
+                match self.action.run(cx, command).await {
+                    ran if is_guarded => keep_or_undo::<C>(conn, ran).await?,
+                    Ok(Err(_)) => {
+                        self.care.begins();
+                        return Err(Apart::again().into());
+                    }
+                    Err(error) => return Err(error),
+                    Ok(Ok(reply)) => Said::done(&reply)?,
+                }
             }
             (None, Operation::Compensation) => {
                 match undo(self.undo.as_deref(), &asked, conn, meta, state, command).await? {
                     Ok(said) => said,
-                    Err(outcome) => return Ok(outcome),
+                    Err(outcome) => return Ok(Err(outcome)),
                 }
             }
         };
-        self.voice.answer(conn, &asked, said, cause).await?;
-        Ok(Outcome::Done)
+        Ok(Ok((asked, said)))
+    }
+}
+
+/// What a command runs in.
+struct Running<'a, S> {
+    conn: &'a mut PgConnection,
+    meta: &'a Meta,
+    state: &'a S,
+}
+
+/// What a record asks for; an outcome where it ends with that.
+fn instruction(meta: &Meta) -> Result<Instruction, Outcome> {
+    match Instruction::read(|name| meta.header(name)) {
+        Ok(Some(instruction)) => Ok(instruction),
+        Ok(None) => Err(Outcome::reject("it is the command of no saga")),
+        Err(error) => Err(Outcome::reject(error.to_string())),
     }
 }
 
@@ -102,10 +199,19 @@ pub(super) struct Said {
     payload: Option<Vec<u8>>,
 }
 
+/// What a command leaves in its step's row: with the barrier the reply of the action.
+type Left = (Barrier, Option<Vec<u8>>);
+
 impl Said {
     /// A compensation that was run.
     pub(super) const UNDONE: Self =
         Self { ended: Ended::Done, answer: Answer::Done, payload: None };
+
+    /// Of an action that has this reply.
+    fn done(reply: &impl Serialize) -> Result<Self, Error> {
+        let payload = Some(json(reply, "the reply")?);
+        Ok(Self { ended: Ended::Done, answer: Answer::Done, payload })
+    }
 }
 
 impl Asked {
@@ -114,27 +220,31 @@ impl Asked {
         conn: &mut PgConnection,
         meta: &Meta,
     ) -> Result<Result<Self, Outcome>, BoxError> {
-        let instruction = match Instruction::read(|name| meta.header(name)) {
-            Ok(Some(instruction)) => instruction,
-            Ok(None) => return Ok(Err(Outcome::reject("it is the command of no saga"))),
-            Err(error) => return Ok(Err(Outcome::reject(error.to_string()))),
+        let instruction = match instruction(meta) {
+            Ok(instruction) => instruction,
+            Err(outcome) => return Ok(Err(outcome)),
         };
+        let held = rows::lock(conn, &instruction.correlation, instruction.deadline).await?;
+        Ok(Self::decide(instruction, held, meta.message_id()))
+    }
+
+    /// Decides about a command by what its step's row holds.
+    fn decide(instruction: Instruction, held: Held, by: MessageId) -> Result<Self, Outcome> {
         let correlation = &instruction.correlation;
-        let held = rows::lock(conn, correlation, instruction.deadline).await?;
         if held.forgotten {
             // To answer would be to guess whether an effect is there.
-            return Ok(Err(Outcome::reject(
+            return Err(Outcome::reject(
                 "the saga is older than barrier rows are kept: whether the step was carried out is not known",
-            )));
+            ));
         }
         let (operation, epoch) = (correlation.operation, correlation.epoch);
         let request = Request { operation, epoch, late: held.late };
-        let decision = held.decide(request, meta.message_id());
+        let decision = held.decide(request, by);
         let Held { barrier, reply, .. } = held;
         if decision == Decision::Wait {
-            return Ok(Err(Outcome::retry(WAIT)));
+            return Err(Outcome::retry(WAIT));
         }
-        Ok(Ok(Self { instruction, request, barrier, decision, reply }))
+        Ok(Self { instruction, request, barrier, decision, reply })
     }
 
     /// The step of a call that was made; none where it does not wait for it.
@@ -208,8 +318,7 @@ pub(super) async fn keep_or_undo<C: Command>(
     match ran? {
         Ok(reply) => {
             statement(conn, "RELEASE SAVEPOINT tailrace_step").await?;
-            let payload = Some(json(&reply, "the reply")?);
-            Ok(Said { ended: Ended::Done, answer: Answer::Done, payload })
+            Ok(Said::done(&reply)?)
         }
         Err(refusal) => {
             statement(conn, "ROLLBACK TO SAVEPOINT tailrace_step").await?;
@@ -247,20 +356,32 @@ impl Voice {
         said: Said,
         cause: Vec<(String, String)>,
     ) -> Result<(), BoxError> {
+        let (message, left) = self.answered(asked, said, cause)?;
+        let Some((after, stored)) = left else {
+            self.outbox.write(conn, &message).await?;
+            return Ok(());
+        };
+        let correlation = &asked.instruction.correlation;
+        let stored = stored.as_deref();
+        Ok(rows::remember(conn, &self.outbox, correlation, after, stored, &message).await?)
+    }
+
+    /// The answer, and what is remembered beside it, where that is something else than before.
+    fn answered(
+        &self,
+        asked: &Asked,
+        said: Said,
+        cause: Vec<(String, String)>,
+    ) -> Result<(Message, Option<Left>), Error> {
         let Asked { instruction, request, barrier, decision, reply } = asked;
         let Said { ended, answer, payload } = said;
         let message = self.reply(instruction, answer, payload.as_deref(), cause)?;
         let after = barrier.after(*request, *decision, ended);
-        if after == *barrier {
-            self.outbox.write(conn, &message).await?;
-            return Ok(());
-        }
         let stored = match request.operation {
-            Operation::Action => payload.as_deref(),
-            Operation::Compensation => reply.as_deref(),
+            Operation::Action => payload,
+            Operation::Compensation => reply.clone(),
         };
-        let correlation = &instruction.correlation;
-        Ok(rows::remember(conn, &self.outbox, correlation, after, stored, &message).await?)
+        Ok((message, (after != *barrier).then_some((after, stored))))
     }
 
     fn reply(

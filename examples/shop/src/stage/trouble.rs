@@ -23,6 +23,8 @@ pub(crate) enum Trouble {
     ProviderSlow,
     /// Every record is in its topic twice.
     Duplicates,
+    /// The handler that credits points has a fault, and what it is told becomes dead letters.
+    Poison,
     /// A relay is killed.
     RelayCrash,
     /// The payment service is killed in the middle of a transaction.
@@ -31,8 +33,6 @@ pub(crate) enum Trouble {
     PostgresPaused,
     /// Kafka is away.
     KafkaStopped,
-    /// The handler that credits points has a fault, and what it is told becomes dead letters.
-    Poison,
 }
 
 /// Later than anybody waits.
@@ -58,7 +58,9 @@ impl Trouble {
     pub(crate) fn lasts(self) -> Duration {
         match self {
             Trouble::ProviderSlow => Duration::from_secs(4),
-            Trouble::PostgresPaused | Trouble::KafkaStopped => Duration::from_secs(3),
+            Trouble::PostgresPaused | Trouble::KafkaStopped | Trouble::Poison => {
+                Duration::from_secs(3)
+            }
             _ => Duration::from_secs(1),
         }
     }
