@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
-use serde_json::Value;
 use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
@@ -342,7 +341,7 @@ impl Turn<'_> {
             }
             for call in locals {
                 draft.set_savepoint(conn).await?;
-                inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
+                inputs.extend(self.local(conn, &call.correlation, &instance, cause).await?);
             }
             let next = inputs.pop().map(|input| self.step(&instance, input));
             draft.instance = Some(instance);
@@ -387,11 +386,13 @@ impl Turn<'_> {
         &self,
         conn: &mut PgConnection,
         of: &Correlation,
-        data: &Value,
+        instance: &Instance,
+        cause: &Cause,
     ) -> Result<Option<Input>, Spoilt> {
         statement(conn, "SAVEPOINT tailrace_local").await?;
-        let cx = LocalCx { conn: &mut *conn, saga: self.instance.id() };
-        let running = local::run(self.definition, &of.step, of.operation, data, cx);
+        let cause = self.cause(cause).into_iter().collect();
+        let cx = LocalCx { conn: &mut *conn, saga: self.instance.id(), of, instance, cause };
+        let running = local::run(self.definition, &of.step, of.operation, instance.data(), cx);
         let ran = super::caught(running)
             .await
             .unwrap_or_else(|super::Panicked| Err("it panicked".into()));
