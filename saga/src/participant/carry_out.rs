@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 use tailrace_idempotency::{BoxError, Handler, Meta, Outcome};
 use tailrace_outbox::{Message, Outbox};
 
 use crate::barrier::rows::{self, Held};
-use crate::barrier::{Barrier, Decision, Ended, Past, Request};
+use crate::barrier::{Barrier, Decision, Ended, Request};
 use crate::command::Command;
 use crate::correlation::{Answer, Instruction, Operation};
 use crate::error::{Error, Kind};
@@ -101,6 +102,12 @@ pub(super) struct Said {
     payload: Option<Vec<u8>>,
 }
 
+impl Said {
+    /// A compensation that was run.
+    pub(super) const UNDONE: Self =
+        Self { ended: Ended::Done, answer: Answer::Done, payload: None };
+}
+
 impl Asked {
     /// Reads a command and locks its step; an outcome where the command ends with it.
     pub(super) async fn read(
@@ -114,15 +121,16 @@ impl Asked {
         };
         let correlation = &instruction.correlation;
         let held = rows::lock(conn, correlation, instruction.deadline).await?;
-        let Held { barrier, reply, late, forgotten } = held;
-        if forgotten {
+        if held.forgotten {
             // To answer would be to guess whether an effect is there.
             return Ok(Err(Outcome::reject(
                 "the saga is older than barrier rows are kept: whether the step was carried out is not known",
             )));
         }
-        let request = Request { operation: correlation.operation, epoch: correlation.epoch, late };
-        let decision = barrier.decide(request);
+        let (operation, epoch) = (correlation.operation, correlation.epoch);
+        let request = Request { operation, epoch, late: held.late };
+        let decision = held.decide(request, meta.message_id());
+        let Held { barrier, reply, .. } = held;
         if decision == Decision::Wait {
             return Ok(Err(Outcome::retry(WAIT)));
         }
@@ -140,18 +148,28 @@ impl Asked {
         let correlation = &instruction.correlation;
         let Held { barrier, reply, .. } = rows::lock(conn, correlation, None).await?;
         let (operation, epoch) = (correlation.operation, correlation.epoch);
-        if barrier.action != Some(Past { epoch, ended: Ended::Calling }) {
+        if !barrier.is_calling(operation, epoch) {
             return Ok(None);
         }
         let request = Request { operation, epoch, late: false };
         Ok(Some(Self { instruction, request, barrier, decision: Decision::Run, reply }))
     }
 
-    /// Remembers that the action is under way outside. It was not refused, so what was set to go back to is let go.
-    pub(super) async fn calls(&self, conn: &mut PgConnection) -> Result<(), Error> {
-        statement(conn, "RELEASE SAVEPOINT tailrace_step").await?;
+    /// Remembers that the operation is under way outside.
+    pub(super) async fn calls(&self, conn: &mut PgConnection, by: &Meta) -> Result<(), Error> {
         let after = self.barrier.after(self.request, self.decision, Ended::Calling);
-        rows::store(conn, &self.instruction.correlation, after).await
+        rows::calls(conn, &self.instruction.correlation, after, by.message_id(), None).await
+    }
+
+    /// What the action has answered, for whatever undoes it.
+    pub(super) fn output<R: DeserializeOwned>(&self) -> Result<R, Error> {
+        let stored = self.reply.as_deref().unwrap_or(b"null");
+        serde_json::from_slice(stored).map_err(|error| {
+            // The text of the error may quote the reply.
+            let place = format!("line {}, column {}", error.line(), error.column());
+            Error::new(Kind::Unreadable, "the stored reply of the action does not decode")
+                .caused_by(place)
+        })
     }
 
     /// What is said where nothing is to be run.
@@ -175,6 +193,11 @@ impl Asked {
 /// Sets what an action goes back to if it is refused.
 pub(super) async fn savepoint(conn: &mut PgConnection) -> Result<(), Error> {
     statement(conn, "SAVEPOINT tailrace_step").await
+}
+
+/// Lets that go, where it is not refused.
+pub(super) async fn release(conn: &mut PgConnection) -> Result<(), Error> {
+    statement(conn, "RELEASE SAVEPOINT tailrace_step").await
 }
 
 /// What an action has come to: a refusal leaves nothing but itself.
@@ -209,16 +232,10 @@ pub(super) async fn undo<S: Sync, C: Command>(
     let Some(undo) = undo else {
         return Ok(Err(Outcome::reject("the command has no compensation here")));
     };
-    let stored = asked.reply.as_deref().unwrap_or(b"null");
-    let output = serde_json::from_slice(stored).map_err(|error| {
-        // The text of the error may quote the reply.
-        let place = format!("line {}, column {}", error.line(), error.column());
-        Error::new(Kind::Unreadable, "the stored reply of the action does not decode")
-            .caused_by(place)
-    })?;
+    let output = asked.output()?;
     let correlation = &asked.instruction.correlation;
     undo.run(Cx::new(conn, correlation, meta, state), command, output).await?;
-    Ok(Ok(Said { ended: Ended::Done, answer: Answer::Done, payload: None }))
+    Ok(Ok(Said::UNDONE))
 }
 
 impl Voice {
