@@ -54,10 +54,8 @@ async fn an_order_of_either_style_is_one_trace_from_the_request_to_the_provider(
 
         let root = spans.iter().find(|span| span.parent.is_empty()).unwrap();
         assert_eq!((&*root.service, &*root.name), ("storefront", "POST /api/orders"));
-        if style == "choreography" {
-            let story = shop.json(&format!("/api/orders/{saga}/story")).await;
-            assert_eq!(story["trace"], trace);
-        }
+        let story = shop.json(&format!("/api/orders/{saga}/story")).await;
+        assert_eq!(story["trace"], trace, "{style}");
     }
 }
 

@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
 use sqlx::PgConnection;
-use tailrace_idempotency::BoxError;
+use tailrace_idempotency::{BoxError, trace};
 use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
+use tracing::{Instrument as _, Span};
 
 use crate::correlation::{Answer, Correlation, SagaId};
 use crate::definition::Definition;
@@ -381,6 +382,19 @@ impl Turn<'_> {
         }
     }
 
+    /// The span of a local step, in the trace of what has caused it, and what it hands on.
+    fn within(&self, of: &Correlation, cause: &Cause) -> (Span, Vec<(String, String)>) {
+        let span = tracing::debug_span!(
+            parent: None, "local step",
+            otel.name = %format_args!("local {}", of.step),
+            saga = %of.saga, step = %of.step, operation = of.operation.as_str(),
+        );
+        trace::follow(&span, cause.iter().map(|(name, value)| (&**name, &**value)));
+        let owned = cause.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let handed_on = trace::hand_on(&span, owned);
+        (span, handed_on)
+    }
+
     /// Runs a local step behind a savepoint. One that fails is asked for again by its timer.
     async fn local(
         &self,
@@ -390,10 +404,10 @@ impl Turn<'_> {
         cause: &Cause,
     ) -> Result<Option<Input>, Spoilt> {
         statement(conn, "SAVEPOINT tailrace_local").await?;
-        let cause = self.cause(cause).into_iter().collect();
+        let (span, cause) = self.within(of, &self.cause(cause));
         let cx = LocalCx { conn: &mut *conn, saga: self.instance.id(), of, instance, cause };
         let running = local::run(self.definition, &of.step, of.operation, instance.data(), cx);
-        let ran = super::caught(running)
+        let ran = super::caught(running.instrument(span))
             .await
             .unwrap_or_else(|super::Panicked| Err("it panicked".into()));
         match ran {

@@ -184,12 +184,14 @@ pub(crate) async fn accept_locally(
     cx: LocalCx<'_>,
     order: Order,
 ) -> Result<Result<(), Irrefusable>, BoxError> {
-    accept(cx.conn, &order, *cx.saga.as_uuid(), Cause::new()).await.map(Ok)
+    let cause = cx.cause();
+    accept(cx.conn, &order, *cx.saga.as_uuid(), cause).await.map(Ok)
 }
 
 /// What undoes it.
 pub(crate) async fn reject_locally(cx: LocalCx<'_>, order: Order) -> Result<(), BoxError> {
-    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Rejected, Cause::new()).await
+    let cause = cx.cause();
+    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Rejected, cause).await
 }
 
 /// The last step of the orchestrated saga.
@@ -197,7 +199,8 @@ pub(crate) async fn approve_locally(
     cx: LocalCx<'_>,
     order: Order,
 ) -> Result<Result<(), Irrefusable>, BoxError> {
-    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Completed, Cause::new()).await.map(Ok)
+    let cause = cx.cause();
+    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Completed, cause).await.map(Ok)
 }
 
 async fn approve_by_event(cx: Cx<'_>, order: Order) -> Result<Reaction, BoxError> {
