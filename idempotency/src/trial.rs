@@ -299,8 +299,10 @@ impl<'s, 'a> Trial<'s, 'a> {
         };
         let handled = handling.instrument(around).await;
         self.shared.meters.handled(began.elapsed());
-        if !matches!(handled.ended, Ok(Outcome::Done)) {
-            spans.iter().for_each(trace::failed);
+        match (&handled.ended, handled.about) {
+            (Ok(Outcome::Done), _) => {}
+            (_, About::One(place)) => spans.get(place).into_iter().for_each(trace::failed),
+            _ => spans.iter().for_each(trace::failed),
         }
         drop(spans);
         for (place, error) in handled.undecodable {
