@@ -319,7 +319,8 @@ async fn a_signal_is_told_first_and_given_with_yes_and_stands_in_the_audit() {
     assert!(given.ends_with("1 sagas, 0 of them refused\n"), "{given}");
     again.refuses(5, &["it has been told already"]);
     other.refuses(5, &["none of its steps waits for order.cancelled.v1"]);
-    no_json.refuses(2, &["it is no JSON"]);
+    assert_eq!(no_json.code, Some(2), "{no_json:?}");
+    assert!(no_json.stderr.contains("it is no JSON"), "{no_json:?}");
     let inserted = "SELECT count(*) FROM tailrace.saga_input
         WHERE input #>> '{signal,signal_type}' = 'parcel.collected.v1' AND input #>> '{signal,payload,by}' = 'ada'";
     assert_eq!(count(&mut connection, inserted).await, 1);
