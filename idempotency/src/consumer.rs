@@ -506,8 +506,9 @@ impl Runner {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
             protocol => protocol,
         };
+        let meters = Meters::new(&options.consumer);
+        let handler_time_out = options.handler_time_out();
         let Options { consumer, brokers, pool, .. } = options;
-        let meters = Meters::new(&consumer);
         let shared = Arc::new(Shared {
             consumer,
             pool,
@@ -529,6 +530,7 @@ impl Runner {
             unsequenced: options.unsequenced,
             lanes: Lanes::new(options.lanes),
             rebalance_deadline: options.rebalance_deadline,
+            handler_time_out,
         });
         let settings = Settings {
             client,

@@ -144,6 +144,8 @@ mod native;
 #[cfg(feature = "kafka")]
 mod outage;
 #[cfg(feature = "kafka")]
+mod overrun;
+#[cfg(feature = "kafka")]
 mod parked_rows;
 #[cfg(feature = "kafka")]
 mod parking;

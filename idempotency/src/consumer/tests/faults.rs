@@ -104,11 +104,21 @@ async fn a_handler_that_commits_by_itself_is_found_out() {
     let topic = bed.topic("faults_commits", 1).await;
     produce(bed.brokers(), &topic, &records(1, 1));
 
-    let config = one_batch(&bed, &topic, 1);
-    let error = start(Consumer::new(config).topic(&topic).on("numbered.v1", commits)).end().await;
+    let ended = async |count| {
+        let config = one_batch(&bed, &topic, count);
+        start(Consumer::new(config).topic(&topic).on("numbered.v1", commits)).end().await
+    };
 
-    assert_eq!(error.kind(), Kind::Handler);
+    let error = ended(1).await;
+    assert_eq!((error.kind(), error.position().unwrap().offset.get()), (Kind::Handler, 0));
+    assert!(error.message_id().is_some());
     assert!(error.to_string().contains("ended the transaction"), "{error}");
+    // What it committed counts as applied.
+    produce(bed.brokers(), &topic, &records(3, 1));
+    let error = ended(3).await;
+    let text = error.to_string();
+    assert!(text.contains("somewhere up to offset 3, at topic"), "{text}");
+    assert!(text.contains("offset 1"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
