@@ -99,7 +99,18 @@ impl Error {
     }
 
     pub(crate) fn database(doing: &'static str, error: sqlx::Error) -> Self {
-        Self::new(Kind::Database, doing).caused_by(error)
+        let code = error.as_database_error().and_then(|answer| answer.code()).unwrap_or_default();
+        let mend = match code.as_ref() {
+            "42501" => Some("grant the role of the service what the heads of the migrations name"),
+            // Duplicate and missing prepared statement: another session than that which prepared it.
+            "42P05" | "26000" => Some(
+                "a consumer has to reach postgres itself, or through a pooler in session mode, not in transaction mode",
+            ),
+            _ => None,
+        };
+        let mut this = Self::new(Kind::Database, doing);
+        this.0.mend = mend;
+        this.caused_by(error)
     }
 
     /// A wait for Postgres that reached its deadline: the same to the loop as a lost connection.

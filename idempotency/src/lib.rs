@@ -157,6 +157,8 @@ mod progress;
 #[cfg(feature = "kafka")]
 pub mod projection;
 #[cfg(feature = "kafka")]
+mod reaching;
+#[cfg(feature = "kafka")]
 mod record;
 #[cfg(feature = "kafka")]
 mod replay;
