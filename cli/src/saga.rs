@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Compensate(change::Compensate),
     /// Ends sagas as they are: what is done stays done, and nothing more is asked of anybody
     Abort(change::Abort),
+    /// Gives a saga the event that one of its steps waits for, or will
+    Signal(change::Signal),
     /// Has sagas go on under another definition, by a mapping in a file
     ///
     /// {"from": "create-order/3", "to": "create-order/4", "skip": ["check-address"], "data": [{"set": "/currency", "to": "EUR"},
@@ -63,6 +65,7 @@ pub(crate) async fn run(command: Command) -> Result<Answer, Error> {
         Command::Unlock(unlock) => unlock.run().await,
         Command::Compensate(compensate) => compensate.run().await,
         Command::Abort(abort) => abort.run().await,
+        Command::Signal(signal) => signal.run().await,
         Command::Migrate(migrate) => migrate.run().await,
         Command::Diagram(diagram) => diagram.run().await,
     }
@@ -102,7 +105,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
 }
 
 /// Which sagas are meant; what is not said does not matter.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Chosen {
     /// In this state, several times where several are meant: running, compensating, parked, completed, compensated,
     /// aborted, all

@@ -111,6 +111,14 @@ pub struct CallCx<'a, S = ()> {
     pub state: &'a S,
 }
 
+impl<S> Clone for CallCx<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for CallCx<'_, S> {}
+
 /// How the call of a [`Call`] ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -141,7 +149,8 @@ impl<R> Answer<R> {
         Self::Reject { reason: reason.into() }
     }
 
-    fn map<T>(self, map: impl FnOnce(R) -> T) -> Answer<T> {
+    /// The same with another result.
+    pub fn map<T>(self, map: impl FnOnce(R) -> T) -> Answer<T> {
         match self {
             Self::Done(result) => Answer::Done(map(result)),
             Self::Retry { after } => Answer::Retry { after },

@@ -105,9 +105,13 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         }
     }
 
-    /// Subscribes to a topic, by its exact name. It must exist when the consumer starts.
+    /// Subscribes to a topic, by its exact name. It must exist when the consumer starts. One that is named again, as by
+    /// handlers that join, is one.
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
-        self.topics.push(topic.into().into());
+        let topic = Arc::from(topic.into());
+        if !self.topics.contains(&topic) {
+            self.topics.push(topic);
+        }
         self
     }
 

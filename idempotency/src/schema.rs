@@ -3,6 +3,8 @@
 //! Everything lives in the schema `tailrace`, beside the objects of other crates; this crate touches its own
 //! only. The grants that a service's role needs stand at the head of the first migration.
 
+use std::collections::BTreeSet;
+
 use sqlx::{Connection, PgConnection};
 
 use crate::error::{Error, Kind};
@@ -83,8 +85,8 @@ pub async fn install(conn: &mut PgConnection) -> Result<(), Error> {
     .execute(&mut *tx)
     .await
     .map_err(failed)?;
-    let installed = installed(&mut tx).await?.unwrap_or(0);
-    for migration in MIGRATIONS.iter().filter(|migration| migration.version > installed) {
+    let installed = installed(&mut tx).await?.unwrap_or_default();
+    for migration in MIGRATIONS.iter().filter(|migration| !installed.contains(&migration.version)) {
         sqlx::raw_sql(migration.sql).execute(&mut *tx).await.map_err(failed)?;
     }
     crate::retention::make_partitions_ahead(&mut tx).await?;
@@ -98,25 +100,25 @@ pub async fn install(conn: &mut PgConnection) -> Result<(), Error> {
 /// # Errors
 /// [`Kind::Schema`] when they are missing or old; the text says how to mend it.
 pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
-    let needed = MIGRATIONS.last().map_or(0, |migration| migration.version);
-    match installed(conn).await? {
-        None => Err(Error::new(
-            Kind::Schema,
-            "the tables of tailrace-idempotency are missing in this database",
-        )
-        .mended_by(MEND)),
-        Some(version) if version < needed => Err(Error::new(
-            Kind::Schema,
-            format!(
-                "the tables of tailrace-idempotency have version {version}, {needed} is needed"
-            ),
-        )
-        .mended_by(MEND)),
-        Some(_) => Ok(()),
+    let Some(installed) = installed(conn).await? else {
+        let text = "the tables of tailrace-idempotency are missing in this database";
+        return Err(Error::new(Kind::Schema, text).mended_by(MEND));
+    };
+    let missing = |migration: &&Migration| !installed.contains(&migration.version);
+    match MIGRATIONS.iter().find(missing) {
+        None => Ok(()),
+        Some(missing) => {
+            let text = format!(
+                "the tables of tailrace-idempotency are of an older version: {} is missing",
+                missing.name
+            );
+            Err(Error::new(Kind::Schema, text).mended_by(MEND))
+        }
     }
 }
 
-async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
+/// Which migrations were applied: by other tools and other branches, in whatever order.
+async fn installed(conn: &mut PgConnection) -> Result<Option<BTreeSet<i32>>, Error> {
     let failed = |error| Error::database("the schema's version cannot be read", error);
     // Not by to_regclass: a session remembers the names that it did not find, and who has waited for the lock
     // of `install` may not have heard of what its holder made.
@@ -131,10 +133,11 @@ async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
     if !present {
         return Ok(None);
     }
-    sqlx::query_scalar("SELECT max(version) FROM tailrace.idempotency_version")
-        .fetch_one(conn)
+    let versions: Vec<i32> = sqlx::query_scalar("SELECT version FROM tailrace.idempotency_version")
+        .fetch_all(conn)
         .await
-        .map_err(failed)
+        .map_err(failed)?;
+    Ok(Some(versions.into_iter().collect()))
 }
 
 #[cfg(test)]

@@ -40,6 +40,18 @@ pub fn attributes(span: &Span) -> Vec<(String, String)> {
     linked::attributes(span)
 }
 
+/// These attributes of a cause for what happens within a span that [follows](follow) it: they name the span, where it belongs
+/// to a trace.
+pub fn hand_on(
+    span: &Span,
+    cause: impl IntoIterator<Item = (String, String)>,
+) -> Vec<(String, String)> {
+    let here = attributes(span);
+    let is_replaced = |name: &str| !here.is_empty() && [PARENT, STATE].contains(&name);
+    let kept = cause.into_iter().filter(|(name, _)| !is_replaced(name)).collect::<Vec<_>>();
+    kept.into_iter().chain(here).collect()
+}
+
 /// The trace of what a record causes, if a span knows better than the record: that of its own trace, or any where it names
 /// none.
 pub(crate) fn instead_of(named: Option<&str>, span: &Span) -> Option<Vec<(String, String)>> {

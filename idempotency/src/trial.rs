@@ -279,8 +279,12 @@ impl<'s, 'a> Trial<'s, 'a> {
             places.iter().filter_map(|at| self.work.records.get(*at)).collect();
         let spans = trace::of_messages(&records);
         let handled = self.handle(conn, route, places, &records, &spans).await;
-        if !matches!(&handled, Ok(Handled { ended: Ok(Outcome::Done), .. })) {
-            spans.iter().for_each(trace::failed);
+        match &handled {
+            Ok(Handled { ended: Ok(Outcome::Done), .. }) => {}
+            Ok(Handled { about: About::One(place), .. }) => {
+                spans.get(*place).into_iter().for_each(trace::failed);
+            }
+            _ => spans.iter().for_each(trace::failed),
         }
         drop(spans);
         let handled = handled?;

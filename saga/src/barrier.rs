@@ -17,6 +17,8 @@ pub(crate) struct Barrier {
     pub(crate) action: Option<Past>,
     /// The epoch of the compensation, once it is done; it cannot be refused.
     pub(crate) compensation: Option<Epoch>,
+    /// The epoch of the compensation, while it is made outside the database.
+    pub(crate) undoing: Option<Epoch>,
 }
 
 /// What became of the action.
@@ -59,7 +61,7 @@ pub(crate) enum Decision {
     Repeat(Answer),
     /// It belongs to a direction that was given up: answer as blocked, and remember nothing.
     Stale,
-    /// The action is being done outside the database: ask again later.
+    /// The action, or its compensation, is being done outside the database: ask again later.
     Wait,
 }
 
@@ -80,6 +82,7 @@ impl Barrier {
         match self.action {
             // Whatever had become of it, it is undone, and stays so.
             _ if self.compensation.is_some() => Decision::Repeat(Answer::Blocked),
+            _ if self.undoing.is_some() => Decision::Wait,
             None if request.late => Decision::Miss,
             None => Decision::Run,
             Some(Past { ended: Ended::Done, .. }) => Decision::Repeat(Answer::Done),
@@ -99,13 +102,22 @@ impl Barrier {
             _ if self.compensation.is_some() => Decision::Repeat(Answer::Done),
             // It was asked for before the action was wanted again.
             Some(Past { epoch, .. }) if request.epoch <= epoch => Decision::Stale,
+            _ if self.undoing.is_some() => Decision::Wait,
             Some(Past { ended: Ended::Done, .. }) => Decision::Run,
             Some(Past { ended: Ended::Calling, .. }) => Decision::Wait,
             Some(Past { ended: Ended::Refused, .. }) | None => Decision::Void,
         }
     }
 
-    /// What is remembered once an operation has ended: `ended` is that of an action, where it was run.
+    /// Whether the call that is made is that of an operation in this epoch.
+    pub(crate) fn is_calling(&self, operation: Operation, epoch: Epoch) -> bool {
+        match operation {
+            Operation::Action => self.action == Some(Past { epoch, ended: Ended::Calling }),
+            Operation::Compensation => self.undoing == Some(epoch),
+        }
+    }
+
+    /// What is remembered once an operation was run, or its call begins: `ended` says so. A compensation is not refused.
     pub(crate) fn after(self, request: Request, decision: Decision, ended: Ended) -> Self {
         let Request { operation, epoch, .. } = request;
         match (decision, operation) {
@@ -115,8 +127,11 @@ impl Barrier {
             (Decision::Miss, _) => {
                 Self { action: Some(Past { epoch, ended: Ended::Refused }), ..self }
             }
+            (Decision::Run, Operation::Compensation) if ended == Ended::Calling => {
+                Self { undoing: Some(epoch), ..self }
+            }
             (Decision::Run | Decision::Void, Operation::Compensation) => {
-                Self { compensation: Some(epoch), ..self }
+                Self { compensation: Some(epoch), undoing: None, ..self }
             }
             (Decision::Void, Operation::Action)
             | (Decision::Repeat(_) | Decision::Stale | Decision::Wait, _) => self,

@@ -103,7 +103,7 @@ impl<D: Serialize + DeserializeOwned + 'static> Saga<D> {
     /// Begins a definition. Everything that a running saga relies on (its steps' names, kinds, order, groups and
     /// messages) stays as it is under one version; what else changes, changes for running sagas too.
     pub fn define(name: &str, version: u32) -> BeforePivot<D> {
-        BeforePivot { draft: Draft::new(name, version), data: PhantomData }
+        BeforePivot { draft: Draft::new::<D>(name, version), data: PhantomData }
     }
 
     /// A saga that has not begun: give it [`Input::Start`](crate::Input::Start).

@@ -38,6 +38,7 @@ mod line;
 mod message;
 mod orchestrator;
 mod participant;
+mod rows;
 mod story;
 mod window;
 mod world;

@@ -53,16 +53,22 @@ mod clock;
 mod decide;
 mod declaration;
 pub mod diagram;
+mod dispatch;
 #[cfg(test)]
 mod explore;
 mod faults;
+pub mod metrics;
+mod outward;
 mod react;
 mod reaction;
 mod savepoint;
 mod service;
 
-pub use clock::{Overdue, Starter, forget};
+pub use clock::{Overdue, Standing, Starter, forget};
+pub use decide::Status;
 pub use declaration::Declaration;
+pub use metrics::{Counters, Report};
+pub use outward::{PrepareReaction, RecordReaction};
 pub use reaction::{React, Reaction};
 pub use service::Service;
 

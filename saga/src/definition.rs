@@ -1,5 +1,6 @@
 //! What a saga is made of, once it is known to be right.
 
+use std::any::TypeId;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
@@ -28,6 +29,8 @@ pub struct Definition(pub(crate) Arc<Graph>);
 #[derive(Debug)]
 pub(crate) struct Graph {
     pub(crate) identity: Identity,
+    /// The type of its data, where that is known.
+    pub(crate) data: TypeId,
     pub(crate) replies: Box<str>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) upcasters: Vec<Upcaster>,

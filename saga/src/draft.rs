@@ -1,5 +1,6 @@
 //! A definition that is being written, and everything that can be wrong with it.
 
+use std::any::TypeId;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub const DEPTH_MAX: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Draft {
+    data: TypeId,
     name: Box<str>,
     version: u32,
     pub(crate) replies: Box<str>,
@@ -35,10 +37,12 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn new(name: &str, version: u32) -> Self {
+    /// Of a saga with this data.
+    pub(crate) fn new<D: 'static>(name: &str, version: u32) -> Self {
         Self {
             name: name.into(),
             version,
+            data: TypeId::of::<D>(),
             replies: format!("{name}.replies").into(),
             deadline: None,
             upcasters: Vec::new(),
@@ -73,6 +77,7 @@ impl Draft {
         let hash = structure_hash(&self.steps);
         Ok(Definition(Arc::new(Graph {
             identity: Identity { name: self.name, version: self.version, hash },
+            data: self.data,
             replies: self.replies,
             deadline: self.deadline,
             upcasters: self.upcasters,

@@ -15,22 +15,22 @@ use tailrace_outbox::{Outbox, Store};
 use crate::builder::Saga;
 use crate::definition::Definition;
 use crate::error::{Error, Kind};
+use crate::health::Health;
 use crate::lock::{self, Ordered};
 use crate::operate;
 use crate::schema;
 use crate::transition::{PART_TYPE, REPLY_TYPE};
 
 mod apply;
-mod health;
 mod intake;
 pub mod metrics;
 mod moves;
 mod registry;
 mod sagas;
+mod sweep;
 mod time;
 
 use apply::Applied;
-pub use health::Health;
 pub(crate) use metrics::Tally;
 pub use metrics::{Counters, Report};
 pub use registry::Quarantined;
@@ -263,7 +263,8 @@ impl Prepared {
     pub fn join<S: Send + Sync + 'static>(self, consumer: Consumer<S>) -> Consumer<S> {
         let Self { core, strict, health } = self;
         metrics::describe();
-        health.began(consumer.health(), core.counters.clone());
+        let counters = core.counters.clone();
+        health.began(consumer.health(), move || counters.degraded());
         let (looks, keeps) = (Arc::clone(&core), Arc::clone(&core));
         handlers(consumer.batch_records_at_most(BATCH_RECORDS_MAX), &core)
             .starts_if(move |pool| {

@@ -47,7 +47,11 @@ mod error;
 pub mod faults;
 #[cfg(test)]
 mod fixture;
+#[cfg(feature = "kafka")]
+mod health;
 mod instance;
+#[cfg(feature = "kafka")]
+mod known;
 mod local;
 mod lock;
 mod machine;
@@ -56,6 +60,8 @@ mod migrate;
 pub mod operate;
 #[cfg(feature = "kafka")]
 pub mod participant;
+#[cfg(feature = "kafka")]
+mod retention;
 mod retry;
 mod rules;
 pub mod schema;
@@ -82,10 +88,10 @@ pub use draft::{DEPTH_MAX, NAME_BYTES_MAX, STEPS_MAX};
 #[cfg(feature = "kafka")]
 pub use engine::metrics;
 #[cfg(feature = "kafka")]
-pub use engine::{
-    Counters, Engine, Health, Prepared, Quarantined, Report, Sagas, Started, Unknown, tell,
-};
+pub use engine::{Counters, Engine, Prepared, Quarantined, Report, Sagas, Started, Unknown, tell};
 pub use error::{Error, Kind};
+#[cfg(feature = "kafka")]
+pub use health::Health;
 pub use instance::{
     Cause, Instance, LockState, Parent, Request, SIGNALS_MAX, Status, StepState, StepStatus,
     Trouble,
@@ -97,6 +103,8 @@ pub use mapping_file::{DataEdit, MappingFile};
 pub use migrate::{Mapping, migrate};
 #[cfg(feature = "kafka")]
 pub use participant::Participant;
+#[cfg(feature = "kafka")]
+pub use retention::{KEEP, KEEP_MIN};
 pub use retry::{ATTEMPTS_MAX, Retry, WAIT_MAX};
 pub use seen::{Changed, Seen};
 pub use structure::{Shape, Structure};

@@ -11,8 +11,9 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use tailrace_idempotency::BoxError;
 
-use crate::correlation::{Answer, Operation, SagaId};
+use crate::correlation::{Answer, Correlation, Operation, SagaId};
 use crate::definition::{Closure, Definition};
+use crate::instance::Instance;
 use crate::unreadable::{read, write};
 
 /// What a local step works with.
@@ -23,6 +24,33 @@ pub struct LocalCx<'a> {
     pub conn: &'a mut PgConnection,
     /// The saga.
     pub saga: SagaId,
+    /// Which step it is, and whether it is done or undone.
+    pub of: &'a Correlation,
+    /// The saga as it stands, before this step is over: which steps are done, and why it is undone if it is.
+    pub instance: &'a Instance,
+    /// What messages of the saga are tied to.
+    pub(crate) cause: Vec<(String, String)>,
+}
+
+impl LocalCx<'_> {
+    /// The attributes that tie a message of the step's own to what has caused it, as
+    /// [`participant::Cx::cause`](crate::participant::Cx::cause) has them: the trace and the conversation of the saga, and
+    /// the message upon which it goes on; none of the latter where a timer is the cause.
+    ///
+    /// ```no_run
+    /// # use tailrace_saga::LocalCx;
+    /// # use tailrace_outbox::Message;
+    /// async fn tell(cx: LocalCx<'_>) -> Result<(), tailrace_outbox::Error> {
+    ///     let told = Message::builder("orders", "order.approved.v1")
+    ///         .source("/orders")
+    ///         .caused_by(cx.cause())
+    ///         .build()?;
+    ///     tailrace_outbox::write(cx.conn, &told).await.map(drop)
+    /// }
+    /// ```
+    pub fn cause(&self) -> Vec<(String, String)> {
+        self.cause.clone()
+    }
 }
 
 /// A local step: any `async fn(LocalCx<'_>, Data) -> Result<Result<Reply, Refusal>, Error>`, as that of a participant;

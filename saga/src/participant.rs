@@ -1,7 +1,7 @@
 //! A service that carries out the commands of sagas.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,17 +12,22 @@ use tailrace_outbox::{Outbox, Store};
 use crate::barrier::rows;
 use crate::command::Command;
 use crate::error::Error;
+use crate::health::Health;
+use crate::retention::{KEEP, KEEP_MIN, Kept};
 use crate::schema;
 
+mod calling;
 mod carry_out;
 mod handler;
-mod outside;
+pub(crate) mod outside;
 
+use calling::{Acting, Outward, Undoing};
 use carry_out::Step;
 pub(crate) use handler::BoxFuture;
+use handler::Plain;
 pub use handler::{Action, Cx, Undo};
-use handler::{AnyAction, AnyUndo, Plain};
-pub use outside::{Outside, Prepare, Record};
+use outside::Outwardly;
+pub use outside::{Outside, Prepare, PrepareUndo, Record, RecordUndo};
 
 /// Carries out the commands of a topic: each effect at most once per saga and step, and once undone, undone for good.
 ///
@@ -94,6 +99,8 @@ pub struct Participant<S = ()> {
     prefix: String,
     source: String,
     outbox: Outbox,
+    keep: Duration,
+    health: Health,
     steps: Vec<Box<dyn Registered<S>>>,
 }
 
@@ -101,7 +108,7 @@ pub struct Participant<S = ()> {
 #[must_use = "a participant does nothing until it runs or has joined a consumer"]
 pub struct Handling<S, C: Command> {
     participant: Participant<S>,
-    action: Box<dyn Acts<S, C>>,
+    acting: Acting<S, C>,
 }
 
 impl<S: Send + Sync + 'static> Participant<S> {
@@ -110,7 +117,8 @@ impl<S: Send + Sync + 'static> Participant<S> {
         let topic = topic.into();
         let source = format!("/{topic}");
         let (prefix, outbox) = (String::new(), Outbox::new(Store::Wal));
-        Self { topic, prefix, source, outbox, steps: Vec::new() }
+        let (keep, health, steps) = (KEEP, Health::default(), Vec::new());
+        Self { topic, prefix, source, outbox, keep, health, steps }
     }
 
     /// What stands before the name of the topic, for environments that share brokers; the engine's is the same. Default:
@@ -132,6 +140,23 @@ impl<S: Send + Sync + 'static> Participant<S> {
         self
     }
 
+    /// For how long, from the beginning of a saga, it is remembered what was done for its steps; an hour at least. What is
+    /// older is deleted in the background, a bounded number of rows at a time, beside whatever is under way.
+    ///
+    /// A command of an older saga becomes a dead letter, since nobody knows whether it was carried out. So this is longer
+    /// than any saga can last: its deadline, the time for which a compensation is tried, and that for which claims of the
+    /// consumer are kept. Of several participants and services on one database all are given the same, since they
+    /// remember in one table: the shortest time counts. [`Duration::MAX`] keeps everything. Default: [`KEEP`], 90 days.
+    pub fn keep(mut self, keep: Duration) -> Self {
+        self.keep = keep.max(KEEP_MIN);
+        self
+    }
+
+    /// A handle to how it is; it stays valid after it has ended.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Registers the action of a command, by the type of its second argument.
     ///
     /// A compensation of it, unless [`Handling::undo`] follows, becomes a dead letter.
@@ -139,23 +164,43 @@ impl<S: Send + Sync + 'static> Participant<S> {
         self,
         action: impl for<'a> Action<'a, S, C> + 'static,
     ) -> Handling<S, C> {
-        self.acts(Box::new(Arc::new(Plain(action)) as Arc<dyn AnyAction<S, C>>))
+        Handling { participant: self, acting: Acting::Within(Arc::new(Plain(action))) }
     }
 
-    fn acts<C: Command>(self, action: Box<dyn Acts<S, C>>) -> Handling<S, C> {
-        Handling { participant: self, action }
+    /// Registers the action of a command whose effect lies outside Postgres: see [`Outside`].
+    ///
+    /// - `prepare: async fn(Cx<'_, S>, C) -> Result<Result<Intent, C::Refusal>, _>`
+    /// - `record: async fn(Cx<'_, S>, Intent, Answered) -> Result<Result<C::Reply, C::Refusal>, _>`
+    pub fn call<C, I, A>(
+        self,
+        steps: Outside<
+            impl for<'a> Prepare<'a, S, C, I> + 'static,
+            impl for<'a> CallHandler<'a, S, I, A> + 'static,
+            impl for<'a> Record<'a, S, C, I, A> + 'static,
+        >,
+    ) -> Handling<S, C>
+    where
+        C: Command,
+        I: Serialize + DeserializeOwned + Send + 'static,
+        A: Send + Sync + 'static,
+    {
+        let outside = Outwardly::<I, A, _, _, _>::new(steps);
+        Handling { participant: self, acting: Acting::Outside(Arc::new(outside)) }
     }
 
     /// Adds topic and handlers to a consumer, which may have others; from then on at most 50 records share one of its
     /// transactions. What would keep the participant from [running](Self::run) ends the consumer when it starts.
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
         let faults = self.faults();
-        let Self { topic, prefix, source, outbox, steps } = self;
+        let Self { topic, prefix, source, outbox, keep, health, steps } = self;
+        health.began(consumer.health(), Vec::new);
+        let kept = Kept { keep, with_starts: false };
         let of = format!("the participant on {topic}");
         let consumer = consumer
             .topic(format!("{prefix}{topic}"))
             .batch_records_at_most(BATCH_RECORDS_MAX)
-            .starts_if(look(of, faults));
+            .starts_if(look(of, faults))
+            .beside(move |pool, ends| kept.keep(pool, ends));
         let voice = Arc::new(carry_out::Voice { source, outbox });
         steps.into_iter().fold(consumer, |consumer, step| step.join(Arc::clone(&voice), consumer))
     }
@@ -206,12 +251,32 @@ pub(crate) const BATCH_RECORDS_MAX: usize = 50;
 impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
     /// Registers the compensation of the action before it.
     pub fn undo(self, undo: impl for<'a> Undo<'a, S, C> + 'static) -> Participant<S> {
-        self.with(Some(Arc::new(Plain(undo))))
+        self.with(Undoing::Within(Arc::new(Plain(undo))))
+    }
+
+    /// Registers the compensation of the action before it, whose effect lies outside Postgres, such as a refund: see
+    /// [`Outside`]. Its key is another one than that of the action.
+    ///
+    /// - `prepare: async fn(Cx<'_, S>, C, C::Reply) -> Result<Intent, _>`
+    /// - `record: async fn(Cx<'_, S>, Intent, Answered) -> Result<(), _>`
+    pub fn undo_call<I, A>(
+        self,
+        steps: Outside<
+            impl for<'a> PrepareUndo<'a, S, C, I> + 'static,
+            impl for<'a> CallHandler<'a, S, I, A> + 'static,
+            impl for<'a> RecordUndo<'a, S, I, A> + 'static,
+        >,
+    ) -> Participant<S>
+    where
+        I: Serialize + DeserializeOwned + Send + 'static,
+        A: Send + Sync + 'static,
+    {
+        self.with(Undoing::Outside(Arc::new(Outwardly::<I, A, _, _, _>::new(steps))))
     }
 
     /// The participant as it is; the last action cannot be undone.
     pub fn done(self) -> Participant<S> {
-        self.with(None)
+        self.with(Undoing::Never)
     }
 
     /// As [`Participant::handle`]; the action before it cannot be undone.
@@ -219,7 +284,7 @@ impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
         self,
         action: impl for<'a> Action<'a, S, D> + 'static,
     ) -> Handling<S, D> {
-        self.with(None).handle(action)
+        self.with(Undoing::Never).handle(action)
     }
 
     /// As [`Participant::call`]; the action before it cannot be undone.
@@ -236,12 +301,12 @@ impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
         I: Serialize + DeserializeOwned + Send + 'static,
         A: Send + Sync + 'static,
     {
-        self.with(None).call(steps)
+        self.with(Undoing::Never).call(steps)
     }
 
     /// As [`Participant::join`]; the last action cannot be undone.
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
-        self.with(None).join(consumer)
+        self.with(Undoing::Never).join(consumer)
     }
 
     /// As [`Participant::run`]; the last action cannot be undone.
@@ -253,43 +318,20 @@ impl<S: Send + Sync + 'static, C: Command> Handling<S, C> {
         config: Config<S>,
         stop: impl Future<Output = ()>,
     ) -> Result<Report, Error> {
-        self.with(None).run(config, stop).await
+        self.with(Undoing::Never).run(config, stop).await
     }
 
-    fn with(self, undo: Option<Arc<dyn AnyUndo<S, C>>>) -> Participant<S> {
-        let Self { mut participant, action } = self;
-        participant.steps.push(Box::new(Operations { action, undo }));
+    fn with(self, undoing: Undoing<S, C>) -> Participant<S> {
+        let Self { mut participant, acting } = self;
+        participant.steps.push(Box::new(Operations { acting, undoing }));
         participant
-    }
-}
-
-/// The action of a command, in whichever way it is done.
-trait Acts<S, C: Command>: Send + Sync {
-    /// Registers it, with its compensation.
-    fn join(
-        self: Box<Self>,
-        undo: Option<Arc<dyn AnyUndo<S, C>>>,
-        voice: Arc<carry_out::Voice>,
-        consumer: Consumer<S>,
-    ) -> Consumer<S>;
-}
-
-impl<S: Send + Sync + 'static, C: Command> Acts<S, C> for Arc<dyn AnyAction<S, C>> {
-    fn join(
-        self: Box<Self>,
-        undo: Option<Arc<dyn AnyUndo<S, C>>>,
-        voice: Arc<carry_out::Voice>,
-        consumer: Consumer<S>,
-    ) -> Consumer<S> {
-        let care = Arc::default();
-        consumer.on_batch::<C>(C::TYPE, Step { action: *self, undo, voice, care })
     }
 }
 
 /// What is registered for a command.
 struct Operations<S, C: Command> {
-    action: Box<dyn Acts<S, C>>,
-    undo: Option<Arc<dyn AnyUndo<S, C>>>,
+    acting: Acting<S, C>,
+    undoing: Undoing<S, C>,
 }
 
 /// [`Operations`] without the type of their command.
@@ -304,8 +346,17 @@ trait Registered<S>: Send + Sync {
 
 impl<S: Send + Sync + 'static, C: Command> Registered<S> for Operations<S, C> {
     fn join(self: Box<Self>, voice: Arc<carry_out::Voice>, consumer: Consumer<S>) -> Consumer<S> {
-        let Self { action, undo } = *self;
-        action.join(undo, voice, consumer)
+        match *self {
+            Self { acting: Acting::Within(action), undoing: Undoing::Within(undo) } => {
+                let (undo, care) = (Some(undo), Arc::default());
+                consumer.on_batch::<C>(C::TYPE, Step { action, undo, voice, care })
+            }
+            Self { acting: Acting::Within(action), undoing: Undoing::Never } => {
+                let (undo, care) = (None, Arc::default());
+                consumer.on_batch::<C>(C::TYPE, Step { action, undo, voice, care })
+            }
+            Self { acting, undoing } => Outward { acting, undoing, voice }.join(consumer),
+        }
     }
 
     fn command(&self) -> &'static str {
@@ -338,9 +389,8 @@ impl<S, C: Command> std::fmt::Debug for Handling<S, C> {
 
 /// Deletes what is remembered of sagas that began before this time, at most `rows_max` rows, and says how many.
 ///
-/// For a task of the service that runs now and then, until it answers with 0. A command of such a saga is a dead letter
-/// from then on, since nobody knows whether it was carried out; so keep the rows for longer than a saga can last: its
-/// deadline, the time for which a compensation is tried, and that for which claims of the consumer are kept.
+/// A participant does so by itself, by [`Participant::keep`]; this is for whoever wants it at a time of his own, until it
+/// answers with 0. Sagas of the last minute, and rows for which a call is made, stay in any case.
 ///
 /// # Errors
 /// [`Kind::Database`](crate::Kind::Database).

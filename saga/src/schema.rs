@@ -4,6 +4,7 @@
 //! only. Participants and orchestrators have the same tables, and use their own part. The grants that a service's
 //! role needs stand at the head of each migration.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, PgPool};
@@ -57,11 +58,17 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0006_operating.sql",
         sql: include_str!("../migrations/0006_operating.sql"),
     },
+    Migration {
+        version: 7,
+        name: "0007_calls.sql",
+        sql: include_str!("../migrations/0007_calls.sql"),
+    },
+    Migration { version: 8, name: "0008_key.sql", sql: include_str!("../migrations/0008_key.sql") },
 ];
 
 const MEND: &str = "run tailrace_saga::schema::install or the files of its folder migrations";
 
-/// Applies the missing migrations.
+/// Applies the missing migrations, in their order, whichever others were applied.
 ///
 /// It may be called at every start and by many processes at once: they wait for each other. On a connection
 /// with an open transaction it becomes part of that transaction.
@@ -75,8 +82,8 @@ pub async fn install(conn: &mut PgConnection) -> Result<(), Error> {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-    let installed = installed(&mut tx).await?.unwrap_or(0);
-    for migration in MIGRATIONS.iter().filter(|migration| migration.version > installed) {
+    let installed = installed(&mut tx).await?.unwrap_or_default();
+    for migration in MIGRATIONS.iter().filter(|migration| !installed.contains(&migration.version)) {
         sqlx::raw_sql(migration.sql).execute(&mut *tx).await.map_err(failed)?;
     }
     tx.commit().await.map_err(failed)
@@ -89,19 +96,20 @@ pub async fn install(conn: &mut PgConnection) -> Result<(), Error> {
 /// # Errors
 /// [`Kind::Schema`] when they are missing or old; the text says how to mend it.
 pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
-    let needed = MIGRATIONS.last().map_or(0, |migration| migration.version);
-    match installed(conn).await? {
-        None => Err(Error::new(
-            Kind::Schema,
-            "the tables of tailrace-saga are missing in this database",
-        )
-        .mended_by(MEND)),
-        Some(version) if version < needed => Err(Error::new(
-            Kind::Schema,
-            format!("the tables of tailrace-saga have version {version}, {needed} is needed"),
-        )
-        .mended_by(MEND)),
-        Some(_) => Ok(()),
+    let Some(installed) = installed(conn).await? else {
+        let text = "the tables of tailrace-saga are missing in this database";
+        return Err(Error::new(Kind::Schema, text).mended_by(MEND));
+    };
+    let missing = |migration: &&Migration| !installed.contains(&migration.version);
+    match MIGRATIONS.iter().find(missing) {
+        None => Ok(()),
+        Some(missing) => {
+            let text = format!(
+                "the tables of tailrace-saga are of an older version: {} is missing",
+                missing.name
+            );
+            Err(Error::new(Kind::Schema, text).mended_by(MEND))
+        }
     }
 }
 
@@ -136,7 +144,8 @@ pub(crate) async fn look(pool: PgPool) -> Result<(), BoxError> {
 const AWAY_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
+/// Which migrations were applied: by other tools and other branches, in whatever order.
+async fn installed(conn: &mut PgConnection) -> Result<Option<BTreeSet<i32>>, Error> {
     let failed = |error| Error::database("the schema's version cannot be read", error);
     // Not by to_regclass: a session remembers the names that it did not find, and who has waited for the lock
     // of `install` may not have heard of what its holder made.
@@ -151,10 +160,11 @@ async fn installed(conn: &mut PgConnection) -> Result<Option<i32>, Error> {
     if !present {
         return Ok(None);
     }
-    sqlx::query_scalar("SELECT max(version) FROM tailrace.saga_version")
-        .fetch_one(conn)
+    let versions: Vec<i32> = sqlx::query_scalar("SELECT version FROM tailrace.saga_version")
+        .fetch_all(conn)
         .await
-        .map_err(failed)
+        .map_err(failed)?;
+    Ok(Some(versions.into_iter().collect()))
 }
 
 #[cfg(test)]

@@ -13,10 +13,15 @@ use sqlx::{PgConnection, Row};
 use crate::barrier::rows;
 use crate::correlation::{Answer, Operation, SagaId};
 use crate::error::{Error, Kind};
+use crate::transition::Entry as Noted;
 
+mod inner;
 #[cfg(feature = "kafka")]
 mod observer;
 mod render;
+
+pub use inner::Inner;
+use inner::Place;
 
 #[cfg(feature = "kafka")]
 pub use observer::Observer;
@@ -80,7 +85,8 @@ impl Entry {
 pub const ENTRIES_MAX: u32 = 10_000;
 
 /// What is known of a saga, from its first message on; without an entry where nobody has heard of it. At most
-/// [`ENTRIES_MAX`] entries.
+/// [`ENTRIES_MAX`] entries. Where the journal of its orchestrator is in the same database, and may be read, what no message
+/// tells of stands between them: its start, its local steps, its end.
 ///
 /// # Errors
 /// [`Kind::Database`]; [`Kind::Schema`] where the table holds what this version does not know.
@@ -92,11 +98,12 @@ pub async fn timeline(conn: &mut PgConnection, saga: SagaId) -> Result<Timeline,
     )
     .bind(saga.as_uuid())
     .bind(i64::from(ENTRIES_MAX))
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await
     .map_err(|error| Error::database("the story of a saga cannot be read", error))?;
     let entries = rows.iter().map(Entry::of_row).collect::<Result<_, _>>()?;
-    Ok(Timeline::new(saga, entries))
+    let journal = inner::journal(conn, saga).await?;
+    Ok(Timeline::new(saga, entries).with(&journal))
 }
 
 /// Deletes the stories of sagas that began before this time, at most `rows_max` rows, and says how many. For a task that
@@ -128,6 +135,14 @@ pub async fn forget(
 pub struct Timeline {
     saga: SagaId,
     entries: Vec<Entry>,
+    /// What stands between them, each behind so many of them.
+    inner: Vec<(Place, Inner)>,
+}
+
+/// A line of a story.
+enum Line<'t> {
+    Message(&'t Entry),
+    Inner(&'t Inner),
 }
 
 impl Timeline {
@@ -156,7 +171,13 @@ impl Timeline {
         }
         // Messages that caused each other in a circle are none of ours; they are shown all the same.
         ordered.extend(waiting.into_values().flatten());
-        Self { saga, entries: ordered }
+        Self { saga, entries: ordered, inner: Vec::new() }
+    }
+
+    /// With what no message tells of.
+    pub(crate) fn with(mut self, journal: &[Noted]) -> Self {
+        self.inner = inner::inner(journal, &self.entries);
+        self
     }
 
     /// The saga.
@@ -167,6 +188,24 @@ impl Timeline {
     /// Its messages.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// What its orchestrator has done without a message.
+    pub fn inner(&self) -> impl Iterator<Item = &Inner> {
+        self.inner.iter().map(|(_, inner)| inner)
+    }
+
+    /// All of it in order.
+    fn lines(&self) -> Vec<Line<'_>> {
+        let mut inner = self.inner.iter().peekable();
+        let mut lines = Vec::with_capacity(self.entries.len() + self.inner.len());
+        for place in 0..=self.entries.len() {
+            while let Some((_, own)) = inner.next_if(|(at, _)| *at <= place) {
+                lines.push(Line::Inner(own));
+            }
+            lines.extend(self.entries.get(place).map(Line::Message));
+        }
+        lines
     }
 
     /// A table for people: when since the first message, who, what, about which step, and how that ended.

@@ -83,6 +83,14 @@ impl Shop {
         saga
     }
 
+    /// How a saga stands, by the handle of the service that has started it.
+    async fn standing(&self, saga: SagaId) -> Option<tailrace_saga::choreography::Status> {
+        let choreography = choreography(LONG).expect("the choreography is right");
+        let starter = service(&choreography, "orders").starter();
+        let mut conn = self.pool("orders").acquire().await.expect("the stack serves");
+        starter.find(&mut conn, saga).await.expect("the stack serves").map(|found| found.status)
+    }
+
     /// Waits until a statement that counts answers so.
     async fn counts(&self, service: &str, query: &'static str, saga: SagaId, expected: i64) {
         let counting = async {
@@ -183,6 +191,9 @@ const UNDONE: &str =
 const BLOCKED: &str = "SELECT count(*) FROM tailrace.saga_barrier
     WHERE saga_id = $1 AND compensation_epoch IS NOT NULL AND action_epoch IS NULL
         AND step IN ('open-account', 'reserve-credit')";
+const CHARGED: &str = "SELECT count(*) FROM called WHERE saga = $1 AND what = 'charge'";
+const CLOSED: &str = "SELECT count(*) FROM called WHERE saga = $1 AND what = 'close'";
+const NOTICED: &str = "SELECT count(*) FROM noticed WHERE number = 1 AND $1::uuid IS NOT NULL";
 const PARKED: &str = "SELECT count(*) FROM tailrace.parked_message WHERE $1::uuid IS NOT NULL";
 const TOLD: &str = "SELECT count(*) FROM tailrace.saga_story WHERE saga_id = $1 AND type IN
     ('order.placed.v1', 'credit.reserved.v1', 'payment.refused.v1', 'credit.released.v1')";
@@ -220,8 +231,18 @@ async fn services_that_react_to_each_other_complete_a_saga_or_undo_it() {
     }
     shop.is_undone(overtaken).await;
     shop.is_undone(expired).await;
+    let standing = shop.standing(refused).await;
+    assert_eq!(standing, Some(tailrace_saga::choreography::Status::Undone));
     assert!(!shop.left(overtaken).await.contains_key("open-account"));
     assert!(!shop.left(expired).await.contains_key("reserve-credit"));
+    // The account of the refused order was opened, and closed by a call with a key of its own.
+    shop.counts("payments", CHARGED, completed, 1).await;
+    shop.counts("payments", CLOSED, refused, 1).await;
+    for saga in [refused, overtaken, expired] {
+        shop.counts("payments", CHARGED, saga, 0).await;
+    }
+    // By a handler beside those of the service.
+    shop.counts("customers", NOTICED, completed, 1).await;
     shop.counts("orders", TOLD, refused, 4).await;
     let mut conn = shop.pool("orders").acquire().await.unwrap();
     let story = timeline(&mut conn, refused).await.unwrap();

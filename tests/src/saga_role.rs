@@ -137,14 +137,14 @@ pub(crate) fn terminated() -> impl Future<Output = ()> {
     }
 }
 
-pub(crate) fn ended<R: std::fmt::Debug>(ended: Result<R, tailrace_saga::Error>) -> ExitCode {
+pub(crate) fn ended<R: std::fmt::Debug, E: std::error::Error>(ended: Result<R, E>) -> ExitCode {
     match ended {
         Ok(report) => {
             tracing::info!(?report, "the node has ended");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let source = std::error::Error::source(&error).map(ToString::to_string);
+            let source = error.source().map(ToString::to_string);
             tracing::error!(%error, source, "the node has ended");
             ExitCode::FAILURE
         }

@@ -202,7 +202,8 @@ pub fn participant(service: Service, prefix: &str) -> Participant<Manners> {
     match service {
         Service::Customers => participant.handle(reserve_credit).undo(release_credit),
         Service::Warehouse => {
-            participant.handle(allocate_stock).undo(free_stock).handle(quote_shipping).done()
+            let free = Outside::new(prepare_freeing, free, record_freed);
+            participant.handle(allocate_stock).undo_call(free).handle(quote_shipping).done()
         }
         Service::Payments => {
             participant.call(Outside::new(prepare_payment, charge, record_payment)).done()
@@ -214,7 +215,8 @@ pub fn participant(service: Service, prefix: &str) -> Participant<Manners> {
 pub const TABLES: &str = "
     CREATE TABLE account (customer text PRIMARY KEY, free_cents bigint NOT NULL, held_cents bigint NOT NULL DEFAULT 0);
     CREATE TABLE effect (written bigint GENERATED ALWAYS AS IDENTITY, saga uuid, step text, delta integer, cents bigint);
-    CREATE TABLE charge (key uuid PRIMARY KEY, saga uuid UNIQUE, cents bigint)";
+    CREATE TABLE charge (key uuid PRIMARY KEY, saga uuid UNIQUE, cents bigint);
+    CREATE TABLE freed (key uuid PRIMARY KEY, saga uuid UNIQUE)";
 
 async fn effect(
     conn: &mut PgConnection,
@@ -290,9 +292,25 @@ async fn allocate_stock(
     Ok(if command.refuse { Err("out of stock".to_owned()) } else { Ok(()) })
 }
 
-async fn free_stock(cx: Cx<'_, Manners>, _: AllocateStock, _: ()) -> Result<(), BoxError> {
+/// The stock is freed by somebody outside: prepared, called, recorded.
+async fn prepare_freeing(cx: Cx<'_, Manners>, _: AllocateStock, _: ()) -> Result<SagaId, BoxError> {
+    Ok(cx.saga.saga)
+}
+
+/// Whoever frees the same stock under two keys is refused by the table.
+async fn free(cx: CallCx<'_, Manners>, saga: SagaId) -> Result<Answer<()>, BoxError> {
+    let pool = cx.state.provider.as_ref().ok_or("there is no provider")?;
+    sqlx::query("INSERT INTO freed (key, saga) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING")
+        .bind(cx.key.as_uuid())
+        .bind(saga.as_uuid())
+        .execute(pool)
+        .await?;
+    Ok(Answer::Done(()))
+}
+
+async fn record_freed(cx: Cx<'_, Manners>, saga: SagaId, _: ()) -> Result<(), BoxError> {
     dawdle(&cx).await;
-    effect(cx.conn, cx.saga.saga.as_uuid(), "allocate-stock", -1, 0).await?;
+    effect(cx.conn, saga.as_uuid(), "allocate-stock", -1, 0).await?;
     Ok(())
 }
 

@@ -104,7 +104,8 @@ pub(crate) async fn orchestrate(arguments: EngineArguments) -> ExitCode {
         let place = arguments.place;
         let engine = Engine::new().topic_prefix(&place.prefix);
         figure::tell(BEGINS);
-        let report = engine.saga(&order_saga()?).run(place.config("engine", 2)?, terminated()).await?;
+        let report =
+            engine.saga(&order_saga()?).run(place.config("engine", 2)?, terminated()).await?;
         figure::tell(&format!("{report:?}"));
         Ok::<_, Failure>(())
     };

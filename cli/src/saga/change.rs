@@ -1,4 +1,4 @@
-//! `tailrace saga retry`, `skip`, `unlock`, `compensate` and `abort`.
+//! `tailrace saga retry`, `skip`, `unlock`, `compensate`, `abort` and `signal`.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::Value;
 use sqlx::PgConnection;
 use tailrace_saga::operate::{self, BATCH_SAGAS_MAX, Change, Filter, Outcome, Paging};
 use tailrace_saga::{SagaId, Status, Verb};
@@ -96,6 +97,51 @@ impl Abort {
     pub(super) async fn run(self) -> Result<Answer, Error> {
         self.which.tell(Verb::Abort, &[]).await
     }
+}
+
+#[derive(Args)]
+pub(crate) struct Signal {
+    #[command(flatten)]
+    database: Database,
+    /// The saga
+    #[arg(value_parser = saga_id)]
+    saga: SagaId,
+    /// The message type of the signal, as `payment.confirmed.v1`
+    name: String,
+    /// Its payload, as the event would have it
+    #[arg(long, value_name = "JSON", default_value = "null", value_parser = payload)]
+    data: Value,
+    #[command(flatten)]
+    hand: Hand,
+    /// Answer with one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Signal {
+    pub(super) async fn run(self) -> Result<Answer, Error> {
+        let Self { database, saga, name, data, hand, json } = self;
+        let which = Which {
+            database,
+            sagas: vec![saga],
+            chosen: Chosen::default(),
+            limit: 1,
+            rate: 1,
+            hand,
+            json,
+        };
+        let mut connection = connect(&which.database).await?;
+        let chosen = which.chosen(&[])?;
+        let change = Change::signal(&name, data, which.hand.by(), chosen.to_string());
+        which.make(&mut connection, &change, chosen).await
+    }
+}
+
+/// The text of the error would repeat it.
+fn payload(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| {
+        format!("it is no JSON (line {}, column {})", error.line(), error.column())
+    })
 }
 
 /// The sagas of a change.

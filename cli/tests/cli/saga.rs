@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{Executor, PgConnection};
 use tailrace_saga::testing::Scenario;
-use tailrace_saga::{Command, Compensable, Forward, Instance, Saga};
+use tailrace_saga::{Command, Compensable, Forward, Instance, Saga, Signal};
 use tailrace_stack::Database;
 
 use crate::command::{fresh, tailrace};
@@ -279,4 +279,51 @@ async fn what_is_missing_or_said_twice_is_one_error() {
     both.refuses(2, &["both named and chosen"]);
     no_step.refuses(2, &["--step is missing"]);
     old.refuses(2, &["tailrace saga install"]);
+}
+
+/// The event that a saga waits for behind its pivot.
+#[derive(Serialize, Deserialize)]
+struct Collected {}
+
+impl Signal for Collected {
+    const TYPE: &'static str = "parcel.collected.v1";
+}
+
+#[tokio::test]
+async fn a_signal_is_told_first_and_given_with_yes_and_stands_in_the_audit() {
+    let (database, mut connection) = site("saga_signal").await;
+    let url = database.url();
+    let awaiting = Saga::<Order>::define("collect", 1)
+        .pivot("pay", |_: &Order| Pay {})
+        .wait::<Collected>("collected", Duration::from_secs(60), |_, _| ())
+        .build()
+        .expect("the saga is right");
+    let begun = Scenario::given(&awaiting, &Order { secret: String::new() });
+    let id = "00000000-0000-7000-8000-000000000004";
+    store(&mut connection, id, begun.when_done("pay", &()).instance()).await;
+    let structure = serde_json::to_string(&awaiting.definition().structure()).expect("it is JSON");
+    let insert = "INSERT INTO tailrace.saga_definition (definition, version, hash, structure) VALUES ('collect', 1, $1, $2::json)";
+    let hash = &*awaiting.definition().identity().hash;
+    sqlx::query(insert).bind(hash).bind(structure).execute(&mut connection).await.expect("a row");
+    let signal = ["saga", "signal", id, "parcel.collected.v1"];
+    let by = ["--yes", "--actor=anna", "--data={\"by\": \"ada\"}"];
+
+    let told = tailrace(url, &signal).await;
+    let given = tailrace(url, &[&signal[..], &by].concat()).await.good();
+    let again = tailrace(url, &[&signal[..], &by].concat()).await;
+    let other = tailrace(url, &["saga", "signal", id, "order.cancelled.v1", "--yes"]).await;
+    let no_json = tailrace(url, &[&signal[..], &["--data={by"]].concat()).await;
+
+    assert_eq!(told.code, Some(8), "{told:?}");
+    assert!(told.stdout.contains("collected takes parcel.collected.v1"), "{told:?}");
+    assert!(given.ends_with("1 sagas, 0 of them refused\n"), "{given}");
+    again.refuses(5, &["it has been told already"]);
+    other.refuses(5, &["none of its steps waits for order.cancelled.v1"]);
+    no_json.refuses(2, &["it is no JSON"]);
+    let inserted = "SELECT count(*) FROM tailrace.saga_input
+        WHERE input #>> '{signal,signal_type}' = 'parcel.collected.v1' AND input #>> '{signal,payload,by}' = 'ada'";
+    assert_eq!(count(&mut connection, inserted).await, 1);
+    let audited = "SELECT count(*) FROM tailrace.saga_audit
+        WHERE actor = 'anna' AND action = 'signal parcel.collected.v1'";
+    assert_eq!(count(&mut connection, audited).await, 1);
 }

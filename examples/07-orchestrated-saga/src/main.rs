@@ -141,7 +141,7 @@ async fn main() -> Result<(), BoxError> {
         let order = Order { number, customer, article, pieces: 2, cents, rejected_for: None };
         let id = SagaId::mint();
         let mut tx = shop.orders.begin().await?;
-        shop.sagas.start(&mut tx, "create-order", id, &order).await?;
+        shop.sagas.start(&mut tx, &create_order, id, &order).await?;
         tx.commit().await?;
 
         let ended = async || {

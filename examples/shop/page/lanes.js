@@ -56,8 +56,8 @@ class Lane {
     const button = el("button", { type: "button", class: "push main one-order", "aria-label": `Place an order by ${title.toLowerCase()}` }, "Place an order");
     const intend = intention();
     let order = null, first = null;
-    button.addEventListener("click", () => {
-      const { key, clicks } = intend();
+    button.addEventListener("click", (event) => {
+      const { key, clicks } = intend(event);
       if (clicks === 1) {
         order = basket(this.style, fate);
         first = this.#place(order, key, clicks);
@@ -85,8 +85,8 @@ class Lane {
   #hundred(title) {
     const button = el("button", { type: "button", class: "push hundred", "aria-label": `Place a hundred orders by ${title.toLowerCase()}` }, "Place a hundred");
     const intend = intention();
-    button.addEventListener("click", async () => {
-      if (intend().clicks > 1) return;
+    button.addEventListener("click", async (event) => {
+      if (intend(event).clicks > 1) return;
       let taken = 0, failed = 0;
       await Promise.all(Array.from({ length: HUNDRED }, async () => {
         const order = basket(this.style, fate);

@@ -6,8 +6,8 @@ const AT_ONCE = 3;
 const ANSWER_MAX = 8000;
 const WAIT_MIN = 500;
 const WAIT_MAX = 4000;
-/** Clicks that follow each other so fast are one intention. */
-const DOUBLE_CLICK = 500;
+/** A key that is held down clicks again and again; so fast it is one intention. */
+const HELD_MAX = 500;
 
 /** Orders that are not taken yet, and what the storefront said of them last. */
 export const waiting = { orders: 0, problem: null };
@@ -29,16 +29,17 @@ export function basket(style, fate) {
   return { style, sku, quantity, cents: PRICES[sku] * quantity, ...fate.order };
 }
 
-/** Tells apart a second click from a second order. */
+/** Tells apart a second click from a second order: the browser counts clicks as fast as its user double-clicks. */
 export function intention() {
   let last = -Infinity, key = null, clicks = 0;
-  return () => {
-    const now = performance.now();
-    if (now - last > DOUBLE_CLICK) {
+  return ({ detail, timeStamp }) => {
+    // A click without a number is that of a key.
+    const goesOn = detail > 1 || (detail === 0 && timeStamp - last <= HELD_MAX);
+    if (clicks === 0 || !goesOn) {
       key = uuid7();
       clicks = 0;
     }
-    last = now;
+    last = timeStamp;
     clicks += 1;
     return { key, clicks };
   };

@@ -273,10 +273,17 @@ async fn settled(stage: &Stage, retried: &mut u64) -> Result<(Books, ControlBook
     let mut look = interval(Duration::from_millis(500));
     loop {
         look.tick().await;
-        *retried += in_time("what was set aside", retry_dead_letters(stage)).await?;
-        let books = in_time("what the books say", books::check(stage)).await?;
-        if books.wrong + books.settling == 0 || since.elapsed() > SETTLE_MAX {
-            return Ok((books, settled_control(stage).await?));
+        match in_time("what was set aside", retry_dead_letters(stage)).await {
+            Ok(again) => *retried += again,
+            // What comes of it is in the books.
+            Err(error) => tracing::info!(%error, "dead letters are not tried again"),
+        }
+        match in_time("what the books say", books::check(stage)).await {
+            // Whoever is asked may be just coming back from a trouble.
+            Err(error) if since.elapsed() < SETTLE_MAX => tracing::info!(%error, "not yet"),
+            Err(error) => return Err(error),
+            Ok(books) if books.wrong + books.settling > 0 && since.elapsed() < SETTLE_MAX => {}
+            Ok(books) => return Ok((books, settled_control(stage).await?)),
         }
     }
 }

@@ -107,6 +107,24 @@ fn without_a_subscriber_that_makes_spans_everything_is_handed_on_as_it_is() {
 }
 
 #[test]
+fn a_cause_is_handed_on_from_within_a_span_that_follows_it() {
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let cause = [pair("ce_correlationid", "first"), pair("traceparent", PARENT)];
+    let mut handed_on = Vec::new();
+
+    let spans = spans(|| {
+        let span = tracing::info_span!(parent: None, "local");
+        follow(&span, cause.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        handed_on = hand_on(&span, cause.clone());
+    });
+
+    let span = spans[0].span_context.span_id();
+    let named = format!("00-{TRACE}-{span}-01");
+    assert_eq!(handed_on, [pair("ce_correlationid", "first"), pair("traceparent", &named)]);
+    assert_eq!(hand_on(&Span::none(), cause.clone()), cause);
+}
+
+#[test]
 fn what_is_no_trace_is_passed_over() {
     let readable = |parent: &str| {
         let spans = spans(|| follow(&tracing::info_span!("request"), [(super::PARENT, parent)]));

@@ -7,7 +7,7 @@ use tailrace_outbox::{BATCH_MESSAGES_MAX, Message, Outbox};
 use uuid::Uuid;
 
 use super::Barrier;
-use super::rows::{Held, barrier_of, failed, is_forgotten, micros, remember};
+use super::rows::{Held, barrier_of, failed, horizon, is_forgotten, micros, remember};
 use crate::correlation::{Correlation, Instruction};
 use crate::error::Error;
 
@@ -17,7 +17,10 @@ const LOCK: &str = "INSERT INTO tailrace.saga_barrier AS held (saga_id, step, de
      ON CONFLICT (saga_id, step) DO UPDATE SET definition = held.definition
      RETURNING action_epoch, action_outcome, reply, compensation_epoch, saga_id, step,
          (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
-         held.saga_id < (SELECT horizon.saga_id FROM tailrace.saga_barrier_horizon AS horizon)";
+         held.saga_id < (SELECT horizon.saga_id FROM tailrace.saga_barrier_horizon AS horizon),
+         compensation_calling, caller,
+         held.saga_id < (lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint - 60000), 12, '0')
+             || repeat('0', 20))::uuid";
 
 // All of the rows are there. By ON CONFLICT each is found by the primary key, whatever number of rows the plan was made for.
 const REMEMBER: &str = "INSERT INTO tailrace.saga_barrier AS held
@@ -25,7 +28,7 @@ const REMEMBER: &str = "INSERT INTO tailrace.saga_barrier AS held
      SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bytea[], $7::bigint[])
      ON CONFLICT (saga_id, step) DO UPDATE
      SET action_epoch = excluded.action_epoch, action_outcome = excluded.action_outcome, reply = excluded.reply,
-         compensation_epoch = excluded.compensation_epoch";
+         compensation_epoch = excluded.compensation_epoch, compensation_calling = NULL, caller = NULL";
 
 /// The locked rows of the steps that a batch of commands is about.
 ///
@@ -42,6 +45,7 @@ struct Row {
     /// The clock of the database when it was locked, in microseconds.
     at: i64,
     is_forgotten: bool,
+    caller: Option<String>,
     of: Correlation,
     is_changed: bool,
 }
@@ -58,21 +62,33 @@ impl Many {
             .bind(of.keys().map(|(saga, _)| *saga).collect::<Vec<_>>())
             .bind(of.keys().map(|(_, step)| &**step).collect::<Vec<_>>())
             .bind(of.values().map(|of| &*of.definition).collect::<Vec<_>>())
-            .fetch_all(conn)
+            .fetch_all(&mut *conn)
             .await
             .map_err(failed)?;
         let mut many = BTreeMap::new();
+        let mut beyond: Option<Uuid> = None;
         for row in rows {
             let saga: Uuid = row.try_get(4).map_err(failed)?;
             let step: String = row.try_get(5).map_err(failed)?;
             let key = (saga, Box::from(step));
             let Some(of) = of.get(&key) else { continue };
             let (barrier, reply) = barrier_of(&row)?;
+            let (mut is_beyond, is_old): (bool, bool) =
+                (row.try_get(7).map_err(failed)?, row.try_get(10).map_err(failed)?);
+            // As with one row: it may have been deleted while the statement waited.
+            if !is_beyond && is_old && barrier == Barrier::default() {
+                let seen = match beyond {
+                    Some(seen) => seen,
+                    None => *beyond.insert(horizon(conn).await?),
+                };
+                is_beyond = saga < seen;
+            }
             let locked = Row {
                 barrier,
                 reply,
                 at: row.try_get(6).map_err(failed)?,
-                is_forgotten: is_forgotten(saga, row.try_get(7).map_err(failed)?),
+                is_forgotten: is_forgotten(saga, is_beyond),
+                caller: row.try_get("caller").map_err(failed)?,
                 of: (*of).clone(),
                 is_changed: false,
             };
@@ -86,7 +102,8 @@ impl Many {
         let row = self.0.get(&key(&command.correlation)).ok_or_else(missing)?;
         let late = command.deadline.is_some_and(|deadline| micros(deadline) < row.at);
         let (barrier, reply) = (row.barrier, row.reply.clone());
-        Ok(Held { barrier, reply, late, forgotten: row.is_forgotten })
+        let caller = row.caller.clone();
+        Ok(Held { barrier, reply, late, forgotten: row.is_forgotten, caller })
     }
 
     /// What a command leaves.
@@ -178,7 +195,7 @@ mod tests {
 
     fn done() -> Barrier {
         let past = Past { epoch: Epoch::FIRST, ended: Ended::Done };
-        Barrier { action: Some(past), compensation: None }
+        Barrier { action: Some(past), ..Barrier::default() }
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ fn barrier(action: Option<(u32, Ended)>, compensation: Option<u32>) -> Barrier {
     Barrier {
         action: action.map(|(epoch, ended)| Past { epoch: Epoch::new(epoch), ended }),
         compensation: compensation.map(Epoch::new),
+        undoing: None,
     }
 }
 
@@ -146,4 +147,34 @@ fn in_every_order_of_commands_the_effect_happens_once_and_stays_undone() {
         }
     }
     assert!(seen.len() > 10, "{seen:?}");
+}
+
+#[test]
+fn a_compensation_that_is_made_outside_is_decided_once_it_is_recorded() {
+    let done = barrier(Some((1, Ended::Done)), None);
+    let asked = request(COMPENSATION, 2, false);
+    let under_way = done.after(asked, Decision::Run, Ended::Calling);
+
+    assert_eq!(under_way, Barrier { undoing: Some(Epoch::new(2)), ..done });
+    assert!(under_way.is_calling(COMPENSATION, Epoch::new(2)));
+    assert!(!under_way.is_calling(COMPENSATION, Epoch::new(3)));
+    assert!(!under_way.is_calling(ACTION, Epoch::new(1)));
+    check(under_way, (COMPENSATION, 2), Decision::Wait);
+    check(under_way, (COMPENSATION, 3), Decision::Wait);
+    check(under_way, (COMPENSATION, 1), Decision::Stale);
+    check(under_way, (ACTION, 3), Decision::Wait);
+    assert_eq!(
+        under_way.after(asked, Decision::Run, Ended::Done),
+        barrier(Some((1, Ended::Done)), Some(2))
+    );
+}
+
+#[test]
+fn an_action_that_is_made_outside_is_that_of_its_epoch() {
+    let calling = barrier(Some((2, Ended::Calling)), None);
+
+    assert!(calling.is_calling(ACTION, Epoch::new(2)));
+    assert!(!calling.is_calling(ACTION, Epoch::new(1)));
+    assert!(!barrier(Some((2, Ended::Done)), None).is_calling(ACTION, Epoch::new(2)));
+    assert!(!calling.is_calling(COMPENSATION, Epoch::new(2)));
 }

@@ -46,7 +46,7 @@ impl Seen {
             return (*number, false);
         }
         let number = self.from.len();
-        self.numbers.insert(world.clone(), number);
+        self.numbers.insert(*world, number);
         self.from.push(from);
         self.is_end.push(is_end);
         (number, true)
@@ -92,7 +92,7 @@ impl Seen {
         numbers.reverse();
         let by_number: Map<usize, &World> =
             self.numbers.iter().map(|(world, number)| (*number, world)).collect();
-        numbers.iter().filter_map(|number| by_number.get(number).map(|w| (*w).clone())).collect()
+        numbers.iter().filter_map(|number| by_number.get(number).map(|world| **world)).collect()
     }
 }
 

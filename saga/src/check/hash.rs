@@ -43,11 +43,18 @@ impl Hasher for Fold {
         self.add(number);
     }
 
+    fn write_u128(&mut self, number: u128) {
+        let half = |bits| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
+        self.add(half(number));
+        self.add(half(number >> 64));
+    }
+
     fn write_usize(&mut self, number: usize) {
-        self.write(&number.to_ne_bytes());
+        self.add(u64::try_from(number).unwrap_or_default());
     }
 
     fn write_i8(&mut self, number: i8) {
-        self.write(&number.to_ne_bytes());
+        self.add(number.unsigned_abs().into());
+        self.add(number.is_negative().into());
     }
 }

@@ -105,7 +105,7 @@ impl Participant {
             Knows::Message if self.seen.contains(command) => self.barrier,
             Knows::Message if is_action => Barrier::default(),
             Knows::Message => {
-                Barrier { action: (self.effect > 0).then_some(done), compensation: None }
+                Barrier { action: (self.effect > 0).then_some(done), ..Barrier::default() }
             }
         }
     }

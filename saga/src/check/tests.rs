@@ -345,6 +345,7 @@ fn random(seed: u64) -> Definition {
         step.name = format!("{}-{at}", step.name).into();
     }
     Definition(std::sync::Arc::new(crate::definition::Graph {
+        data: std::any::TypeId::of::<serde_json::Value>(),
         identity: sorts.definition().identity().clone(),
         replies: "replies".into(),
         deadline: (pick(2) == 0).then_some(SECOND),

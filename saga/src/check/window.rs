@@ -38,6 +38,7 @@ fn cut(definition: &Definition, window: Range<usize>) -> Definition {
     let steps = definition.steps().skip(window.start).take(window.len()).map(bare).collect();
     Definition(Arc::new(Graph {
         identity: definition.identity().clone(),
+        data: definition.0.data,
         replies: definition.replies().into(),
         deadline: definition.deadline(),
         upcasters: Vec::new(),

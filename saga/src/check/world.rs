@@ -11,22 +11,23 @@ use super::line::{self, Line, Place};
 use super::message::{Message, Set, TooMany};
 use super::orchestrator::{Orchestrator, Stimulus};
 use super::participant::{Knows, Participant};
+use super::rows::Rows;
 use super::{Assumptions, Broken, Stop};
 
 /// A person asks again up to this epoch.
 const RETRIED_EPOCH_MAX: u32 = 2;
 
-/// Everything at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Everything at one moment, in numbers: an exploration copies and compares more of these than anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct World {
     pub(super) saga: u32,
     /// What was ever sent. Nothing is forgotten: it may arrive again at any time.
     commands: Set,
     replies: Set,
-    /// By the place of their step.
-    participants: Box<[u16]>,
-    /// By the place of their step; none where the saga takes no lock.
-    lines: Box<[Line]>,
+    /// The number of a row: by the place of their step.
+    participants: u32,
+    /// The number of a row: by the place of their step; none where the saga takes no lock.
+    lines: u32,
     /// What has not arrived yet; counted only where faults are.
     fresh_commands: Set,
     fresh_replies: Set,
@@ -55,6 +56,9 @@ pub(super) struct Stage<'d> {
     knows: Knows,
     participants: Vec<Participant>,
     numbers: Map<Participant, u16>,
+    /// How all participants are, and how all lines.
+    all_participants: Rows<u16>,
+    all_lines: Rows<Line>,
     /// By the numbers of a participant and a command.
     known: Vec<Vec<Option<Ends>>>,
     /// By the number of a saga: of which replies it is known whether they can do anything, and which can not.
@@ -72,24 +76,29 @@ impl<'d> Stage<'d> {
             knows: by.knows,
             participants: Vec::new(),
             numbers: Map::default(),
+            all_participants: Rows::default(),
+            all_lines: Rows::default(),
             known: Vec::new(),
             judged: Vec::new(),
             faults_max,
             forgets: by.forgets,
         };
         this.intern(Participant::default());
+        let steps = || definition.steps();
+        let locks = steps().any(|step| step.lock().is_some());
+        let lines = if locks { steps().map(|_| Line::default()).collect() } else { Box::default() };
+        this.all_participants.number(steps().map(|_| 0).collect());
+        this.all_lines.number(lines);
         this
     }
 
     pub(super) fn first(&self) -> World {
-        let steps = || self.orchestrator.definition.steps();
-        let locks = steps().any(|step| step.lock().is_some());
         World {
             saga: Orchestrator::FIRST,
             commands: Set::default(),
             replies: Set::default(),
-            participants: self.orchestrator.definition.steps().map(|_| 0).collect(),
-            lines: if locks { steps().map(|_| Line::default()).collect() } else { Box::default() },
+            participants: 0,
+            lines: 0,
             fresh_commands: Set::default(),
             fresh_replies: Set::default(),
             faults: 0,
@@ -119,15 +128,17 @@ impl<'d> Stage<'d> {
         for (stimulus, cost) in self.stimuli(world) {
             self.tell(world, stimulus, cost, &mut moves)?;
         }
-        moves.extend(given(world));
+        self.give(world, &mut moves);
+        let faults_max = self.faults_max;
+        let counts =
+            |after: &World| after != world && faults_max.is_none_or(|max| after.faults <= max);
+        moves.retain(|(_, after)| counts(after));
         if self.forgets {
             for (_, after) in &mut moves {
                 self.forget(after)?;
             }
+            moves.retain(|(_, after)| counts(after));
         }
-        moves.retain(|(_, after)| {
-            after != world && self.faults_max.is_none_or(|max| after.faults <= max)
-        });
         Ok(moves)
     }
 
@@ -143,7 +154,8 @@ impl<'d> Stage<'d> {
         world.fresh_replies = world.fresh_replies.without_all(dead);
         for command in world.commands.iter() {
             let at = self.orchestrator.messages.get(command).step;
-            let before = *world.participants.get(at).expect("commands are of steps");
+            let before = self.all_participants.at(world.participants, at);
+            let before = before.expect("commands are of steps");
             let ends = self.ends(before, command).map_err(|TooMany| Stop::TooLarge)?;
             let says_nothing_new = |(after, reply, ..): &(u16, u8, _, _)| {
                 *after == before && (world.replies.has(*reply) || self.is_dead(world, *reply))
@@ -203,7 +215,8 @@ impl<'d> Stage<'d> {
             .iter()
             .map(|reply| (Stimulus::Reply(reply), u8::from(!world.fresh_replies.has(reply))))
             .collect();
-        let told = world.lines.iter().enumerate().filter(|(_, line)| line.is_told);
+        let lines = self.all_lines.row(world.lines).iter().enumerate();
+        let told = lines.filter(|(_, line)| line.is_told);
         stimuli.extend(told.map(|(at, _)| (Stimulus::Held(at), 0)));
         if instance.phase.is_over() {
             return stimuli;
@@ -248,7 +261,7 @@ impl<'d> Stage<'d> {
             if !is_new && self.faults_max.is_none() {
                 continue;
             }
-            let mut after = world.clone();
+            let mut after = *world;
             after.saga = outcome.saga;
             after.commands = after.commands.and(outcome.sent);
             if self.faults_max.is_some() {
@@ -262,11 +275,11 @@ impl<'d> Stage<'d> {
                 self.add_effect(&mut after, *at, *effect);
             }
             if let Stimulus::Held(at) = stimulus
-                && let Some(line) = after.lines.get_mut(at)
+                && let Some(line) = self.all_lines.at(after.lines, at)
             {
-                line.is_told = false;
+                after.lines = self.all_lines.with(after.lines, at, Line { is_told: false, ..line });
             }
-            let ways = in_line(after, &outcome.lines);
+            let ways = self.in_line(after, &outcome.lines);
             moves.extend(ways.into_iter().map(|after| (Move::Saga(stimulus), after)));
         }
         Ok(())
@@ -274,10 +287,11 @@ impl<'d> Stage<'d> {
 
     /// What a local step did.
     fn add_effect(&mut self, world: &mut World, at: usize, effect: i8) {
-        let place = world.participants.get_mut(at).expect("effects are of steps");
-        let mut participant = self.participant(*place).clone();
+        let before = self.all_participants.at(world.participants, at);
+        let mut participant = self.participant(before.expect("effects are of steps")).clone();
         participant.effect = participant.effect.saturating_add(effect);
-        *place = self.intern(participant);
+        let number = self.intern(participant);
+        world.participants = self.all_participants.with(world.participants, at, number);
     }
 
     fn deliver(
@@ -287,17 +301,16 @@ impl<'d> Stage<'d> {
         moves: &mut Vec<(Move, World)>,
     ) -> Result<(), Stop> {
         let at = self.orchestrator.messages.get(command).step;
-        let before = *world.participants.get(at).expect("commands are of steps");
+        let before = self.all_participants.at(world.participants, at);
+        let before = before.expect("commands are of steps");
         let ends = self.ends(before, command).map_err(|TooMany| Stop::TooLarge)?;
         for (participant, reply, how, is_refusal) in ends.iter().copied() {
             let is_new = participant != before || !world.replies.has(reply);
             if !is_new && self.faults_max.is_none() {
                 continue;
             }
-            let mut after = world.clone();
-            if let Some(place) = after.participants.get_mut(at) {
-                *place = participant;
-            }
+            let mut after = *world;
+            after.participants = self.all_participants.with(world.participants, at, participant);
             after.replies = after.replies.with(reply);
             if self.faults_max.is_some() {
                 let is_again = !world.fresh_commands.has(command);
@@ -352,14 +365,14 @@ impl<'d> Stage<'d> {
     pub(super) fn judge(&self, world: &World) -> Option<Broken> {
         let instance = self.orchestrator.instance(world.saga);
         instance.steps.iter().enumerate().find_map(|(at, step)| {
-            let number = *world.participants.get(at)?;
+            let number = self.all_participants.at(world.participants, at)?;
             let effect = self.participant(number).effect;
             let kind = self.spec(at).kind;
             let is_undone = matches!(kind, StepKind::Compensable | StepKind::Pivot);
             let spec = self.spec(at);
             let has_effect = spec.signal_type().is_none() && spec.lock().is_none();
             let name = step.name.to_string();
-            let line = world.lines.get(at).copied().unwrap_or_default();
+            let line = self.all_lines.at(world.lines, at).unwrap_or_default();
             let holds = step.lock.as_ref().is_some_and(|lock| !lock.held().is_empty());
             match (instance.phase, step.status) {
                 _ if holds && line.place != Place::Holds => Some(Broken::LockLost(name)),
@@ -384,7 +397,8 @@ impl<'d> Stage<'d> {
         let instance = self.orchestrator.instance(world.saga);
         let states = instance.steps.iter().map(|step| (step.status, step.epoch));
         let saga = format!("{:?} {:?}", instance.phase, states.collect::<Vec<_>>());
-        let effects = world.participants.iter().map(|number| self.participant(*number).effect);
+        let all = self.all_participants.row(world.participants).iter();
+        let effects = all.map(|number| self.participant(*number).effect);
         (saga, effects.collect())
     }
 
@@ -411,32 +425,32 @@ impl<'d> Stage<'d> {
             Operation::Compensation => "undo",
         }
     }
-}
 
-/// Every way in which the saga's turn can come.
-fn given(world: &World) -> impl Iterator<Item = (Move, World)> {
-    world.lines.iter().enumerate().filter_map(|(at, line)| {
-        let mut after = world.clone();
-        *after.lines.get_mut(at)? = line.given()?;
-        Some((Move::Give(at), after))
-    })
-}
-
-/// Every way in which a world can be after the saga has done something in its lines.
-fn in_line(world: World, steps: &[(usize, line::Step)]) -> Vec<World> {
-    let mut worlds = vec![world];
-    for (at, step) in steps {
-        let ways = worlds.iter().flat_map(|world| {
-            let line = world.lines.get(*at).copied().unwrap_or_default();
-            line.after(*step).into_iter().map(|line| {
-                let mut after = world.clone();
-                if let Some(place) = after.lines.get_mut(*at) {
-                    *place = line;
-                }
-                after
-            })
-        });
-        worlds = ways.collect();
+    /// Every way in which the saga's turn can come.
+    fn give(&mut self, world: &World, moves: &mut Vec<(Move, World)>) {
+        for at in 0..self.all_lines.row(world.lines).len() {
+            let given = self.all_lines.at(world.lines, at).and_then(Line::given);
+            if let Some(line) = given {
+                let lines = self.all_lines.with(world.lines, at, line);
+                moves.push((Move::Give(at), World { lines, ..*world }));
+            }
+        }
     }
-    worlds
+
+    /// Every way in which a world can be after the saga has done something in its lines.
+    fn in_line(&mut self, world: World, steps: &[(usize, line::Step)]) -> Vec<World> {
+        let mut worlds = vec![world];
+        for (at, step) in steps {
+            let mut ways = Vec::with_capacity(worlds.len());
+            for world in worlds {
+                let line = self.all_lines.at(world.lines, *at).unwrap_or_default();
+                for line in line.after(*step) {
+                    let lines = self.all_lines.with(world.lines, *at, line);
+                    ways.push(World { lines, ..world });
+                }
+            }
+            worlds = ways;
+        }
+        worlds
+    }
 }

@@ -1,6 +1,6 @@
 //! The start of a choreographed saga, its deadline, and its end, in the database of the service that starts it.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use sqlx::postgres::PgRow;
@@ -9,13 +9,16 @@ use tailrace_idempotency::Ending;
 use uuid::Uuid;
 
 use super::decide::{self, Course, Status};
+use super::metrics::Counters;
 use super::react::{Cause, Voice};
 use super::reaction::Emitted;
 use super::{Choreography, Map, epoch};
 use crate::barrier::rows;
 use crate::barrier::{Decision, Ended};
 use crate::correlation::{Answer, Correlation, Operation, SagaId};
+use crate::engine::Started;
 use crate::error::{Error, Kind};
+use crate::known;
 
 /// Starts sagas in transactions of the service.
 ///
@@ -34,6 +37,27 @@ use crate::error::{Error, Kind};
 pub struct Starter {
     pub(super) map: Choreography,
     pub(super) voice: Voice,
+    pub(super) counters: Counters,
+}
+
+/// A saga as the service sees it that has started it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The saga.
+    pub saga: SagaId,
+    /// The name and the version of its declaration.
+    pub definition: String,
+    /// How it stands.
+    pub status: Status,
+    /// When it was started.
+    pub started_at: SystemTime,
+    /// By when it has to have ended.
+    pub due_at: SystemTime,
+    /// When it has ended, if it has.
+    pub ended_at: Option<SystemTime>,
+    /// Which of the events that end it have come.
+    pub heard: Vec<String>,
 }
 
 /// A saga whose deadline has passed, and that has not ended: behind its pivot something hangs.
@@ -72,6 +96,16 @@ impl Starter {
         payload: &impl Serialize,
         cause: Vec<(String, String)>,
     ) -> Result<SagaId, Error> {
+        self.start_as(conn, SagaId::mint(), payload, cause).await
+    }
+
+    async fn start_as(
+        &self,
+        conn: &mut PgConnection,
+        saga: SagaId,
+        payload: &impl Serialize,
+        cause: Cause,
+    ) -> Result<SagaId, Error> {
         let map = self.map.map();
         let (Some((_, step)), Some(expiry)) = (map.start(), &map.expiry) else {
             return Err(Error::definition("nothing starts it"));
@@ -80,7 +114,6 @@ impl Starter {
             let text = format!("{} starts it, and not {}", step.service, self.voice.service);
             return Err(Error::definition(text));
         }
-        let saga = SagaId::mint();
         let correlation = Correlation {
             saga,
             definition: map.definition(),
@@ -111,7 +144,69 @@ impl Starter {
         .execute(conn)
         .await
         .map_err(|error| Error::database("the deadline of a saga cannot be stored", error))?;
+        self.counters.turned(&map.name, Status::Running, 1);
         Ok(saga)
+    }
+
+    /// As [`start_caused_by`](Self::start_caused_by), once for a key of the business, such as an order's number: the same
+    /// wish twice is the same saga, also where both come at once. Which one it is, is answered with whether it begins now.
+    ///
+    /// The key is known for as long as the saga is kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_once(
+        &self,
+        conn: &mut PgConnection,
+        key: &str,
+        payload: &impl Serialize,
+        cause: Vec<(String, String)>,
+    ) -> Result<(SagaId, Started), Error> {
+        let wanted = SagaId::mint();
+        let saga = known::claim(conn, self.map.name(), key, wanted).await?;
+        if saga != wanted {
+            return Ok((saga, Started::Before));
+        }
+        self.start_as(conn, saga, payload, cause).await?;
+        Ok((saga, Started::Now))
+    }
+
+    /// How a saga stands, where it was started here and is not forgotten.
+    ///
+    /// # Errors
+    /// [`Kind::Database`].
+    pub async fn find(
+        &self,
+        conn: &mut PgConnection,
+        saga: SagaId,
+    ) -> Result<Option<Standing>, Error> {
+        let row = sqlx::query(
+            "SELECT saga_id, definition, status, (extract(epoch FROM started_at) * 1000000)::bigint,
+                 (extract(epoch FROM due_at) * 1000000)::bigint,
+                 (extract(epoch FROM ended_at) * 1000000)::bigint, heard
+             FROM tailrace.saga_choreography WHERE saga_id = $1 AND name = $2",
+        )
+        .bind(saga.as_uuid())
+        .bind(self.map.name())
+        .fetch_optional(conn)
+        .await
+        .map_err(unread)?;
+        row.map(|row| Standing::of_row(&row)).transpose()
+    }
+
+    /// As [`find`](Self::find), by the key that [`start_once`](Self::start_once) was given.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn find_by_key(
+        &self,
+        conn: &mut PgConnection,
+        key: &str,
+    ) -> Result<Option<Standing>, Error> {
+        match known::find(conn, self.map.name(), key).await? {
+            Some(saga) => self.find(conn, saga).await,
+            None => Ok(None),
+        }
     }
 
     /// Sagas that are neither completed nor undone although their deadline has passed, the oldest first, at most `max`.
@@ -184,15 +279,21 @@ impl Starter {
         .map_err(unread)?;
         self.voice.outbox.write_all(&mut tx, &messages).await.map_err(Error::of_outbox)?;
         tx.commit().await.map_err(unread)?;
+        self.counters.turned(&map.name, status, u64::try_from(sagas.len()).unwrap_or_default());
         tracing::info!(sagas = sagas.len(), definition = %map.definition(), "deadlines of sagas have passed");
         Ok(sagas.len())
     }
 
     /// Emits expiries until told to end. An error of the database passes, or the consumer beside it ends with it.
     pub(super) async fn keep_time(self, pool: PgPool, mut ends: Ending) {
+        let mut looked: Option<Instant> = None;
         loop {
             let round = async {
                 let mut conn = pool.acquire().await.map_err(unread)?;
+                if looked.is_none_or(|at| at.elapsed() >= OVERDUE_EVERY) {
+                    self.look(&mut conn).await?;
+                    looked = Some(Instant::now());
+                }
                 while self.expire(&mut conn).await? == TAKE_MAX as usize {}
                 Ok::<(), Error>(())
             };
@@ -212,9 +313,38 @@ impl Starter {
     }
 }
 
+impl Starter {
+    /// How many sagas are overdue, and for how long, by an index in which nothing else is; more than 10,000 are not counted.
+    async fn look(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        let (overdue, oldest): (i64, f64) = sqlx::query_as(
+            "SELECT count(*), coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
+             FROM (SELECT due_at FROM tailrace.saga_choreography
+                 WHERE status = 'expiring' AND name = $1 ORDER BY due_at LIMIT 10000) AS overdue",
+        )
+        .bind(self.map.name())
+        .fetch_one(conn)
+        .await
+        .map_err(unread)?;
+        let oldest = Duration::try_from_secs_f64(oldest.max(0.0)).unwrap_or_default();
+        self.counters.look(self.map.name(), u32::try_from(overdue).unwrap_or(u32::MAX), oldest);
+        Ok(())
+    }
+
+    /// What stands still, for people.
+    pub(super) fn degraded(&self) -> Vec<String> {
+        match self.counters.report().overdue {
+            0 => Vec::new(),
+            overdue => vec![format!(
+                "{overdue} sagas of {} are overdue: Starter::overdue lists them",
+                self.map.name()
+            )],
+        }
+    }
+}
+
 /// Deletes what the first service keeps of sagas that have ended and began before this time, at most `rows_max` rows, and
-/// says how many. For a task of the service that runs now and then, until it answers with 0, beside
-/// [`participant::forget`](crate::participant::forget).
+/// says how many; with them the keys by which they were started. The service does so by itself, by
+/// [`Service::keep`](super::Service::keep); this is for whoever wants it at a time of his own, until it answers with 0.
 ///
 /// # Errors
 /// [`Kind::Database`].
@@ -223,40 +353,45 @@ pub async fn forget(
     begun_before: SystemTime,
     rows_max: u32,
 ) -> Result<u64, Error> {
-    let deleted = sqlx::query(
-        "DELETE FROM tailrace.saga_choreography AS old USING (
-             SELECT saga_id FROM tailrace.saga_choreography
-             WHERE saga_id < $1 AND status IN ('completed', 'undone')
-             ORDER BY saga_id LIMIT $2 FOR UPDATE SKIP LOCKED) AS ended
-         WHERE old.saga_id = ended.saga_id",
+    let deleted: i64 = sqlx::query_scalar(
+        "WITH ended AS (
+             DELETE FROM tailrace.saga_choreography AS old USING (
+                 SELECT saga_id FROM tailrace.saga_choreography
+                 WHERE saga_id < $1 AND status IN ('completed', 'undone')
+                 ORDER BY saga_id LIMIT $2 FOR UPDATE SKIP LOCKED) AS ended
+             WHERE old.saga_id = ended.saga_id RETURNING old.saga_id),
+         keys AS (DELETE FROM tailrace.saga_key WHERE saga_id IN (SELECT saga_id FROM ended))
+         SELECT count(*) FROM ended",
     )
     .bind(rows::first_id_of(begun_before))
     .bind(i64::from(rows_max))
-    .execute(conn)
+    .fetch_one(conn)
     .await
     .map_err(|error| Error::database("sagas that have ended cannot be deleted", error))?;
-    Ok(deleted.rows_affected())
+    Ok(u64::try_from(deleted).unwrap_or_default())
 }
 
 /// Between two looks at what is due.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Between two looks at what is overdue.
+const OVERDUE_EVERY: Duration = Duration::from_secs(15);
 /// After an error of the database.
 const ERROR_WAIT: Duration = Duration::from_secs(1);
 /// What is taken in one transaction.
 const TAKE_MAX: i64 = 200;
 
-/// Notes one of the events that end a saga.
+/// Notes one of the events that end a saga, and says how it stands if that has changed.
 pub(super) async fn hears(
     conn: &mut PgConnection,
     map: &Map,
     saga: SagaId,
     event: &str,
-) -> Result<(), Error> {
+) -> Result<Option<Status>, Error> {
     change(conn, saga, |course| course.hears(map, event)).await
 }
 
-/// Notes that a saga has failed.
-pub(super) async fn fails(conn: &mut PgConnection, saga: SagaId) -> Result<(), Error> {
+/// Notes that a saga has failed, and says how it stands if that has changed.
+pub(super) async fn fails(conn: &mut PgConnection, saga: SagaId) -> Result<Option<Status>, Error> {
     change(conn, saga, Course::fails).await
 }
 
@@ -265,25 +400,20 @@ async fn change(
     conn: &mut PgConnection,
     saga: SagaId,
     change: impl FnOnce(Course) -> Course,
-) -> Result<(), Error> {
+) -> Result<Option<Status>, Error> {
     let mut row = locked(conn, saga).await?;
     if row.is_none() {
         start_is_over(conn, saga).await?;
         row = locked(conn, saga).await?;
     }
-    let Some(row) = row else { return Ok(()) };
+    let Some(row) = row else { return Ok(None) };
     let status: String = row.try_get(0).map_err(unread)?;
     let heard: Vec<String> = row.try_get(1).map_err(unread)?;
-    let status = Status::parse(&status).ok_or_else(|| {
-        Error::new(
-            Kind::Schema,
-            "tailrace.saga_choreography has a status that this version does not know",
-        )
-    })?;
+    let status = parsed(&status)?;
     let before = Course { status, heard: heard.into_iter().map(String::into_boxed_str).collect() };
     let after = change(before.clone());
     if after == before {
-        return Ok(());
+        return Ok(None);
     }
     let heard: Vec<&str> = after.heard.iter().map(|event| &**event).collect();
     sqlx::query(
@@ -296,8 +426,8 @@ async fn change(
     .bind(heard)
     .execute(conn)
     .await
-    .map(drop)
-    .map_err(unread)
+    .map_err(unread)?;
+    Ok((after.status != before.status).then_some(after.status))
 }
 
 async fn locked(conn: &mut PgConnection, saga: SagaId) -> Result<Option<PgRow>, Error> {
@@ -331,6 +461,33 @@ async fn start_is_over(conn: &mut PgConnection, saga: SagaId) -> Result<(), Erro
             .map_err(unread)?;
     }
     Ok(())
+}
+
+fn parsed(status: &str) -> Result<Status, Error> {
+    Status::parse(status).ok_or_else(|| {
+        let text = "tailrace.saga_choreography has a status that this version does not know";
+        Error::new(Kind::Schema, text)
+    })
+}
+
+impl Standing {
+    fn of_row(row: &PgRow) -> Result<Self, Error> {
+        let status: String = row.try_get(2).map_err(unread)?;
+        let at = |column| -> Result<Option<SystemTime>, Error> {
+            let micros: Option<i64> = row.try_get::<_, usize>(column).map_err(unread)?;
+            let since = |micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+            Ok(micros.map(|micros| SystemTime::UNIX_EPOCH + since(micros)))
+        };
+        Ok(Self {
+            saga: SagaId::from_uuid(row.try_get(0).map_err(unread)?),
+            definition: row.try_get(1).map_err(unread)?,
+            status: parsed(&status)?,
+            started_at: at(3)?.unwrap_or(SystemTime::UNIX_EPOCH),
+            due_at: at(4)?.unwrap_or(SystemTime::UNIX_EPOCH),
+            ended_at: at(5)?,
+            heard: row.try_get(6).map_err(unread)?,
+        })
+    }
 }
 
 impl Overdue {

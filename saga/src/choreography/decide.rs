@@ -14,13 +14,17 @@ pub(crate) struct Course {
     pub(crate) heard: BTreeSet<Box<str>>,
 }
 
-/// Where it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Status {
+/// Where a choreographed saga stands, as the service sees it that has started it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Status {
+    /// It goes on.
     Running,
     /// Its deadline has passed, and whether its pivot was done before is not heard yet.
     Expiring,
+    /// All events that end it have come.
     Completed,
+    /// It has failed, and everybody undoes what he has done.
     Undone,
 }
 
@@ -29,10 +33,14 @@ pub(crate) fn request(operation: Operation) -> Request {
     Request { operation, epoch: epoch(operation), late: false }
 }
 
-/// What is done about a step: `None` where nothing is, and nothing is remembered.
+/// What is done about a step: `None` where nothing is, and nothing is remembered. `decide` is what the barrier decides.
 ///
 /// A [`Decision::Void`] of the pivot calls the saga off; of every other step it says nothing.
-pub(crate) fn of_step(role: Role, barrier: Barrier) -> Option<(Request, Decision)> {
+pub(crate) fn of_step(
+    role: Role,
+    barrier: Barrier,
+    decide: impl Fn(Request) -> Decision,
+) -> Option<(Request, Decision)> {
     let operation = match role {
         Role::Act(_) => Operation::Action,
         Role::Undo(_) => Operation::Compensation,
@@ -42,7 +50,7 @@ pub(crate) fn of_step(role: Role, barrier: Barrier) -> Option<(Request, Decision
         Role::Hear | Role::Fail => return None,
     };
     let request = request(operation);
-    match barrier.decide(request) {
+    match decide(request) {
         Decision::Repeat(_) | Decision::Stale => None,
         decision => Some((request, decision)),
     }
@@ -86,7 +94,8 @@ impl Course {
 }
 
 impl Status {
-    pub(crate) fn as_str(self) -> &'static str {
+    /// As it stands in the table and on metrics.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Expiring => "expiring",

@@ -164,7 +164,7 @@ impl World {
         };
         let step = &map.steps[index];
         let decided = match rules.barrier {
-            true => decide::of_step(role, self.barriers[index]),
+            true => self.decided(role, index),
             false => self.carelessly(role, index),
         };
         let Some((request, decision)) = decided else { return vec![self.clone()] };
@@ -201,6 +201,11 @@ impl World {
         }
     }
 
+    fn decided(&self, role: Role, index: usize) -> Option<(crate::barrier::Request, Decision)> {
+        let barrier = self.barriers[index];
+        decide::of_step(role, barrier, |request| barrier.decide(request))
+    }
+
     /// As a service does that has no barrier: an action runs, and a compensation undoes what is there by then.
     fn carelessly(&self, role: Role, index: usize) -> Option<(crate::barrier::Request, Decision)> {
         let is_there = self.effects[index].0 > self.effects[index].1;
@@ -213,7 +218,7 @@ impl World {
                 };
                 Some((decide::request(operation), Decision::Run))
             }
-            _ => decide::of_step(role, self.barriers[index]),
+            _ => self.decided(role, index),
         }
     }
 

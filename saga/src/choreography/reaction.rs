@@ -152,15 +152,18 @@ impl<F, E> Typed<F, E> {
 
 impl<S: 'static, E: DeserializeOwned, F: for<'a> React<'a, S, E>> AnyReact<S> for Typed<F, E> {
     fn react<'a>(&self, cx: Cx<'a, S>, payload: &[u8]) -> Result<Running<'a>, Error> {
-        let event = serde_json::from_slice(payload).map_err(|error| {
-            // The text of the error may quote the payload.
-            let (line, column) = (error.line(), error.column());
-            Error::new(
-                Kind::Unreadable,
-                format!("the event does not fit the handler's type (line {line}, column {column})"),
-            )
-        })?;
-        let running = self.react.react(cx, event);
+        let running = self.react.react(cx, decoded(payload)?);
         Ok(Box::pin(async move { running.await.map_err(Into::into) }))
     }
+}
+
+pub(super) fn decoded<E: DeserializeOwned>(payload: &[u8]) -> Result<E, Error> {
+    serde_json::from_slice(payload).map_err(|error| {
+        // The text of the error may quote the payload.
+        let (line, column) = (error.line(), error.column());
+        Error::new(
+            Kind::Unreadable,
+            format!("the event does not fit the handler's type (line {line}, column {column})"),
+        )
+    })
 }

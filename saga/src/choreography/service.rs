@@ -2,17 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tailrace_idempotency::{Config, Consumer, Report};
+use tailrace_idempotency::{CallHandler, Config, Consumer, Report};
 use tailrace_outbox::{Outbox, Store};
 
 use super::clock::Starter;
-use super::react::{Dispatch, Raw, Reactor, Voice};
-use super::reaction::{AnyReact, React, Typed};
-use super::{Choreography, Step};
+use super::metrics::{self, Counters};
+use super::outward::{About, PrepareReaction, RecordReaction};
+use super::react::{Doing, Reactor, Voice};
+use super::reaction::{React, Typed};
+use super::{Choreography, Step, dispatch};
 use crate::error::Error;
-use crate::participant::{self, BATCH_RECORDS_MAX};
+use crate::health::Health;
+use crate::participant::{self, BATCH_RECORDS_MAX, Outside};
+use crate::retention::{KEEP, KEEP_MIN, Kept};
 
 /// A service of a [`Choreography`]: a set of handlers of a [`Consumer`], which is subscribed to what the choreography
 /// says, and around whose steps and compensations stands the same barrier as around those of a
@@ -75,7 +81,10 @@ use crate::participant::{self, BATCH_RECORDS_MAX};
 pub struct Service<S = ()> {
     map: Choreography,
     voice: Voice,
-    handlers: BTreeMap<Box<str>, Box<dyn AnyReact<S>>>,
+    handlers: BTreeMap<Box<str>, Doing<S>>,
+    keep: Duration,
+    counters: Counters,
+    health: Health,
     faults: Vec<String>,
 }
 
@@ -87,7 +96,15 @@ impl<S: Send + Sync + 'static> Service<S> {
             prefix: String::new(),
             outbox: Outbox::new(Store::Wal),
         };
-        Self { map, voice, handlers: BTreeMap::new(), faults: Vec::new() }
+        Self {
+            map,
+            voice,
+            handlers: BTreeMap::new(),
+            keep: KEEP,
+            counters: Counters::default(),
+            health: Health::default(),
+            faults: Vec::new(),
+        }
     }
 
     /// The URI reference of the service, on its events. Default: its name behind a slash.
@@ -114,7 +131,7 @@ impl<S: Send + Sync + 'static> Service<S> {
         step: &str,
         handler: impl for<'a> React<'a, S, E> + 'static,
     ) -> Self {
-        self.with(step, Box::new(Typed::new(handler)))
+        self.with(step, Doing::Within(Box::new(Typed::new(handler))))
     }
 
     /// The handler of a compensation, by the name that is declared. It is given the event that had led to the step; that
@@ -124,10 +141,111 @@ impl<S: Send + Sync + 'static> Service<S> {
         compensation: &str,
         handler: impl for<'a> React<'a, S, E> + 'static,
     ) -> Self {
-        self.with(compensation, Box::new(Typed::new(handler)))
+        self.with(compensation, Doing::Within(Box::new(Typed::new(handler))))
     }
 
-    fn with(mut self, name: &str, handler: Box<dyn AnyReact<S>>) -> Self {
+    /// The handler of a step whose effect lies outside Postgres, such as a payment: see [`Outside`].
+    ///
+    /// - `prepare: async fn(Cx<'_, S>, E) -> Result<Result<Intent, Reaction>, _>` answers with what the call needs; or with
+    ///   what has come of the step, where no call is needed for that.
+    /// - `record: async fn(Cx<'_, S>, Intent, Answered) -> Result<Reaction, _>`
+    ///
+    /// A failure of the saga that comes while the call is made waits for it.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use serde::{Deserialize, Serialize};
+    /// use tailrace_idempotency::{Answer, BoxError, CallCx};
+    /// use tailrace_saga::Choreography;
+    /// use tailrace_saga::choreography::{Reaction, Service};
+    /// use tailrace_saga::participant::{Cx, Outside};
+    ///
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Order {
+    ///     cents: i64,
+    /// }
+    ///
+    /// async fn prepare(_: Cx<'_>, order: Order) -> Result<Result<Order, Reaction>, BoxError> {
+    ///     Ok(Ok(order))
+    /// }
+    ///
+    /// async fn charge(cx: CallCx<'_>, order: Order) -> Result<Answer<bool>, BoxError> {
+    ///     let charged = provider::charge(cx.key.to_string(), order.cents).await?;
+    ///     Ok(Answer::Done(charged))
+    /// }
+    ///
+    /// async fn record(_: Cx<'_>, order: Order, charged: bool) -> Result<Reaction, BoxError> {
+    ///     Ok(match charged {
+    ///         true => Reaction::emit("payment.captured.v1", &order),
+    ///         false => Reaction::refuse("payment.refused.v1", &order),
+    ///     })
+    /// }
+    ///
+    /// # mod provider {
+    /// #     pub async fn charge(_: String, _: i64) -> Result<bool, std::io::Error> { Ok(true) }
+    /// # }
+    /// fn payments(create_order: &Choreography) -> Service {
+    ///     let charge = Outside::new(prepare, charge, record).time_out(Duration::from_secs(5));
+    ///     create_order.service("payments").call("capture-payment", charge)
+    /// }
+    /// ```
+    pub fn call<E, I, A>(
+        self,
+        step: &str,
+        steps: Outside<
+            impl for<'a> PrepareReaction<'a, S, E, I> + 'static,
+            impl for<'a> CallHandler<'a, S, I, A> + 'static,
+            impl for<'a> RecordReaction<'a, S, I, A> + 'static,
+        >,
+    ) -> Self
+    where
+        E: DeserializeOwned + 'static,
+        I: Serialize + DeserializeOwned + Send + 'static,
+        A: Send + Sync + 'static,
+    {
+        let about = About::<E, I, A, _, _, _>::new(steps);
+        self.with(step, Doing::Outside(Box::new(about)))
+    }
+
+    /// The handler of a compensation whose effect lies outside Postgres, such as a refund: as [`call`](Self::call), and
+    /// given what [`undo`](Self::undo) is given. Its key is another one than that of the step.
+    pub fn undo_call<E, I, A>(
+        self,
+        compensation: &str,
+        steps: Outside<
+            impl for<'a> PrepareReaction<'a, S, E, I> + 'static,
+            impl for<'a> CallHandler<'a, S, I, A> + 'static,
+            impl for<'a> RecordReaction<'a, S, I, A> + 'static,
+        >,
+    ) -> Self
+    where
+        E: DeserializeOwned + 'static,
+        I: Serialize + DeserializeOwned + Send + 'static,
+        A: Send + Sync + 'static,
+    {
+        self.call(compensation, steps)
+    }
+
+    /// For how long, from the beginning of a saga, it is remembered what was done for it; an hour at least. What is older is
+    /// deleted in the background, as with [`Participant::keep`](crate::Participant::keep), and in the service that starts
+    /// sagas what is kept of those that have ended. Default: [`KEEP`], 90 days.
+    pub fn keep(mut self, keep: Duration) -> Self {
+        self.keep = keep.max(KEEP_MIN);
+        self
+    }
+
+    /// A handle to what it counts; it stays valid after the service has ended.
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// A handle to how it is; it stays valid after the service has ended.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    fn with(mut self, name: &str, handler: Doing<S>) -> Self {
         if self.handlers.insert(name.into(), handler).is_some() {
             self.faults.push(format!("{name} has two handlers"));
         }
@@ -136,7 +254,8 @@ impl<S: Send + Sync + 'static> Service<S> {
 
     /// Starts sagas, in the service where they start. It speaks as is said of the service before.
     pub fn starter(&self) -> Starter {
-        Starter { map: self.map.clone(), voice: self.voice.clone() }
+        let (map, voice, counters) = (&self.map, &self.voice, &self.counters);
+        Starter { map: map.clone(), voice: voice.clone(), counters: counters.clone() }
     }
 
     fn is_first(&self) -> bool {
@@ -167,11 +286,19 @@ impl<S: Send + Sync + 'static> Service<S> {
     /// records share one of its transactions. What would keep the service from [running](Self::run) ends the consumer when
     /// it starts.
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
+        metrics::describe();
         let of = format!("{} in {}", self.voice.service, self.map.map().definition());
+        let starter = self.is_first().then(|| self.starter());
+        let kept = Kept { keep: self.keep, with_starts: starter.is_some() };
         let consumer = consumer
             .batch_records_at_most(BATCH_RECORDS_MAX)
-            .starts_if(participant::look(of, self.faults()));
-        let consumer = match self.is_first().then(|| self.starter()) {
+            .starts_if(participant::look(of, self.faults()))
+            .beside(move |pool, ends| kept.keep(pool, ends));
+        let looks = starter.clone();
+        self.health.began(consumer.health(), move || {
+            looks.as_ref().map(Starter::degraded).unwrap_or_default()
+        });
+        let consumer = match starter {
             None => consumer,
             Some(starter) => {
                 consumer.beside(move |pool, ends| starter.clone().keep_time(pool, ends))
@@ -197,16 +324,14 @@ impl<S: Send + Sync + 'static> Service<S> {
     }
 
     fn handlers(self, consumer: Consumer<S>) -> Consumer<S> {
-        let Self { map, voice, handlers, .. } = self;
-        let reactor = Arc::new(Reactor { map, voice, handlers });
+        let Self { map, voice, handlers, counters, .. } = self;
+        let reactor = Arc::new(Reactor { map, voice, handlers, counters });
         let (map, voice) = (&reactor.map, &reactor.voice);
         let taken = map.subscriptions(&voice.service);
         let topics: BTreeSet<&str> = taken.values().map(|service| map.topic_of(service)).collect();
         let consumer =
             topics.into_iter().fold(consumer, |consumer, topic| consumer.topic(voice.topic(topic)));
-        taken.keys().fold(consumer, |consumer, event| {
-            consumer.on_with(Raw, *event, Dispatch(Arc::clone(&reactor)))
-        })
+        taken.keys().fold(consumer, |consumer, event| dispatch::register(consumer, event, &reactor))
     }
 }
 

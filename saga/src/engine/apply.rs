@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
-use serde_json::Value;
 use sqlx::PgConnection;
-use tailrace_idempotency::BoxError;
+use tailrace_idempotency::{BoxError, trace};
 use tailrace_outbox::{BATCH_MESSAGES_MAX, Message};
+use tracing::{Instrument as _, Span};
 
 use crate::correlation::{Answer, Correlation, SagaId};
 use crate::definition::Definition;
@@ -342,7 +342,7 @@ impl Turn<'_> {
             }
             for call in locals {
                 draft.set_savepoint(conn).await?;
-                inputs.extend(self.local(conn, &call.correlation, instance.data()).await?);
+                inputs.extend(self.local(conn, &call.correlation, &instance, cause).await?);
             }
             let next = inputs.pop().map(|input| self.step(&instance, input));
             draft.instance = Some(instance);
@@ -382,17 +382,32 @@ impl Turn<'_> {
         }
     }
 
+    /// The span of a local step, in the trace of what has caused it, and what it hands on.
+    fn within(&self, of: &Correlation, cause: &Cause) -> (Span, Vec<(String, String)>) {
+        let span = tracing::debug_span!(
+            parent: None, "local step",
+            otel.name = %format_args!("local {}", of.step),
+            saga = %of.saga, step = %of.step, operation = of.operation.as_str(),
+        );
+        trace::follow(&span, cause.iter().map(|(name, value)| (&**name, &**value)));
+        let owned = cause.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let handed_on = trace::hand_on(&span, owned);
+        (span, handed_on)
+    }
+
     /// Runs a local step behind a savepoint. One that fails is asked for again by its timer.
     async fn local(
         &self,
         conn: &mut PgConnection,
         of: &Correlation,
-        data: &Value,
+        instance: &Instance,
+        cause: &Cause,
     ) -> Result<Option<Input>, Spoilt> {
         statement(conn, "SAVEPOINT tailrace_local").await?;
-        let cx = LocalCx { conn: &mut *conn, saga: self.instance.id() };
-        let running = local::run(self.definition, &of.step, of.operation, data, cx);
-        let ran = super::caught(running)
+        let (span, cause) = self.within(of, &self.cause(cause));
+        let cx = LocalCx { conn: &mut *conn, saga: self.instance.id(), of, instance, cause };
+        let running = local::run(self.definition, &of.step, of.operation, instance.data(), cx);
+        let ran = super::caught(running.instrument(span))
             .await
             .unwrap_or_else(|super::Panicked| Err("it panicked".into()));
         match ran {

@@ -304,6 +304,17 @@ impl Counters {
         self.0.quarantined.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The same for people.
+    pub(crate) fn degraded(&self) -> Vec<String> {
+        let say = |it: Quarantined| {
+            format!(
+                "{} sagas of {} ({}) wait for an engine that can run them",
+                it.sagas, it.definition, it.definition.hash
+            )
+        };
+        self.quarantined().into_iter().map(say).collect()
+    }
+
     pub(crate) fn quarantine(&self, found: Vec<Quarantined>) {
         let mut known = self.0.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in

@@ -1,5 +1,6 @@
 //! Sagas from the service's own code: started, told, looked at.
 
+use std::any::TypeId;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,11 +8,13 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::Core;
-use crate::builder::Signal;
+use crate::builder::{Saga, Signal};
 use crate::correlation::SagaId;
+use crate::definition::Definition;
 use crate::engine::apply::{Begun, apply};
 use crate::error::{Error, Kind};
 use crate::instance::Instance;
+use crate::known;
 use crate::store::{self, Cause, Deferred, Reason};
 use crate::transition::{Input, Verb};
 use crate::unreadable::write;
@@ -36,19 +39,21 @@ impl Sagas {
 
     /// Starts a saga in the transaction that is open: its first commands leave with the commit.
     ///
-    /// The id is the caller's, as [`SagaId::mint`] makes it, so that the same wish twice is the same saga.
+    /// The id is the caller's, as [`SagaId::mint`] makes it, so that the same wish twice is the same saga. It follows the
+    /// version that new sagas follow now, which may be an older one than that of `saga` while a deploy is under way.
     ///
     /// # Errors
-    /// [`Kind::Definition`] where there is no definition of this name, [`Kind::Unreadable`] for data that is not JSON;
-    /// otherwise what Postgres says, upon which the transaction has failed.
-    pub async fn start<D: Serialize + Sync>(
+    /// [`Kind::Definition`] where the engine has no definition of this name, or new sagas follow a version whose data is of
+    /// another type: have an engine with both versions running first, and start by the [`Saga`] of either until then.
+    /// [`Kind::Unreadable`] for data that is not JSON; otherwise what Postgres says, upon which the transaction has failed.
+    pub async fn start<D: Serialize + Sync + 'static>(
         &self,
         conn: &mut PgConnection,
-        definition: &str,
+        saga: &Saga<D>,
         id: SagaId,
         data: &D,
     ) -> Result<Started, Error> {
-        self.start_caused_by(conn, definition, id, data, Vec::new()).await
+        self.start_caused_by(conn, saga, id, data, Vec::new()).await
     }
 
     /// As [`start`](Self::start), with what has caused it: attributes of a message, such as `traceparent`, that all
@@ -56,19 +61,27 @@ impl Sagas {
     ///
     /// # Errors
     /// As there.
-    pub async fn start_caused_by<D: Serialize + Sync>(
+    pub async fn start_caused_by<D: Serialize + Sync + 'static>(
         &self,
         conn: &mut PgConnection,
-        definition: &str,
+        saga: &Saga<D>,
         id: SagaId,
         data: &D,
         cause: Vec<(String, String)>,
     ) -> Result<Started, Error> {
         let cause: Cause = cause.into_iter().collect();
         let core = &*self.0;
-        let Some(definition) = core.registry.current(definition) else {
-            return Err(Error::definition(format!("there is no definition {definition}")));
+        let given = saga.definition().identity();
+        let Some(definition) = core.registry.current(&given.name) else {
+            return Err(Error::definition(format!("there is no definition {}", given.name)));
         };
+        if definition.0.data != TypeId::of::<D>() {
+            let (current, text) = (definition.identity(), "whose data is of another type than");
+            return Err(Error::definition(format!("new sagas follow {current}, {text} {given}"))
+                .mended_by(
+                    "start them by the Saga of that version until every engine has the other",
+                ));
+        }
         if !store::lock(conn, &[id]).await?.is_empty() {
             return Ok(Started::Before);
         }
@@ -82,6 +95,28 @@ impl Sagas {
         super::report(&applied);
         core.counters.count(applied.tally);
         Ok(Started::Now)
+    }
+
+    /// As [`start_caused_by`](Self::start_caused_by), once for a key of the business, such as an order's number: the same
+    /// wish twice is the same saga, also where both come at once. Which one it is, is answered with whether it begins now.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_once<D: Serialize + Sync + 'static>(
+        &self,
+        conn: &mut PgConnection,
+        saga: &Saga<D>,
+        key: &str,
+        data: &D,
+        cause: Vec<(String, String)>,
+    ) -> Result<(SagaId, Started), Error> {
+        let wanted = SagaId::mint();
+        let name = &saga.definition().identity().name;
+        let id = known::claim(conn, name, key, wanted).await?;
+        if id != wanted {
+            return Ok((id, Started::Before));
+        }
+        Ok((id, self.start_caused_by(conn, saga, id, data, cause).await?))
     }
 
     /// Gives a saga what it waits for, or will. It is told after the commit.
@@ -130,6 +165,22 @@ impl Sagas {
         id: SagaId,
     ) -> Result<Option<Instance>, Error> {
         store::read(conn, id).await
+    }
+
+    /// As [`find`](Self::find), by the key that [`start_once`](Self::start_once) was given.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn find_by_key(
+        &self,
+        conn: &mut PgConnection,
+        saga: &impl AsRef<Definition>,
+        key: &str,
+    ) -> Result<Option<Instance>, Error> {
+        match known::find(conn, &saga.as_ref().identity().name, key).await? {
+            Some(id) => self.find(conn, id).await,
+            None => Ok(None),
+        }
     }
 
     async fn tell(&self, conn: &mut PgConnection, saga: SagaId, input: Input) -> Result<(), Error> {

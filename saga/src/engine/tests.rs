@@ -111,11 +111,18 @@ impl Shop {
         for _ in 0..count {
             ids.push(new_id());
             let started =
-                sagas(self).start(&mut tx, "create-order", ids[ids.len() - 1], &order()).await;
+                sagas(self).start(&mut tx, &definition(1), ids[ids.len() - 1], &order()).await;
             assert_eq!(started.unwrap(), Started::Now);
         }
         tx.commit().await.unwrap();
         ids
+    }
+
+    /// Tells a saga that is not of the usual definition.
+    async fn tell_only(&self, told: Told) {
+        let mut tx = self.bed.begin().await;
+        apply(&self.core, &mut tx, Vec::new(), vec![told], SystemTime::now()).await.unwrap();
+        tx.commit().await.unwrap();
     }
 
     /// Tells sagas in a transaction, and says what could not be told.
@@ -184,11 +191,121 @@ async fn the_same_wish_twice_is_the_same_saga() {
     let ids = shop.started(1).await;
     let mut conn = shop.conn().await;
 
-    let again = sagas(&shop).start(&mut conn, "create-order", ids[0], &order()).await.unwrap();
-    let nobodys = sagas(&shop).start(&mut conn, "refund", new_id(), &order()).await.unwrap_err();
+    let (saga, sagas) = (definition(1), sagas(&shop));
+    async fn pays(_: LocalCx<'_>, _: i64) -> Result<Result<(), String>, sqlx::Error> {
+        Ok(Ok(()))
+    }
+    let of = |name: &str| Saga::<Order>::define(name, 1).pivot("approve", local(approve)).build();
+    let refund = of("refund").unwrap();
+    let of_another = Saga::<i64>::define("create-order", 2).pivot("pay", local(pays));
+    let of_another = of_another.build().unwrap();
+    let again = sagas.start(&mut conn, &saga, ids[0], &order()).await.unwrap();
+    let nobodys = sagas.start(&mut conn, &refund, new_id(), &order()).await.unwrap_err();
+    let too_new = sagas.start(&mut conn, &of_another, new_id(), &7).await.unwrap_err();
 
     assert_eq!(again, Started::Before);
-    assert_eq!(nobodys.kind(), Kind::Definition);
+    assert_eq!((nobodys.kind(), too_new.kind()), (Kind::Definition, Kind::Definition));
+    assert!(too_new.to_string().contains("new sagas follow create-order/1"), "{too_new}");
+}
+
+#[tokio::test]
+async fn a_key_of_the_business_has_one_saga_also_where_both_wishes_come_at_once() {
+    let shop = shop("engine_key").await;
+    let start = async |tx: &mut PgConnection, key: &str| {
+        sagas(&shop).start_once(tx, &definition(1), key, &order(), Vec::new()).await.unwrap()
+    };
+    let mut first = shop.bed.begin().await;
+    let begun = start(&mut first, "order 7").await;
+    let mut second = shop.bed.begin().await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND wait_event_type = 'Lock'";
+    let committing = async {
+        let begun = async { while shop.bed.count(waiting).await == 0 {} };
+        tokio::time::timeout(crate::bed::DEADLINE, begun).await.expect("the second one waits");
+        first.commit().await.unwrap();
+    };
+
+    let (again, ()) = tokio::join!(start(&mut second, "order 7"), committing);
+    let other = start(&mut second, "order 8").await;
+    second.commit().await.unwrap();
+    let mut conn = shop.conn().await;
+    let found = sagas(&shop).find_by_key(&mut conn, &definition(1), "order 7").await.unwrap();
+    let nobodys = sagas(&shop).find_by_key(&mut conn, &definition(1), "order 9").await.unwrap();
+
+    assert_eq!(begun.1, Started::Now);
+    assert_eq!(again, (begun.0, Started::Before));
+    assert!(other.0 != begun.0 && other.1 == Started::Now);
+    assert_eq!(found.map(|saga| saga.id()), Some(begun.0));
+    assert_eq!(nobodys, None);
+}
+
+#[tokio::test]
+async fn a_local_step_is_told_what_has_caused_it_and_how_the_saga_stands() {
+    async fn tells(cx: LocalCx<'_>, _: Order) -> Result<Result<(), String>, sqlx::Error> {
+        let cause: BTreeMap<String, String> = cx.cause().into_iter().collect();
+        let done = cx.instance.steps().iter().filter(|step| step.status().as_str() == "done");
+        sqlx::query("INSERT INTO told VALUES ($1, $2, $3, $4)")
+            .bind(cause.get("traceparent"))
+            .bind(cause.get(tailrace_outbox::header::CAUSATION_ID))
+            .bind(format!("{} {}", cx.of.operation.as_str(), cx.of.step))
+            .bind(i64::try_from(done.count()).unwrap())
+            .execute(cx.conn)
+            .await?;
+        Ok(Ok(()))
+    }
+    let saga = Saga::<Order>::define("told", 1)
+        .step("reserve-credit", ReserveCredit::of)
+        .compensate()
+        .pivot("tell", local(tells))
+        .build()
+        .unwrap();
+    let bed = installed("engine_local_cause").await;
+    bed.execute("CREATE TABLE told (trace text, message text, step text, done bigint)").await;
+    let shop = Shop { bed, core: core_of(vec![saga.definition().clone()]) };
+    let id = new_id();
+    let mut conn = shop.conn().await;
+    let trace = vec![("traceparent".to_owned(), "00-of-the-request-01".to_owned())];
+    sagas(&shop).start_caused_by(&mut conn, &saga, id, &order(), trace).await.unwrap();
+    let cause = [(tailrace_outbox::header::CAUSATION_ID.to_owned(), "the reply".to_owned())];
+    let told = Told { cause: cause.into_iter().collect(), ..reserved(id, 7) };
+
+    shop.tell_only(told).await;
+
+    let row: (Option<String>, Option<String>, String, i64) =
+        sqlx::query_as("SELECT * FROM told").fetch_one(&shop.bed.pool).await.unwrap();
+    let (trace, message) = (row.0.as_deref(), row.1.as_deref());
+    assert_eq!((trace, message), (Some("00-of-the-request-01"), Some("the reply")));
+    assert_eq!((row.2.as_str(), row.3), ("action tell", 1));
+}
+
+#[tokio::test]
+async fn timers_of_sagas_that_are_over_are_swept_and_no_other_ones() {
+    let shop = shop("engine_sweep").await;
+    let ids = shop.started(3).await;
+    let (over, others) = (ids[0], [ids[1], ids[2]]);
+    let days = "INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
+        SELECT now() + interval '1 day' + row_number() OVER (ORDER BY id) * interval '1 second', id, '{}'
+        FROM tailrace.saga_instance";
+    shop.bed.execute("DELETE FROM tailrace.saga_timer").await;
+    shop.bed.execute(days).await;
+    sqlx::query("UPDATE tailrace.saga_instance SET status = 'completed' WHERE id = $1")
+        .bind(over.as_uuid())
+        .execute(&shop.bed.pool)
+        .await
+        .unwrap();
+    let mut conn = shop.conn().await;
+
+    let mut sweep = sweep::Sweep::default();
+    sweep.portion(&mut conn, 2).await.unwrap();
+    sweep.portion(&mut conn, 2).await.unwrap();
+    sweep.portion(&mut conn, 2).await.unwrap();
+
+    let left: Vec<Uuid> =
+        sqlx::query_scalar("SELECT saga_id FROM tailrace.saga_timer ORDER BY saga_id")
+            .fetch_all(&shop.bed.pool)
+            .await
+            .unwrap();
+    assert_eq!(left, others.map(|saga| *saga.as_uuid()));
 }
 
 #[tokio::test]
@@ -238,7 +355,7 @@ async fn an_answer_that_comes_before_its_saga_waits_for_it() {
     let deferred = shop.tell(vec![reserved(id, 7)]).await;
     let too_early = shop.keep_time(Duration::ZERO).await;
     let mut conn = shop.conn().await;
-    sagas(&shop).start(&mut conn, "create-order", id, &order()).await.unwrap();
+    sagas(&shop).start(&mut conn, &definition(1), id, &order()).await.unwrap();
     let then = shop.keep_time(Duration::ZERO).await;
 
     assert_eq!(deferred, [(id, Reason::Unknown)]);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use sqlx::{PgConnection, PgPool};
 use tailrace_idempotency::{BoxError, Ending};
 
+use super::sweep::Sweep;
 use super::{Core, SILENCE_MAX, registry};
 use crate::engine::apply::{Applied, Told, apply};
 use crate::lock;
@@ -53,6 +54,7 @@ pub(super) async fn keep(core: Arc<Core>, pool: PgPool, mut ends: Ending) {
 struct Beaten {
     last: Option<Instant>,
     count: u64,
+    sweep: Sweep,
 }
 
 async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<(), BoxError> {
@@ -73,7 +75,9 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<(), Bo
             super::metrics::look(&mut conn, &core.registry.names()).await?;
         }
         while super::moves::take(core, &mut conn, SystemTime::now()).await? > 0 {}
-        *beaten = Beaten { last: Some(Instant::now()), count: beaten.count + 1 };
+        beaten.sweep.round(&mut conn).await?;
+        beaten.last = Some(Instant::now());
+        beaten.count += 1;
     }
     while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
     while locks(&mut conn).await? == TAKE_MAX as usize {}

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
@@ -10,7 +11,7 @@ use super::{By, Listed, Living, living, structures, unread, unwritten};
 use crate::correlation::SagaId;
 use crate::definition::{Identity, StepKind};
 use crate::error::{Error, Kind};
-use crate::instance::{Instance, Phase, StepState, StepStatus};
+use crate::instance::{Instance, Phase, SIGNALS_MAX, StepState, StepStatus};
 use crate::mapping_file::MappingFile;
 use crate::migrate;
 use crate::structure::Structure;
@@ -38,6 +39,13 @@ pub struct Change {
 pub enum Wish {
     /// What it is told.
     Verb(Verb),
+    /// That it gets the signal that one of its steps waits for, or will.
+    Signal {
+        /// Its message type.
+        signal_type: Box<str>,
+        /// Its payload, as JSON.
+        payload: Value,
+    },
     /// That it goes on under another definition.
     Migrate {
         /// The definition.
@@ -61,6 +69,11 @@ impl Change {
     /// Tells sagas something. The query says how they were chosen, for the audit.
     pub fn verb(verb: Verb, by: By, query: impl Into<String>) -> Self {
         Self::new(Wish::Verb(verb), by, query.into())
+    }
+
+    /// Gives sagas a signal, as the event of this message type would.
+    pub fn signal(signal_type: &str, payload: Value, by: By, query: impl Into<String>) -> Self {
+        Self::new(Wish::Signal { signal_type: signal_type.into(), payload }, by, query.into())
     }
 
     /// Has sagas go on under another definition, of which an engine must have the code.
@@ -139,7 +152,7 @@ impl Change {
         let known = structures(conn, &follow.into_iter().collect::<Vec<_>>()).await?;
         let told = self.told_before(conn, sagas).await?;
         let living = match self.wish {
-            Wish::Verb(_) => Living::default(),
+            Wish::Verb(_) | Wish::Signal { .. } => Living::default(),
             Wish::Migrate { .. } => living(conn).await?,
         };
         let judge = |saga: Listed| {
@@ -150,6 +163,9 @@ impl Change {
                 None => Err("a newer release has written it".to_owned()),
                 Some(instance) => match &self.wish {
                     Wish::Verb(verb) => planned(instance, known.get(&saga.definition), verb),
+                    Wish::Signal { signal_type, .. } => {
+                        signalled(instance, known.get(&saga.definition), signal_type)
+                    }
                     Wish::Migrate { to, mapping } => {
                         moved(instance, known.get(&saga.definition), to, mapping, &living)
                     }
@@ -168,7 +184,7 @@ impl Change {
     ) -> Result<BTreeSet<SagaId>, Error> {
         let ids: Vec<Uuid> = sagas.iter().map(|saga| *saga.as_uuid()).collect();
         match &self.wish {
-            Wish::Verb(verb) => {
+            Wish::Verb(_) | Wish::Signal { .. } => {
                 let rows: Vec<(Uuid, String)> = sqlx::query_as(
                     "SELECT saga_id, input::text FROM tailrace.saga_input
                      WHERE saga_id = ANY ($1) AND reason = 'told'",
@@ -177,9 +193,10 @@ impl Change {
                 .fetch_all(conn)
                 .await
                 .map_err(unread)?;
-                let is_same = |input: &str| match serde_json::from_str(input) {
-                    Ok(Input::Operator { verb: told, .. }) => told == *verb,
-                    _ => false,
+                let is_same = |input: &str| match (serde_json::from_str(input), &self.wish) {
+                    (Ok(Input::Operator { verb: told, .. }), Wish::Verb(verb)) => told == *verb,
+                    (Ok(told), _) => self.input().is_some_and(|input| input == told),
+                    (Err(_), _) => false,
                 };
                 let told = rows.into_iter().filter(|(_, input)| is_same(input));
                 Ok(told.map(|(saga, _)| SagaId::from_uuid(saga)).collect())
@@ -201,12 +218,24 @@ impl Change {
         }
     }
 
+    /// What sagas are told; nothing where they are moved.
+    fn input(&self) -> Option<Input> {
+        match &self.wish {
+            Wish::Verb(verb) => {
+                Some(Input::Operator { by: self.by.actor.as_str().into(), verb: verb.clone() })
+            }
+            Wish::Signal { signal_type, payload } => {
+                Some(Input::Signal { signal_type: signal_type.clone(), payload: payload.clone() })
+            }
+            Wish::Migrate { .. } => None,
+        }
+    }
+
     async fn tell(&self, conn: &mut PgConnection, sagas: &[&Listed]) -> Result<(), Error> {
         let ids: Vec<Uuid> = sagas.iter().map(|saga| *saga.id.as_uuid()).collect();
         match &self.wish {
-            Wish::Verb(verb) => {
-                let by = self.by.actor.as_str().into();
-                let input = json(&Input::Operator { by, verb: verb.clone() })?;
+            Wish::Verb(_) | Wish::Signal { .. } => {
+                let input = json(&self.input())?;
                 sqlx::query(
                     "INSERT INTO tailrace.saga_input (saga_id, input)
                      SELECT id, $2::json FROM unnest($1::uuid[]) AS id ORDER BY id",
@@ -241,6 +270,7 @@ impl Change {
     async fn audit(&self, conn: &mut PgConnection, sagas: &[&Listed]) -> Result<(), Error> {
         let (action, step) = match &self.wish {
             Wish::Verb(verb) => (verb.as_str().to_owned(), verb.step()),
+            Wish::Signal { signal_type, .. } => (format!("signal {signal_type}"), None),
             Wish::Migrate { to, .. } => (format!("migrate to {}", to.identity), None),
         };
         let status = |saga: &&Listed| saga.status.map_or("unknown", |status| status.as_str());
@@ -334,6 +364,39 @@ fn planned(saga: &Instance, structure: Option<&Structure>, verb: &Verb) -> Resul
                 done => format!("ends as it is: {} stay done", done.join(", ")),
             })
         }
+    }
+}
+
+/// What an engine does with a signal, as the saga stands now: the same cases as in the machine.
+fn signalled(
+    saga: &Instance,
+    structure: Option<&Structure>,
+    signal: &str,
+) -> Result<String, String> {
+    if saga.status().is_over() {
+        return Err(format!("it is over: {}", saga.status().as_str()));
+    }
+    if saga.phase != Phase::Running {
+        return Err("it is being undone".to_owned());
+    }
+    let Some(structure) = structure else {
+        return Ok(
+            "is given to the step that waits for it: its structure is not stored here".to_owned()
+        );
+    };
+    let takers = structure.steps().iter().filter(|step| step.signal_type() == Some(signal));
+    let states: Vec<&StepState> = takers.filter_map(|step| saga.step(step.name())).collect();
+    let with = |wanted: &[StepStatus]| {
+        states.iter().find(|step| wanted.contains(&step.status())).map(|step| step.name())
+    };
+    match (with(&[StepStatus::Acting, StepStatus::StuckActing]), with(&[StepStatus::Pending])) {
+        _ if states.is_empty() => Err(format!("none of its steps waits for {signal}")),
+        (Some(step), _) => Ok(format!("{step} takes {signal}")),
+        (None, Some(_)) if saga.signals.len() >= SIGNALS_MAX => {
+            Err(format!("it keeps {SIGNALS_MAX} signals already"))
+        }
+        (None, Some(step)) => Ok(format!("{signal} is kept for {step}")),
+        (None, None) => Err(format!("it does not wait for {signal} any more")),
     }
 }
 

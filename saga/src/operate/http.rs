@@ -40,7 +40,8 @@
 //!
 //! A change is `{"verb": "retry", "step": …, "sagas": [ID, …], "note": …, "actor": …, "dry_run": false}`, or with
 //! `query` instead of `sagas`: an object with the parameters of a list. Verbs are those of `tailrace saga`; `migrate` takes
-//! a [`MappingFile`] as `mapping`. Of a query one page is changed; `next` of the answer is `after` of
+//! a [`MappingFile`] as `mapping`, and `signal` the message type as `signal`, the payload as `data`, and sagas that are
+//! named. Of a query one page is changed; `next` of the answer is `after` of
 //! the next request, until there is none.
 //!
 //! Errors are `application/problem+json` (RFC 9457). Pages have [`PAGE_MAX`] sagas at most, changes [`BATCH_SAGAS_MAX`],
@@ -356,6 +357,8 @@ struct Wanted {
     verb: String,
     step: Option<String>,
     mapping: Option<MappingFile>,
+    signal: Option<String>,
+    data: Option<Value>,
     #[serde(default)]
     sagas: Vec<SagaId>,
     query: Option<Chosen>,
@@ -388,6 +391,7 @@ async fn change(
                 to.ok_or_else(|| Problem::no_such(&format!("definition {} here", mapping.to)))?;
             Change::migrate(to, mapping.clone(), by, format!("{query}; mapping {}", json!(mapping)))
         }
+        ("signal", None) => wanted.signal(by, query)?,
         _ => Change::verb(wanted.verb()?, by, query),
     };
     let outcomes = match wanted.dry_run {
@@ -412,6 +416,18 @@ impl Wanted {
         })
     }
 
+    /// Which saga an event is for, nobody says in general.
+    fn signal(&self, by: By, query: String) -> Result<Change, Problem> {
+        let Some(signal) = &self.signal else {
+            return Err(Problem::wrong("signal needs the message type of the signal"));
+        };
+        if self.query.is_some() {
+            return Err(Problem::wrong("signal is for sagas that are named, and not chosen"));
+        }
+        let data = self.data.clone().unwrap_or_default();
+        Ok(Change::signal(signal, data, by, query))
+    }
+
     fn verb(&self) -> Result<Verb, Problem> {
         let step = self.step.as_deref().map(Box::from);
         match (self.verb.as_str(), step) {
@@ -429,7 +445,7 @@ impl Wanted {
             }
             ("migrate", _) => Err(Problem::wrong("migrate needs a mapping")),
             (other, _) => Err(Problem::wrong(format!(
-                "{other:?} is none of retry, skip, unlock, compensate, abort, migrate"
+                "{other:?} is none of retry, skip, unlock, compensate, abort, signal, migrate"
             ))),
         }
     }

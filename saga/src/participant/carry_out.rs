@@ -5,13 +5,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
-use tailrace_idempotency::{Apart, BatchCx, BatchHandler, BoxError, Item, Meta, Outcome};
+use tailrace_idempotency::{
+    Apart, BatchCx, BatchHandler, BoxError, Item, MessageId, Meta, Outcome,
+};
 use tailrace_outbox::{Message, Outbox};
+use tracing::Instrument as _;
 
 use crate::barrier::many::Many;
 use crate::barrier::rows::{self, Held};
-use crate::barrier::{Barrier, Decision, Ended, Past, Request};
+use crate::barrier::{Barrier, Decision, Ended, Request};
 use crate::command::Command;
 use crate::correlation::{Answer, Instruction, Operation};
 use crate::error::{Error, Kind};
@@ -98,12 +102,13 @@ impl<S: Send + Sync + 'static, C: Command> Step<S, C> {
         let mut rows = Many::lock(conn, &instructions).await?;
         let mut answers = Vec::with_capacity(commands.len());
         for (place, (item, instruction)) in commands.into_iter().zip(instructions).enumerate() {
-            let (cause, meta) = (item.cause(), item.meta);
+            let (cause, meta, span) = (item.cause(), item.meta, item.span().clone());
             let held = rows.held(&instruction)?;
-            let ended = match Asked::decide(instruction, held) {
+            let ended = match Asked::decide(instruction, held, meta.message_id()) {
                 Ok(asked) => {
                     let cx = Running { conn: &mut *conn, meta, state };
-                    self.one(cx, asked, item.message).await
+                    // What the action writes is of the trace of its command.
+                    self.one(cx, asked, item.message).instrument(span).await
                 }
                 Err(outcome) => Ok(Err(outcome)),
             };
@@ -198,6 +203,10 @@ pub(super) struct Said {
 type Left = (Barrier, Option<Vec<u8>>);
 
 impl Said {
+    /// A compensation that was run.
+    pub(super) const UNDONE: Self =
+        Self { ended: Ended::Done, answer: Answer::Done, payload: None };
+
     /// Of an action that has this reply.
     fn done(reply: &impl Serialize) -> Result<Self, Error> {
         let payload = Some(json(reply, "the reply")?);
@@ -216,21 +225,22 @@ impl Asked {
             Err(outcome) => return Ok(Err(outcome)),
         };
         let held = rows::lock(conn, &instruction.correlation, instruction.deadline).await?;
-        Ok(Self::decide(instruction, held))
+        Ok(Self::decide(instruction, held, meta.message_id()))
     }
 
     /// Decides about a command by what its step's row holds.
-    fn decide(instruction: Instruction, held: Held) -> Result<Self, Outcome> {
+    fn decide(instruction: Instruction, held: Held, by: MessageId) -> Result<Self, Outcome> {
         let correlation = &instruction.correlation;
-        let Held { barrier, reply, late, forgotten } = held;
-        if forgotten {
+        if held.forgotten {
             // To answer would be to guess whether an effect is there.
             return Err(Outcome::reject(
                 "the saga is older than barrier rows are kept: whether the step was carried out is not known",
             ));
         }
-        let request = Request { operation: correlation.operation, epoch: correlation.epoch, late };
-        let decision = barrier.decide(request);
+        let (operation, epoch) = (correlation.operation, correlation.epoch);
+        let request = Request { operation, epoch, late: held.late };
+        let decision = held.decide(request, by);
+        let Held { barrier, reply, .. } = held;
         if decision == Decision::Wait {
             return Err(Outcome::retry(WAIT));
         }
@@ -248,18 +258,28 @@ impl Asked {
         let correlation = &instruction.correlation;
         let Held { barrier, reply, .. } = rows::lock(conn, correlation, None).await?;
         let (operation, epoch) = (correlation.operation, correlation.epoch);
-        if barrier.action != Some(Past { epoch, ended: Ended::Calling }) {
+        if !barrier.is_calling(operation, epoch) {
             return Ok(None);
         }
         let request = Request { operation, epoch, late: false };
         Ok(Some(Self { instruction, request, barrier, decision: Decision::Run, reply }))
     }
 
-    /// Remembers that the action is under way outside. It was not refused, so what was set to go back to is let go.
-    pub(super) async fn calls(&self, conn: &mut PgConnection) -> Result<(), Error> {
-        statement(conn, "RELEASE SAVEPOINT tailrace_step").await?;
+    /// Remembers that the operation is under way outside.
+    pub(super) async fn calls(&self, conn: &mut PgConnection, by: &Meta) -> Result<(), Error> {
         let after = self.barrier.after(self.request, self.decision, Ended::Calling);
-        rows::store(conn, &self.instruction.correlation, after).await
+        rows::calls(conn, &self.instruction.correlation, after, by.message_id(), None).await
+    }
+
+    /// What the action has answered, for whatever undoes it.
+    pub(super) fn output<R: DeserializeOwned>(&self) -> Result<R, Error> {
+        let stored = self.reply.as_deref().unwrap_or(b"null");
+        serde_json::from_slice(stored).map_err(|error| {
+            // The text of the error may quote the reply.
+            let place = format!("line {}, column {}", error.line(), error.column());
+            Error::new(Kind::Unreadable, "the stored reply of the action does not decode")
+                .caused_by(place)
+        })
     }
 
     /// What is said where nothing is to be run.
@@ -283,6 +303,11 @@ impl Asked {
 /// Sets what an action goes back to if it is refused.
 pub(super) async fn savepoint(conn: &mut PgConnection) -> Result<(), Error> {
     statement(conn, "SAVEPOINT tailrace_step").await
+}
+
+/// Lets that go, where it is not refused.
+pub(super) async fn release(conn: &mut PgConnection) -> Result<(), Error> {
+    statement(conn, "RELEASE SAVEPOINT tailrace_step").await
 }
 
 /// What an action has come to: a refusal leaves nothing but itself.
@@ -316,16 +341,10 @@ pub(super) async fn undo<S: Sync, C: Command>(
     let Some(undo) = undo else {
         return Ok(Err(Outcome::reject("the command has no compensation here")));
     };
-    let stored = asked.reply.as_deref().unwrap_or(b"null");
-    let output = serde_json::from_slice(stored).map_err(|error| {
-        // The text of the error may quote the reply.
-        let place = format!("line {}, column {}", error.line(), error.column());
-        Error::new(Kind::Unreadable, "the stored reply of the action does not decode")
-            .caused_by(place)
-    })?;
+    let output = asked.output()?;
     let correlation = &asked.instruction.correlation;
     undo.run(Cx::new(conn, correlation, meta, state), command, output).await?;
-    Ok(Ok(Said { ended: Ended::Done, answer: Answer::Done, payload: None }))
+    Ok(Ok(Said::UNDONE))
 }
 
 impl Voice {

@@ -1,65 +1,75 @@
-//! Actions whose effect lies outside Postgres.
+//! Actions and compensations whose effect lies outside Postgres.
 
+use std::any::Any;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tailrace_idempotency::{
-    BoxError, Breaker, Call, CallCx, CallHandler, Consumer, Handler, MessageId, Outcome, Prepared,
-    RecordHandler,
-};
+use serde_json::value::RawValue;
+use tailrace_idempotency::{Answer, BoxError, Breaker, CallCx, CallHandler, MessageId};
 
-use super::carry_out::{Asked, Voice, keep_or_undo, savepoint, undo};
-use super::handler::{AnyUndo, BoxFuture, Cx};
-use super::{Acts, Participant};
+use super::handler::{BoxFuture, Cx, Ran};
 use crate::command::Command;
-use crate::correlation::{Correlation, Operation};
+use crate::correlation::Correlation;
 use crate::error::{Error, Kind};
 
-/// An action whose effect lies outside Postgres, such as a payment, in three steps, as a [`Call`] has them.
+/// An action or a compensation whose effect lies outside Postgres, such as a payment, in three steps, as a
+/// [`Call`](tailrace_idempotency::Call) has them.
 ///
-/// - `prepare: async fn(Cx<'_, S>, C) -> Result<Result<Intent, C::Refusal>, _>` runs in a transaction, once. It
-///   refuses, or answers with all that the call needs, which is stored.
+/// - `prepare` runs in a transaction, once, and answers with all that the call needs, which is stored.
 /// - `call: async fn(CallCx<'_, S>, Intent) -> Result<Answer<Answered>, _>` runs with no transaction open. It has to
 ///   pass [`CallCx::key`] to the other side as its idempotency key: it stands for saga, step and operation, and is the
 ///   same for every repetition and for every attempt of the saga.
-/// - `record: async fn(Cx<'_, S>, Intent, Answered) -> Result<Result<C::Reply, C::Refusal>, _>` runs in a transaction,
-///   once, and says what the answer means for the saga.
+/// - `record` runs in a transaction, once, and says what the answer means for the saga.
 ///
-/// Until the call is recorded neither a repetition of the action nor its compensation is decided: both wait.
+/// What the first and the last one look like says the place that takes it:
+/// [`Participant::call`](crate::Participant::call) and [`Handling::undo_call`](super::Handling::undo_call), and of a
+/// choreography [`Service::call`](crate::choreography::Service::call) and
+/// [`Service::undo_call`](crate::choreography::Service::undo_call).
+///
+/// Until the call is recorded nothing is decided about its step: repetitions, and what is to happen in the other
+/// direction, wait. Where the message that makes the call has become a dead letter, that is until a person has it tried
+/// again; it is prepared anew then.
 #[derive(Debug)]
-#[must_use = "it does nothing until a participant has it"]
+#[must_use = "it does nothing until a participant or a service has it"]
 pub struct Outside<P, K, R> {
     prepare: P,
     call: K,
     record: R,
-    time_out: Duration,
-    breaker: Breaker,
+    limits: Limits,
+}
+
+/// What bounds a call.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) time_out: Duration,
+    pub(crate) breaker: Breaker,
 }
 
 impl<P, K, R> Outside<P, K, R> {
-    /// An action of these three steps.
+    /// One of these three steps.
     pub fn new(prepare: P, call: K, record: R) -> Self {
-        let time_out = Duration::from_secs(10);
-        Self { prepare, call, record, time_out, breaker: Breaker::new() }
+        let limits = Limits { time_out: Duration::from_secs(10), breaker: Breaker::new() };
+        Self { prepare, call, record, limits }
     }
 
     /// How long the call may take. Default: 10 s.
     pub fn time_out(mut self, time_out: Duration) -> Self {
-        self.time_out = time_out;
+        self.limits.time_out = time_out;
         self
     }
 
-    /// The breaker around the call, as with [`Call::breaker`]. Default: one of its own.
+    /// The breaker around the call, as with [`Call::breaker`](tailrace_idempotency::Call::breaker). Where one message can
+    /// lead to several calls (an action and its compensation, or several steps of a service about one event), that of the
+    /// first one stands around all of them. Default: one of its own.
     pub fn breaker(mut self, breaker: Breaker) -> Self {
-        self.breaker = breaker;
+        self.limits.breaker = breaker;
         self
     }
 }
 
-/// The first step of an [`Outside`]: any `async fn(Cx<'_, S>, C) -> Result<Result<I, C::Refusal>, impl Into<BoxError>>`.
+/// The first step of an action: any `async fn(Cx<'_, S>, C) -> Result<Result<I, C::Refusal>, impl Into<BoxError>>`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not prepare the call of `{C}` with `{I}`",
     note = "it is an `async fn(Cx<'_, State>, Command) -> Result<Result<Intent, Command::Refusal>, Error>`"
@@ -90,7 +100,7 @@ where
     }
 }
 
-/// The third step of an [`Outside`]: any
+/// The third step of an action: any
 /// `async fn(Cx<'_, S>, I, A) -> Result<Result<C::Reply, C::Refusal>, impl Into<BoxError>>`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not record `{A}` as what became of `{C}`",
@@ -122,178 +132,247 @@ where
     }
 }
 
-/// Of the command, the intent and the result.
-type Types<C, I, A> = PhantomData<fn() -> (C, I, A)>;
+/// The first step of a compensation: any `async fn(Cx<'_, S>, C, C::Reply) -> Result<I, impl Into<BoxError>>`.
+///
+/// It is given the command and what the action has answered, and runs after an action that was done and in no other case.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not prepare the call that undoes `{C}` with `{I}`",
+    note = "it is an `async fn(Cx<'_, State>, Command, Command::Reply) -> Result<Intent, Error>`"
+)]
+pub trait PrepareUndo<'a, S, C: Command, I>: Send + Sync {
+    /// Its error.
+    type Error: Into<BoxError>;
+    /// The running step.
+    type Future: Future<Output = Result<I, Self::Error>> + Send + 'a;
 
-/// An [`Outside`] with the types of its command, its intent and its result.
-pub(super) struct Outwardly<C, I, A, P, K, R> {
-    pub(super) steps: Outside<P, K, R>,
-    pub(super) types: Types<C, I, A>,
+    /// Starts it.
+    fn run(&self, cx: Cx<'a, S>, command: C, output: C::Reply) -> Self::Future;
 }
 
-impl<S, C, I, A, P, K, R> Acts<S, C> for Outwardly<C, I, A, P, K, R>
+impl<'a, S, C, I, F, Fut, Err> PrepareUndo<'a, S, C, I> for F
 where
-    S: Send + Sync + 'static,
+    S: 'a,
+    C: Command,
+    F: Fn(Cx<'a, S>, C, C::Reply) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<I, Err>> + Send + 'a,
+    Err: Into<BoxError>,
+{
+    type Error = Err;
+    type Future = Fut;
+
+    fn run(&self, cx: Cx<'a, S>, command: C, output: C::Reply) -> Fut {
+        self(cx, command, output)
+    }
+}
+
+/// The third step of a compensation: any `async fn(Cx<'_, S>, I, A) -> Result<(), impl Into<BoxError>>`. It cannot refuse.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not record `{A}` as what became of a compensation",
+    note = "it is an `async fn(Cx<'_, State>, Intent, Answered) -> Result<(), Error>`"
+)]
+pub trait RecordUndo<'a, S, I, A>: Send + Sync {
+    /// Its error.
+    type Error: Into<BoxError>;
+    /// The running step.
+    type Future: Future<Output = Result<(), Self::Error>> + Send + 'a;
+
+    /// Starts it.
+    fn run(&self, cx: Cx<'a, S>, intent: I, answered: A) -> Self::Future;
+}
+
+impl<'a, S, I, A, F, Fut, Err> RecordUndo<'a, S, I, A> for F
+where
+    S: 'a,
+    F: Fn(Cx<'a, S>, I, A) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<(), Err>> + Send + 'a,
+    Err: Into<BoxError>,
+{
+    type Error = Err;
+    type Future = Fut;
+
+    fn run(&self, cx: Cx<'a, S>, intent: I, answered: A) -> Fut {
+        self(cx, intent, answered)
+    }
+}
+
+/// What a call is made with, as it is stored.
+pub(crate) type Intent = Box<RawValue>;
+
+/// What a call has answered, without its type.
+pub(crate) type Answered = Box<dyn Any + Send + Sync>;
+
+pub(crate) type Calling<'a> = BoxFuture<'a, Result<Answer<Answered>, BoxError>>;
+
+/// The second step, without its types.
+pub(crate) trait AnyCall<S>: Send + Sync {
+    /// Fails where the intent is none of its own.
+    fn call<'a>(&self, cx: CallCx<'a, S>, intent: &RawValue) -> Result<Calling<'a>, Error>;
+
+    fn limits(&self) -> Limits;
+}
+
+/// An action in three steps, without their types.
+pub(super) trait OutwardAction<S, C: Command>: AnyCall<S> {
+    fn prepare<'a>(
+        &self,
+        cx: Cx<'a, S>,
+        command: C,
+    ) -> BoxFuture<'a, Result<Result<Intent, C::Refusal>, BoxError>>;
+
+    fn record<'a>(&self, cx: Cx<'a, S>, intent: &RawValue, answered: Answered) -> Recording<'a, C>;
+}
+
+/// What an action is recorded as, once that has ended.
+pub(super) type Recording<'a, C> = Result<BoxFuture<'a, Ran<C>>, Error>;
+
+/// A compensation in three steps, without their types.
+pub(super) trait OutwardUndo<S, C: Command>: AnyCall<S> {
+    fn prepare<'a>(
+        &self,
+        cx: Cx<'a, S>,
+        command: C,
+        output: C::Reply,
+    ) -> BoxFuture<'a, Result<Intent, BoxError>>;
+
+    fn record<'a>(
+        &self,
+        cx: Cx<'a, S>,
+        intent: &RawValue,
+        answered: Answered,
+    ) -> Result<BoxFuture<'a, Result<(), BoxError>>, Error>;
+}
+
+/// An [`Outside`] with the types of its intent and its result.
+pub(crate) struct Outwardly<I, A, P, K, R> {
+    pub(crate) prepare: P,
+    call: K,
+    pub(crate) record: R,
+    limits: Limits,
+    types: PhantomData<fn() -> (I, A)>,
+}
+
+impl<I, A, P, K, R> Outwardly<I, A, P, K, R> {
+    pub(crate) fn new(steps: Outside<P, K, R>) -> Self {
+        let Outside { prepare, call, record, limits } = steps;
+        Self { prepare, call, record, limits, types: PhantomData }
+    }
+}
+
+impl<S, I, A, P, K, R> AnyCall<S> for Outwardly<I, A, P, K, R>
+where
+    S: Sync + 'static,
+    I: DeserializeOwned + Send + 'static,
+    A: Send + Sync + 'static,
+    P: Send + Sync,
+    K: for<'a> CallHandler<'a, S, I, A>,
+    R: Send + Sync,
+{
+    fn call<'a>(&self, cx: CallCx<'a, S>, intent: &RawValue) -> Result<Calling<'a>, Error> {
+        let running = self.call.call(cx, read(intent)?);
+        Ok(Box::pin(async move {
+            let answer = running.await.map_err(Into::into)?;
+            Ok(answer.map(|answered| -> Answered { Box::new(answered) }))
+        }))
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.clone()
+    }
+}
+
+impl<S, C, I, A, P, K, R> OutwardAction<S, C> for Outwardly<I, A, P, K, R>
+where
+    S: Sync + 'static,
     C: Command,
     I: Serialize + DeserializeOwned + Send + 'static,
     A: Send + Sync + 'static,
-    P: for<'a> Prepare<'a, S, C, I> + 'static,
-    K: for<'a> CallHandler<'a, S, I, A> + 'static,
-    R: for<'a> Record<'a, S, C, I, A> + 'static,
+    P: for<'a> Prepare<'a, S, C, I>,
+    K: for<'a> CallHandler<'a, S, I, A>,
+    R: for<'a> Record<'a, S, C, I, A>,
 {
-    fn join(
-        self: Box<Self>,
-        undo: Option<Arc<dyn AnyUndo<S, C>>>,
-        voice: Arc<Voice>,
-        consumer: Consumer<S>,
-    ) -> Consumer<S> {
-        let Outside { prepare, call, record, time_out, breaker } = self.steps;
-        let prepare = Preparing {
-            prepare: Arc::new(prepare),
-            undo,
-            voice: Arc::clone(&voice),
-            types: PhantomData,
-        };
-        let record = Recording { record: Arc::new(record), voice, types: PhantomData };
-        let call = Call::new(prepare, Calling(call), record).time_out(time_out).breaker(breaker);
-        consumer.on_call::<C, I, A>(C::TYPE, call)
-    }
-}
-
-impl<S: Send + Sync + 'static> Participant<S> {
-    /// Registers the action of a command whose effect lies outside Postgres.
-    pub fn call<C, I, A>(
-        self,
-        steps: Outside<
-            impl for<'a> Prepare<'a, S, C, I> + 'static,
-            impl for<'a> CallHandler<'a, S, I, A> + 'static,
-            impl for<'a> Record<'a, S, C, I, A> + 'static,
-        >,
-    ) -> super::Handling<S, C>
-    where
-        C: Command,
-        I: Serialize + DeserializeOwned + Send + 'static,
-        A: Send + Sync + 'static,
-    {
-        self.acts(Box::new(Outwardly { steps, types: PhantomData }))
-    }
-}
-
-/// The first step: what needs no call is settled here.
-struct Preparing<S, C: Command, I, P> {
-    prepare: Arc<P>,
-    undo: Option<Arc<dyn AnyUndo<S, C>>>,
-    voice: Arc<Voice>,
-    types: PhantomData<fn() -> I>,
-}
-
-impl<'a, S, C, I, P> Handler<'a, S, C, Prepared<I>> for Preparing<S, C, I, P>
-where
-    S: Send + Sync + 'static,
-    C: Command,
-    I: Send + 'static,
-    P: for<'b> Prepare<'b, S, C, I> + 'static,
-{
-    type Error = BoxError;
-    type Future = BoxFuture<'a, Result<Prepared<I>, BoxError>>;
-
-    fn call(&self, cx: tailrace_idempotency::Cx<'a, S>, command: C) -> Self::Future {
-        let (steps, compensation, voice) =
-            (Arc::clone(&self.prepare), self.undo.clone(), Arc::clone(&self.voice));
+    fn prepare<'a>(
+        &self,
+        cx: Cx<'a, S>,
+        command: C,
+    ) -> BoxFuture<'a, Result<Result<Intent, C::Refusal>, BoxError>> {
+        let running = self.prepare.run(cx, command);
         Box::pin(async move {
-            let cause = cx.cause();
-            let tailrace_idempotency::Cx { conn, meta, state, .. } = cx;
-            let asked = match Asked::read(conn, meta).await? {
-                Ok(asked) => asked,
-                Err(outcome) => return Ok(Prepared::End(outcome)),
-            };
-            let said = match (asked.settled(), asked.request.operation) {
-                (Some(said), _) => said,
-                (None, Operation::Action) => {
-                    savepoint(conn).await?;
-                    let running = Cx::new(&mut *conn, &asked.instruction.correlation, meta, state);
-                    match steps.run(running, command).await.map_err(Into::into)? {
-                        Ok(intent) => {
-                            asked.calls(conn).await?;
-                            return Ok(Prepared::Call(intent));
-                        }
-                        Err(refusal) => keep_or_undo::<C>(conn, Ok(Err(refusal))).await?,
-                    }
-                }
-                (None, Operation::Compensation) => {
-                    let undone =
-                        undo(compensation.as_deref(), &asked, conn, meta, state, command).await?;
-                    match undone {
-                        Ok(said) => said,
-                        Err(outcome) => return Ok(Prepared::End(outcome)),
-                    }
-                }
-            };
-            voice.answer(conn, &asked, said, cause).await?;
-            Ok(Prepared::End(Outcome::Done))
+            Ok(match running.await.map_err(Into::into)? {
+                Ok(intent) => Ok(written(&intent)?),
+                Err(refusal) => Err(refusal),
+            })
         })
     }
+
+    fn record<'a>(&self, cx: Cx<'a, S>, intent: &RawValue, answered: Answered) -> Recording<'a, C> {
+        let running = self.record.run(cx, read(intent)?, own(answered)?);
+        Ok(Box::pin(async move { running.await.map_err(Into::into) }))
+    }
 }
 
-/// The second step, with the step's key in place of the message's.
-struct Calling<K>(K);
-
-impl<'a, S, I, A, K> CallHandler<'a, S, I, A> for Calling<K>
+impl<S, C, I, A, P, K, R> OutwardUndo<S, C> for Outwardly<I, A, P, K, R>
 where
-    S: 'a,
-    I: Send + 'a,
-    K: CallHandler<'a, S, I, A>,
+    S: Sync + 'static,
+    C: Command,
+    I: Serialize + DeserializeOwned + Send + 'static,
+    A: Send + Sync + 'static,
+    P: for<'a> PrepareUndo<'a, S, C, I>,
+    K: for<'a> CallHandler<'a, S, I, A>,
+    R: for<'a> RecordUndo<'a, S, I, A>,
 {
-    type Error = K::Error;
-    type Future = K::Future;
-
-    fn call(&self, mut cx: CallCx<'a, S>, intent: I) -> Self::Future {
-        // It was read when the call was prepared.
-        if let Ok(Some(correlation)) = Correlation::read(|name| cx.meta.header(name)) {
-            cx.key = key(&correlation).unwrap_or(cx.key);
-        }
-        self.0.call(cx, intent)
+    fn prepare<'a>(
+        &self,
+        cx: Cx<'a, S>,
+        command: C,
+        output: C::Reply,
+    ) -> BoxFuture<'a, Result<Intent, BoxError>> {
+        let running = self.prepare.run(cx, command, output);
+        Box::pin(async move { Ok(written(&running.await.map_err(Into::into)?)?) })
     }
+
+    fn record<'a>(
+        &self,
+        cx: Cx<'a, S>,
+        intent: &RawValue,
+        answered: Answered,
+    ) -> Result<BoxFuture<'a, Result<(), BoxError>>, Error> {
+        let running = self.record.run(cx, read(intent)?, own(answered)?);
+        Ok(Box::pin(async move { running.await.map_err(Into::into) }))
+    }
+}
+
+pub(crate) fn written(intent: &impl Serialize) -> Result<Intent, Error> {
+    serde_json::value::to_raw_value(intent).map_err(|error| {
+        Error::new(Kind::Unreadable, "the intent of a call does not encode").caused_by(error)
+    })
+}
+
+pub(crate) fn read<I: DeserializeOwned>(intent: &RawValue) -> Result<I, Error> {
+    serde_json::from_str(intent.get()).map_err(|error| {
+        // The text of the error may quote the intent.
+        let place = format!("line {}, column {}", error.line(), error.column());
+        Error::new(Kind::Unreadable, "the intent of a call does not decode").caused_by(place)
+    })
+}
+
+pub(crate) fn own<A: 'static>(answered: Answered) -> Result<A, Error> {
+    let own = answered.downcast::<A>();
+    own.map(|own| *own).map_err(|_| Error::definition("a call has the answer of another one"))
 }
 
 /// The key of an operation: each attempt of a saga is another message, and has the same one.
-fn key(of: &Correlation) -> Option<MessageId> {
+pub(crate) fn key(of: &Correlation) -> Option<MessageId> {
     format!("{}/{}/{}", of.saga, of.step, of.operation.as_str()).parse().ok()
 }
 
-/// The third step.
-struct Recording<C, R> {
-    record: Arc<R>,
-    voice: Arc<Voice>,
-    types: PhantomData<fn() -> C>,
-}
-
-impl<'a, S, C, I, A, R> RecordHandler<'a, S, I, A> for Recording<C, R>
-where
-    S: Send + Sync + 'static,
-    C: Command,
-    I: Send + 'static,
-    A: Send + 'static,
-    R: for<'b> Record<'b, S, C, I, A> + 'static,
-{
-    type Error = BoxError;
-    type Future = BoxFuture<'a, Result<(), BoxError>>;
-
-    fn record(&self, cx: tailrace_idempotency::Cx<'a, S>, intent: I, answered: A) -> Self::Future {
-        let (record, voice) = (Arc::clone(&self.record), Arc::clone(&self.voice));
-        Box::pin(async move {
-            let cause = cx.cause();
-            let tailrace_idempotency::Cx { conn, meta, state, .. } = cx;
-            let Some(asked) = Asked::called(conn, meta).await? else {
-                let text = "a call was made for a step that does not wait for it";
-                return Err(Error::new(Kind::Record, text).into());
-            };
-            savepoint(conn).await?;
-            let running = Cx::new(&mut *conn, &asked.instruction.correlation, meta, state);
-            let ran = record.run(running, intent, answered).await.map_err(Into::into);
-            let said = keep_or_undo::<C>(conn, ran).await?;
-            voice.answer(conn, &asked, said, cause).await
-        })
+/// Makes one of several calls about a message, which have a time-out together, within its own.
+pub(crate) async fn within<T>(
+    time_out: Duration,
+    call: impl Future<Output = Result<T, BoxError>>,
+) -> Result<T, BoxError> {
+    match tokio::time::timeout(time_out, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err("the call takes longer than its time-out".into()),
     }
 }
 
@@ -302,7 +381,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::correlation::{Epoch, SagaId};
+    use crate::correlation::{Epoch, Operation, SagaId};
 
     #[test]
     fn the_key_of_a_call_is_that_of_the_step_and_not_of_the_attempt() {

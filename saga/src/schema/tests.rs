@@ -35,3 +35,19 @@ async fn a_missing_or_old_schema_says_how_to_mend_it() {
         assert!(error.to_string().contains("schema::install"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_migration_that_is_missing_below_others_is_found_and_applied() {
+    let bed = bare("saga_schema_gap").await;
+    let mut conn = bed.pool.acquire().await.unwrap();
+    for migration in MIGRATIONS.iter().filter(|migration| migration.version != 4) {
+        sqlx::raw_sql(migration.sql).execute(&mut *conn).await.unwrap();
+    }
+
+    let gap = check(&mut conn).await.unwrap_err();
+    install(&mut conn).await.unwrap();
+
+    assert!(gap.to_string().contains("0004_story.sql is missing"), "{gap}");
+    check(&mut conn).await.unwrap();
+    assert_eq!(bed.count("SELECT count(*) FROM tailrace.saga_story").await, 0);
+}

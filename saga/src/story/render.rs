@@ -2,23 +2,39 @@
 
 use std::fmt::Write;
 
-use super::{Entry, Timeline};
+use super::{Entry, Line, Timeline};
 use crate::correlation::{Answer, Operation};
 
 pub(super) fn text(timeline: &Timeline) -> String {
     let Some(first) = timeline.entries.first() else {
         return format!("saga {}: nothing is known of it\n", timeline.saga);
     };
+    let lines = timeline.lines();
+    let began = match lines.first() {
+        Some(Line::Inner(inner)) => inner.at,
+        _ => first.at,
+    };
+    let orchestrator = orchestrator(timeline);
     let mut rows = vec![["after", "from", "message", "step", "outcome"].map(str::to_owned)];
-    rows.extend(timeline.entries.iter().map(|entry| {
-        let after = entry.at.duration_since(first.at).unwrap_or_default();
-        [
-            format!("{:.3} s", after.as_secs_f64()),
-            entry.source.clone(),
-            entry.message_type.clone(),
-            about(entry),
-            entry.outcome.map_or("asked", Answer::as_str).to_owned(),
-        ]
+    rows.extend(lines.iter().map(|line| {
+        let (at, from, message, about, outcome) = match line {
+            Line::Message(entry) => (
+                entry.at,
+                entry.source.clone(),
+                entry.message_type.clone(),
+                about(&entry.step, entry.operation),
+                entry.outcome.map_or("asked", Answer::as_str).to_owned(),
+            ),
+            Line::Inner(inner) => (
+                inner.at,
+                orchestrator.to_owned(),
+                format!("({})", inner.what),
+                about(inner.step.as_deref().unwrap_or_default(), inner.operation),
+                inner.outcome.clone(),
+            ),
+        };
+        let after = at.duration_since(began).unwrap_or_default();
+        [format!("{:.3} s", after.as_secs_f64()), from, message, about, outcome]
     }));
     let mut widths = [0; 5];
     for row in &rows {
@@ -39,47 +55,67 @@ pub(super) fn text(timeline: &Timeline) -> String {
     out
 }
 
-fn about(entry: &Entry) -> String {
-    match entry.operation {
-        Operation::Action => entry.step.clone(),
-        Operation::Compensation => format!("undo {}", entry.step),
+fn about(step: &str, operation: Operation) -> String {
+    match operation {
+        Operation::Compensation if !step.is_empty() => format!("undo {step}"),
+        _ => step.to_owned(),
     }
+}
+
+/// Who has sent the first command: nothing else in the story is not a message of its own.
+fn orchestrator(timeline: &Timeline) -> &str {
+    let asked = timeline.entries.iter().find(|entry| entry.outcome.is_none());
+    asked.map_or("(orchestrator)", |entry| &entry.source)
 }
 
 pub(super) fn sequence(timeline: &Timeline) -> String {
     let mut out = String::from("sequenceDiagram\n");
-    let mut sources: Vec<&str> = Vec::new();
-    for entry in &timeline.entries {
-        if !sources.contains(&&*entry.source) {
-            sources.push(&entry.source);
+    let lines = timeline.lines();
+    let orchestrator = orchestrator(timeline);
+    let from = |line: &Line<'_>| match line {
+        Line::Message(entry) => entry.source.clone(),
+        Line::Inner(_) => orchestrator.to_owned(),
+    };
+    let mut sources: Vec<String> = Vec::new();
+    for source in lines.iter().map(from) {
+        if !sources.contains(&source) {
+            sources.push(source);
         }
     }
-    let place = |entry: &Entry| {
-        sources.iter().position(|source| **source == *entry.source).unwrap_or_default()
-    };
+    let place = |of: &str| sources.iter().position(|source| *source == of).unwrap_or_default();
     for (at, source) in sources.iter().enumerate() {
         let _ = writeln!(out, "    participant s{at} as {source}");
     }
-    for entry in &timeline.entries {
-        let from = place(entry);
-        let mut takers: Vec<usize> = timeline
-            .entries
-            .iter()
-            .filter(|later| later.cause.as_ref() == Some(&entry.message_id))
-            .map(place)
-            .collect();
-        takers.sort_unstable();
-        takers.dedup();
-        let said = match entry.outcome {
-            None | Some(Answer::Done) => entry.message_type.clone(),
-            Some(other) => format!("{} ({})", entry.message_type, other.as_str()),
-        };
-        if takers.is_empty() {
-            let _ = writeln!(out, "    Note over s{from}: {said}");
-        }
-        for to in takers {
-            let _ = writeln!(out, "    s{from}-)s{to}: {said}");
+    for line in &lines {
+        match line {
+            Line::Message(entry) => message(&mut out, timeline, entry, place),
+            Line::Inner(inner) => {
+                let at = place(orchestrator);
+                let about = about(inner.step.as_deref().unwrap_or_default(), inner.operation);
+                let told = [inner.what, &about, &inner.outcome];
+                let told: Vec<&str> = told.into_iter().filter(|text| !text.is_empty()).collect();
+                let _ = writeln!(out, "    Note over s{at}: {}", told.join(" "));
+            }
         }
     }
     out
+}
+
+fn message(out: &mut String, timeline: &Timeline, entry: &Entry, place: impl Fn(&str) -> usize) {
+    let from = place(&entry.source);
+    let caused = |later: &&Entry| later.cause.as_ref() == Some(&entry.message_id);
+    let takers = timeline.entries.iter().filter(caused);
+    let mut takers: Vec<usize> = takers.map(|later| place(&later.source)).collect();
+    takers.sort_unstable();
+    takers.dedup();
+    let said = match entry.outcome {
+        None | Some(Answer::Done) => entry.message_type.clone(),
+        Some(other) => format!("{} ({})", entry.message_type, other.as_str()),
+    };
+    if takers.is_empty() {
+        let _ = writeln!(out, "    Note over s{from}: {said}");
+    }
+    for to in takers {
+        let _ = writeln!(out, "    s{from}-)s{to}: {said}");
+    }
 }

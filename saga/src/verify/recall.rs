@@ -50,6 +50,7 @@ pub(super) type Keys = BTreeMap<Box<str>, Vec<String>>;
 pub(super) fn recalling(definition: &Definition, memory: &Memory, keys: &Keys) -> Definition {
     let steps = definition.steps().map(|step| recalling_step(step, memory, keys)).collect();
     Definition(Arc::new(Graph {
+        data: std::any::TypeId::of::<serde_json::Value>(),
         identity: definition.identity().clone(),
         replies: definition.replies().into(),
         deadline: definition.deadline(),

@@ -131,8 +131,7 @@ async fn place_of(name: &str, saga: &Saga<Order>) -> (Bed, SagaId) {
     let sagas = Engine::new().saga(saga).prepare().unwrap().sagas();
     let id = SagaId::from_uuid(Uuid::now_v7());
     let mut tx = bed.begin().await;
-    let name = &saga.definition().identity().name;
-    sagas.start(&mut tx, name, id, &order()).await.unwrap();
+    sagas.start(&mut tx, saga, id, &order()).await.unwrap();
     tx.commit().await.unwrap();
     (bed, id)
 }
@@ -248,7 +247,7 @@ async fn a_lock_that_is_not_where_its_saga_takes_it_to_be_is_found() {
     let (bed, first) = place_of("verify_lines", &transfer()).await;
     let (second, mut tx) = (SagaId::from_uuid(Uuid::now_v7()), bed.begin().await);
     let sagas = Engine::new().saga(&transfer()).prepare().unwrap().sagas();
-    sagas.start(&mut tx, "transfer", second, &order()).await.unwrap();
+    sagas.start(&mut tx, &transfer(), second, &order()).await.unwrap();
     assert_eq!(faults(&mut tx, &transfer(), second).await, [""; 0]);
     // Its turn comes, and the word is on its way; then it is lost, and with it the place in the line.
     let delete = "DELETE FROM tailrace.saga_lock WHERE saga_id = $1";

@@ -11,13 +11,13 @@ use tailrace_idempotency::http_layer::{IdempotencyKeys, RequestTx};
 use tailrace_outbox::Message;
 use tailrace_saga::choreography::{Reaction, Starter};
 use tailrace_saga::participant::Cx;
-use tailrace_saga::{Engine, Irrefusable, LocalCx, SagaId, Sagas};
+use tailrace_saga::{Engine, Irrefusable, LocalCx, Saga, SagaId, Sagas};
 use uuid::Uuid;
 
 use crate::Failure;
 use crate::ledger::{self, IN_TRANSIT};
 use crate::order::{FACTS, Fact, ORDER_CHANGED, Order, State as Standing, Style};
-use crate::place_order::{self, PLACE_ORDER};
+use crate::place_order;
 use crate::service::Service;
 use crate::traces;
 
@@ -44,12 +44,14 @@ type Cause = Vec<(String, String)>;
 pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     service.prepare(&[ledger::TABLES, TABLES]).await?;
     service.relay_is_ready().await?;
-    let engine = Engine::new().source("/orders").saga(&place_order::saga()?).prepare()?;
+    let by_commands = place_order::saga()?;
+    let engine = Engine::new().source("/orders").saga(&by_commands).prepare()?;
     let by_events = place_order::choreography()?
         .service("orders")
         .handle("approve-order", approve_by_event)
         .undo("reject-order", reject_by_event);
-    let desk = Desk { sagas: engine.sagas(), starter: by_events.starter() };
+    let (sagas, starter) = (engine.sagas(), by_events.starter());
+    let desk = Desk { sagas, by_commands, starter };
     // A second click on the button is the same request: it is answered with what the first one was answered.
     let once = IdempotencyKeys::new(service.pool.clone(), |_| "storefront".to_owned());
     let routes = Router::new().route("/orders", post(place)).layer(once).with_state(desk);
@@ -76,6 +78,7 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
 #[derive(Clone)]
 struct Desk {
     sagas: Sagas,
+    by_commands: Saga<Order>,
     starter: Starter,
 }
 
@@ -111,7 +114,7 @@ impl Desk {
             }
             Style::Orchestration => {
                 let saga = SagaId::from_uuid(order.id);
-                self.sagas.start_caused_by(conn, PLACE_ORDER, saga, order, cause).await?;
+                self.sagas.start_caused_by(conn, &self.by_commands, saga, order, cause).await?;
                 Ok(order.id)
             }
         }
@@ -181,12 +184,14 @@ pub(crate) async fn accept_locally(
     cx: LocalCx<'_>,
     order: Order,
 ) -> Result<Result<(), Irrefusable>, BoxError> {
-    accept(cx.conn, &order, *cx.saga.as_uuid(), Cause::new()).await.map(Ok)
+    let cause = cx.cause();
+    accept(cx.conn, &order, *cx.saga.as_uuid(), cause).await.map(Ok)
 }
 
 /// What undoes it.
 pub(crate) async fn reject_locally(cx: LocalCx<'_>, order: Order) -> Result<(), BoxError> {
-    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Rejected, Cause::new()).await
+    let cause = cx.cause();
+    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Rejected, cause).await
 }
 
 /// The last step of the orchestrated saga.
@@ -194,7 +199,8 @@ pub(crate) async fn approve_locally(
     cx: LocalCx<'_>,
     order: Order,
 ) -> Result<Result<(), Irrefusable>, BoxError> {
-    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Completed, Cause::new()).await.map(Ok)
+    let cause = cx.cause();
+    end(cx.conn, &order, *cx.saga.as_uuid(), Standing::Completed, cause).await.map(Ok)
 }
 
 async fn approve_by_event(cx: Cx<'_>, order: Order) -> Result<Reaction, BoxError> {

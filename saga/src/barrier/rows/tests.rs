@@ -26,7 +26,7 @@ async fn what_was_done_for_a_step_is_read_as_it_was_stored() {
     let outbox = Outbox::new(Store::Wal);
     let action = correlation(Uuid::now_v7(), Operation::Action, 1);
     let past = Past { epoch: Epoch::FIRST, ended: Ended::Refused };
-    let stored = Barrier { action: Some(past), compensation: Some(Epoch::new(2)) };
+    let stored = Barrier { action: Some(past), compensation: Some(Epoch::new(2)), undoing: None };
 
     let mut tx = bed.begin().await;
     let fresh = lock(&mut tx, &action, None).await.unwrap();
@@ -48,7 +48,7 @@ async fn a_compensation_waits_for_its_action_and_sees_what_it_did() {
     let compensation = Correlation { operation: Operation::Compensation, ..action.clone() };
     let done = Barrier {
         action: Some(Past { epoch: Epoch::FIRST, ended: Ended::Done }),
-        compensation: None,
+        ..Barrier::default()
     };
 
     let mut acting = bed.begin().await;
@@ -105,4 +105,71 @@ async fn a_saga_whose_rows_may_be_gone_is_known_as_such() {
     assert!(lock(&mut conn, &old, None).await.unwrap().forgotten);
     assert!(!lock(&mut conn, &young, None).await.unwrap().forgotten);
     assert!(!lock(&mut conn, &foreign, None).await.unwrap().forgotten);
+}
+
+/// The id of a saga that began so long ago.
+fn began_before(age: Duration) -> Uuid {
+    Uuid::from_u128(first_id_of(SystemTime::now() - age).as_u128() | 0x7000 << 64)
+}
+
+#[tokio::test]
+async fn who_makes_a_call_may_make_it_anew_and_everybody_else_waits_and_its_row_is_not_forgotten() {
+    let bed = installed("barrier_caller").await;
+    let saga = began_before(Duration::from_secs(7200));
+    let compensation = correlation(saga, Operation::Compensation, 2);
+    let asked = Request { operation: Operation::Compensation, epoch: Epoch::new(2), late: false };
+    let done = Past { epoch: Epoch::FIRST, ended: Ended::Done };
+    let under_way =
+        Barrier { action: Some(done), compensation: None, undoing: Some(Epoch::new(2)) };
+    let (caller, other): (MessageId, MessageId) =
+        ("the one".parse().unwrap(), "other".parse().unwrap());
+    let mut conn = bed.pool.acquire().await.unwrap();
+    lock(&mut conn, &compensation, None).await.unwrap();
+
+    calls(&mut conn, &compensation, under_way, caller, Some(b"7")).await.unwrap();
+    let deleted =
+        forget(&mut conn, SystemTime::now() - Duration::from_secs(3600), 10).await.unwrap();
+    let held = lock(&mut conn, &compensation, None).await.unwrap();
+
+    assert_eq!((deleted, held.barrier, held.reply.as_deref()), (0, under_way, Some(&b"7"[..])));
+    assert_eq!(held.decide(asked, caller), Decision::Run);
+    assert_eq!(held.decide(asked, other), Decision::Wait);
+    let later = Request { epoch: Epoch::new(3), ..asked };
+    assert_eq!(held.decide(later, caller), Decision::Wait);
+}
+
+/// The command has begun its statement, and waits for the row, before the horizon rises.
+#[tokio::test]
+async fn a_command_that_waits_for_a_row_that_is_being_forgotten_knows_that_it_was() {
+    let bed = installed("barrier_forgetting").await;
+    let old = correlation(began_before(Duration::from_secs(7200)), Operation::Action, 1);
+    let mut conn = bed.pool.acquire().await.unwrap();
+    lock(&mut conn, &old, None).await.unwrap();
+    let mut forgetting = bed.begin().await;
+    forget(&mut forgetting, SystemTime::now() - Duration::from_secs(3600), 10).await.unwrap();
+
+    let mut other = bed.begin().await;
+    let command = old.clone();
+    let asking = tokio::spawn(async move { lock(&mut other, &command, None).await.unwrap() });
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND wait_event_type = 'Lock'";
+    let begun = async { while bed.count(waiting).await == 0 {} };
+    tokio::time::timeout(DEADLINE, begun).await.expect("the command waits");
+    forgetting.commit().await.unwrap();
+
+    assert!(asking.await.unwrap().forgotten);
+}
+
+#[tokio::test]
+async fn sagas_of_the_last_minute_are_not_forgotten_whatever_is_asked_for() {
+    let bed = installed("barrier_young").await;
+    let young = correlation(Uuid::now_v7(), Operation::Action, 1);
+    let mut conn = bed.pool.acquire().await.unwrap();
+    lock(&mut conn, &young, None).await.unwrap();
+
+    let deleted =
+        forget(&mut conn, SystemTime::now() + Duration::from_secs(3600), 10).await.unwrap();
+
+    assert_eq!(deleted, 0);
+    assert!(!lock(&mut conn, &young, None).await.unwrap().forgotten);
 }

@@ -43,7 +43,7 @@ impl Shop {
         for account in accounts {
             let id = new_id();
             let order = Order { customer: (*account).to_owned(), ..order() };
-            sagas(self).start(&mut tx, "transfer", id, &order).await.unwrap();
+            sagas(self).start(&mut tx, &transfer(), id, &order).await.unwrap();
             ids.push(id);
         }
         tx.commit().await.unwrap();
@@ -310,7 +310,7 @@ async fn an_input_that_fails_leaves_no_lock_and_no_place_in_a_line() {
     let (id, other) = (new_id(), new_id());
     for (id, cents) in [(id, 13), (other, 14)] {
         let order = Order { customer: "ada".to_owned(), cents, ..order() };
-        sagas(&bank).start(&mut tx, "panicking", id, &order).await.unwrap();
+        sagas(&bank).start(&mut tx, &panicking, id, &order).await.unwrap();
     }
     tx.commit().await.unwrap();
 

@@ -138,7 +138,7 @@ impl Work for Driving {
         moves::take(core, conn, now).await?;
         let sagas = Sagas::new(Arc::clone(&self.core));
         let id = new_id();
-        sagas.start(conn, "create-order", id, &order()).await?;
+        sagas.start(conn, &definition(2), id, &order()).await?;
         sagas.operate(conn, id, "anna", Verb::Retry { step: None }).await?;
         time::inputs(core, conn).await?;
         time::timers(core, conn, later).await?;
@@ -181,7 +181,7 @@ impl Work for CarryingOut {
         rows::lock(conn, &correlation, None).await?;
         let reply = Message::builder("replies", "reply.v1").source("/a").json(&7).build()?;
         let past = Past { epoch: Epoch::FIRST, ended: Ended::Done };
-        let barrier = Barrier { action: Some(past), compensation: None };
+        let barrier = Barrier { action: Some(past), ..Barrier::default() };
         let outbox = Outbox::new(Store::Wal);
         rows::remember(conn, &outbox, &correlation, barrier, Some(b"{}"), &reply).await?;
         crate::participant::forget(conn, SystemTime::now(), 10).await?;

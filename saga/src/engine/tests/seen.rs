@@ -52,7 +52,7 @@ async fn a_saga_that_saw_another_value_is_undone_or_goes_by_what_is_there_now() 
     for cents in [30, 40, 50] {
         let id = new_id();
         let transfer = Transfer { cents, balance: Seen::new(100) };
-        sagas(&shop).start(&mut tx, "transfer", id, &transfer).await.unwrap();
+        sagas(&shop).start(&mut tx, &saga, id, &transfer).await.unwrap();
         ids.push(id);
     }
     tx.commit().await.unwrap();

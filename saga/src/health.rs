@@ -1,19 +1,24 @@
-//! Whether an engine gets on, for whoever asks over HTTP or in the process.
+//! Whether what runs of sagas gets on, for whoever asks over HTTP or in the process.
 
 use std::sync::{Arc, OnceLock};
 
-use super::Counters;
-
-/// A handle to how an engine is; it stays valid after the engine has ended.
+/// A handle to how an engine, a participant or a service is; it stays valid after that has ended.
 ///
 /// With the feature `axum` it is a router to mount: see its method `routes`.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<OnceLock<Begun>>);
 
-#[derive(Debug)]
 struct Begun {
     consumer: tailrace_idempotency::Health,
-    counters: Counters,
+    degraded: Degraded,
+}
+
+type Degraded = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
+impl std::fmt::Debug for Begun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Begun").field("consumer", &self.consumer).finish_non_exhaustive()
+    }
 }
 
 impl Health {
@@ -22,30 +27,28 @@ impl Health {
         self.0.get().is_none_or(|begun| begun.consumer.is_live())
     }
 
-    /// Everything that keeps it from driving sagas; empty while it is ready.
+    /// Everything that keeps it from its work; empty while it is ready.
     pub fn faults(&self) -> Vec<String> {
         match self.0.get() {
-            None => vec!["the engine has not started yet".to_owned()],
+            None => vec!["it has not started yet".to_owned()],
             Some(begun) => begun.consumer.faults(),
         }
     }
 
-    /// Sagas that stand still since nobody can run them. This engine is as good as any other one: to take it out of
-    /// service would help none of them, so they are no fault of it.
+    /// Sagas that stand still: of an engine, those that nobody can run; of the service that starts choreographed sagas,
+    /// those that are overdue. Every other process would find the same: to take this one out of service would help none of
+    /// them, so they are no fault of it.
     pub fn degraded(&self) -> Vec<String> {
-        let quarantined = self.0.get().map(|begun| begun.counters.quarantined());
-        let say = |it: super::Quarantined| {
-            format!(
-                "{} sagas of {} ({}) wait for an engine that can run them",
-                it.sagas, it.definition, it.definition.hash
-            )
-        };
-        quarantined.unwrap_or_default().into_iter().map(say).collect()
+        self.0.get().map(|begun| (begun.degraded)()).unwrap_or_default()
     }
 
-    pub(super) fn began(&self, consumer: tailrace_idempotency::Health, counters: Counters) {
-        // An engine runs once.
-        self.0.get_or_init(|| Begun { consumer, counters });
+    pub(crate) fn began(
+        &self,
+        consumer: tailrace_idempotency::Health,
+        degraded: impl Fn() -> Vec<String> + Send + Sync + 'static,
+    ) {
+        // It runs once.
+        self.0.get_or_init(|| Begun { consumer, degraded: Box::new(degraded) });
     }
 }
 
@@ -85,25 +88,17 @@ mod routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::definition::Identity;
-    use crate::engine::Quarantined;
 
     #[test]
-    fn an_engine_whose_sagas_nobody_can_run_is_degraded_and_no_less_ready() {
-        let (health, counters) = (Health::default(), Counters::default());
-        assert_eq!(health.faults(), ["the engine has not started yet"]);
+    fn what_stands_still_degrades_and_is_no_fault() {
+        let health = Health::default();
+        assert_eq!(health.faults(), ["it has not started yet"]);
         assert!(health.is_live() && health.degraded().is_empty());
 
         let consumer = tailrace_idempotency::Health::default();
-        health.began(consumer.clone(), counters.clone());
-        let name = "create-order".into();
-        let definition = Identity { name, version: 3, hash: "abc".into() };
-        counters.quarantine(vec![Quarantined { definition, sagas: 25 }]);
+        health.began(consumer.clone(), || vec!["25 sagas wait".to_owned()]);
 
         assert_eq!(health.faults(), consumer.faults());
-        assert_eq!(
-            health.degraded(),
-            ["25 sagas of create-order/3 (abc) wait for an engine that can run them"]
-        );
+        assert_eq!(health.degraded(), ["25 sagas wait"]);
     }
 }

@@ -1,0 +1,56 @@
+//! Sagas that were started by a key of the business, so that the same wish twice is the same saga.
+
+use sqlx::PgConnection;
+
+use crate::correlation::SagaId;
+use crate::error::Error;
+
+/// Takes a key for a saga, and answers with the saga that has it: another one, where there is one already. Who comes at the
+/// same time with the same key waits for the transaction of the first.
+pub(crate) async fn claim(
+    conn: &mut PgConnection,
+    definition: &str,
+    key: &str,
+    saga: SagaId,
+) -> Result<SagaId, Error> {
+    loop {
+        let taken = sqlx::query(
+            "INSERT INTO tailrace.saga_key (definition, key, saga_id) VALUES ($1, $2, $3)
+             ON CONFLICT (definition, key) DO NOTHING",
+        )
+        .bind(definition)
+        .bind(key)
+        .bind(saga.as_uuid())
+        .execute(&mut *conn)
+        .await
+        .map_err(failed)?;
+        if taken.rows_affected() > 0 {
+            return Ok(saga);
+        }
+        // The one who had it may have forgotten it between the two.
+        if let Some(other) = find(conn, definition, key).await? {
+            return Ok(other);
+        }
+    }
+}
+
+/// The saga that was started by a key.
+pub(crate) async fn find(
+    conn: &mut PgConnection,
+    definition: &str,
+    key: &str,
+) -> Result<Option<SagaId>, Error> {
+    let found = sqlx::query_scalar(
+        "SELECT saga_id FROM tailrace.saga_key WHERE definition = $1 AND key = $2",
+    )
+    .bind(definition)
+    .bind(key)
+    .fetch_optional(conn)
+    .await
+    .map_err(failed)?;
+    Ok(found.map(SagaId::from_uuid))
+}
+
+fn failed(error: sqlx::Error) -> Error {
+    Error::database("by which key a saga was started cannot be read or stored", error)
+}
