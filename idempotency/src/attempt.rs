@@ -1,5 +1,6 @@
 //! A batch is tried until all of it is committed: applied, parked, or a dead letter.
 
+use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime};
 
 use sqlx::pool::PoolConnection;
@@ -78,6 +79,8 @@ enum Attempt {
     NotOurs,
     /// A message failed without a savepoint, or a handler wants its messages once more: the same with savepoints.
     Again,
+    /// The same, where a handler took the transaction along, and whatever it was in the middle of.
+    Lost,
     /// The answer to COMMIT was lost.
     Uncertain(Sealed, Error),
 }
@@ -167,7 +170,7 @@ impl Effects {
                     patience = Backoff::new(self.shared.retry_for);
                     continue;
                 }
-                Ok(Attempt::Again) => continue,
+                Ok(Attempt::Again | Attempt::Lost) => continue,
                 Ok(Attempt::NotOurs) => return Err(LaneEnd::NotOurs),
                 Ok(Attempt::Uncertain(sealed, error)) => {
                     uncertain = Some(sealed);
@@ -265,6 +268,9 @@ impl Effects {
         });
         let tx = tx.await?;
         let attempt = self.attempt_in(tx, batch, plan).await;
+        if matches!(attempt, Ok(Attempt::Lost)) {
+            return attempt;
+        }
         // After a commit it is as it was before.
         let committed = matches!(attempt, Ok(Attempt::Committed(_)));
         let conn = used.unused();
@@ -285,7 +291,7 @@ impl Effects {
         );
         let transaction = self.transaction(&mut tx, batch, &mut trial, plan).instrument(span);
         match transaction.await {
-            Ok(Some(sealed)) => self.commit(tx, sealed, &trial, plan).await,
+            Ok(Some(sealed)) => self.commit(tx, sealed, &mut trial, plan).await,
             Ok(None) => {
                 roll_back(tx).await;
                 Ok(Attempt::NotOurs)
@@ -300,10 +306,31 @@ impl Effects {
                 plan.again();
                 Ok(Attempt::Again)
             }
-            Err(Stumble::Error(error)) => {
-                roll_back(tx).await;
-                Err(error)
+            Err(Stumble::Error(error)) => match trial.overran.clone() {
+                Some(call) => self.overran(&mut trial, plan, call, error),
+                None => {
+                    roll_back(tx).await;
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    /// A handler has failed with which the transaction went, savepoints and all.
+    fn overran<'b>(
+        &self,
+        trial: &mut Trial<'_, 'b>,
+        plan: &mut Plan<&'b [u8]>,
+        call: Range<usize>,
+        error: Error,
+    ) -> Result<Attempt, Error> {
+        match trial.blame(call, error.of_its_message()) {
+            Stumble::Blame(Blame { call, fate, again }) => {
+                self.shared.counters.count_failure();
+                plan.failed_and_lost(call, fate, again);
+                Ok(Attempt::Lost)
             }
+            stumble => Err(stumble.into_error()),
         }
     }
 
@@ -513,7 +540,7 @@ impl Effects {
         &self,
         tx: Transaction<'_, Postgres>,
         sealed: Sealed,
-        trial: &Trial<'_, 'b>,
+        trial: &mut Trial<'_, 'b>,
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
         let error = match commit(tx).await {

@@ -32,7 +32,14 @@ pub(crate) fn join(
     };
     let mut client: BaseConsumer<Group> =
         config.create_with_context(Group::new(is_classic)).map_err(|error| {
-            Error::new(Kind::Config, "the kafka client refuses its properties").caused_by(error)
+            // Never its value, which may be a password.
+            let text = match &error {
+                KafkaError::ClientConfig(_, _, name, _) if !name.is_empty() => {
+                    format!("the kafka client refuses the property {name}")
+                }
+                _ => "the kafka client refuses its properties".to_owned(),
+            };
+            Error::new(Kind::Config, text).caused_by(error)
         })?;
     client.set_nonempty_callback(move || thread.unpark());
     for topic in &settings.topics {

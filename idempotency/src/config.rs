@@ -101,6 +101,8 @@ pub(crate) struct Options {
     pub(crate) start_deadline: Duration,
     pub(crate) shutdown_deadline: Duration,
     pub(crate) rebalance_deadline: Duration,
+    /// None is what goes with the deadline for rebalances.
+    pub(crate) handler_time_out: Option<Duration>,
     pub(crate) lanes: u16,
     pub(crate) group_protocol: GroupProtocol,
     pub(crate) kafka_properties: Vec<(String, String)>,
@@ -132,6 +134,7 @@ impl Config {
                 start_deadline: Duration::from_secs(10),
                 shutdown_deadline: Duration::from_secs(20),
                 rebalance_deadline: Duration::from_secs(20),
+                handler_time_out: None,
                 lanes: 1,
                 group_protocol: GroupProtocol::default(),
                 kafka_properties: Vec::new(),
@@ -147,6 +150,11 @@ impl Config {
 }
 
 impl Options {
+    /// By default some time is left before Postgres ends the session, so that it is known whose fault it was.
+    pub(crate) fn handler_time_out(&self) -> Duration {
+        self.handler_time_out.unwrap_or(self.rebalance_deadline * 3 / 4)
+    }
+
     pub(crate) fn has_classic_properties(&self) -> bool {
         self.kafka_properties.iter().any(|(name, _)| CLASSIC_PROPERTIES.contains(&name.trim()))
     }
@@ -295,11 +303,26 @@ impl<S> Config<S> {
     }
 
     /// How long a former owner of a partition that is stopped inside its transaction can hold up the next one, at
-    /// least 100 ms. A quarter of it is left to the former owner to finish, then its session is ended; a handler
-    /// that computes for longer than this between two statements loses its transaction too. Default: 20 s.
+    /// least 100 ms. A quarter of it is left to the former owner to finish, then its session is ended. It is also the
+    /// `idle_in_transaction_session_timeout` of a batch: a handler that does something else for longer than this between
+    /// two statements loses its transaction, and has failed. Default: 20 s.
     #[must_use]
     pub fn rebalance_deadline(mut self, deadline: Duration) -> Self {
         self.options.rebalance_deadline = deadline;
+        self
+    }
+
+    /// How long a handler may take, for a message or, where it takes batches, for as many as it is given at once. One that
+    /// takes longer is cut off: its transaction is rolled back, its connection closed, and its messages have failed as if
+    /// it had answered with an error. One that blocks its thread is not cut off, but told by
+    /// [`Health::faults`](crate::Health::faults).
+    ///
+    /// More than [`rebalance_deadline`](Self::rebalance_deadline) is of use for handlers whose statements take long:
+    /// Postgres ends the session of one that waits for anything else for longer than that. Default: three quarters of
+    /// `rebalance_deadline`, thus 15 s.
+    #[must_use]
+    pub fn handler_time_out(mut self, time: Duration) -> Self {
+        self.options.handler_time_out = Some(time);
         self
     }
 
@@ -366,10 +389,8 @@ impl<S> Config<S> {
             "batch_wait must be one second at most".to_owned(),
         );
         check(!self.options.start_deadline.is_zero(), "start_deadline must not be zero".to_owned());
-        check(
-            !self.options.shutdown_deadline.is_zero(),
-            "shutdown_deadline must not be zero".to_owned(),
-        );
+        let shutdown_deadline = self.options.shutdown_deadline;
+        check(!shutdown_deadline.is_zero(), "shutdown_deadline must not be zero".to_owned());
         let policy = &self.options.policy;
         check(policy.retries <= RETRIES_LIMIT, format!("retries must be {RETRIES_LIMIT} at most"));
         check(policy.attempts_max > 0, "attempts_max must not be zero".to_owned());
@@ -391,6 +412,8 @@ impl<S> Config<S> {
             self.options.rebalance_deadline >= Duration::from_millis(100),
             "rebalance_deadline must be at least 100 ms".to_owned(),
         );
+        let time_out = self.options.handler_time_out();
+        check(!time_out.is_zero(), "handler_time_out must not be zero".to_owned());
         check(
             (1..=LANES_LIMIT).contains(&self.options.lanes),
             format!("lanes must be 1 to {LANES_LIMIT}"),
@@ -439,6 +462,7 @@ impl<S> fmt::Debug for Config<S> {
             .field("start_deadline", &self.options.start_deadline)
             .field("shutdown_deadline", &self.options.shutdown_deadline)
             .field("rebalance_deadline", &self.options.rebalance_deadline)
+            .field("handler_time_out", &self.options.handler_time_out())
             .field("lanes", &self.options.lanes)
             .field("group_protocol", &self.options.group_protocol)
             .field("kafka_properties", &properties)

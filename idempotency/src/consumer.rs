@@ -25,6 +25,7 @@ use crate::metrics::{Counters, Meters, Report};
 use crate::milestone::Hook;
 use crate::outage::Gate;
 use crate::progress::Takeover;
+use crate::reaching;
 use crate::retry::{Backoff, chance};
 use crate::route::{Dispatch, Many, One, Registry, Routes, Typed, decode_by};
 use crate::{dead_letter, retention, schema};
@@ -404,6 +405,12 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         if self.topics.is_empty() {
             faults.push("no topic is subscribed".to_owned());
         }
+        let doubled = |(at, topic): (usize, &Arc<str>)| {
+            self.topics.iter().take(at).any(|other| other == topic).then(|| topic.to_string())
+        };
+        for topic in self.topics.iter().enumerate().filter_map(doubled) {
+            faults.push(format!("the topic {topic} is subscribed twice"));
+        }
         if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
             faults.push("topics are subscribed by their exact names".to_owned());
         }
@@ -510,8 +517,9 @@ impl Runner {
             GroupProtocol::Auto if options.has_classic_properties() => GroupProtocol::Classic,
             protocol => protocol,
         };
+        let meters = Meters::new(&options.consumer);
+        let handler_time_out = options.handler_time_out();
         let Options { consumer, brokers, pool, .. } = options;
-        let meters = Meters::new(&consumer);
         let shared = Arc::new(Shared {
             consumer,
             pool,
@@ -533,6 +541,7 @@ impl Runner {
             unsequenced: options.unsequenced,
             lanes: Lanes::new(options.lanes),
             rebalance_deadline: options.rebalance_deadline,
+            handler_time_out,
         });
         let settings = Settings {
             client,
@@ -626,17 +635,14 @@ pub(crate) async fn prepare(
     match tokio::time::timeout(deadline, prepared).await {
         Ok(prepared) => prepared,
         Err(_) => {
-            Err(last
-                .unwrap_or_else(|| Error::database_silent("postgres cannot be reached", deadline)))
+            let silence = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+            Err(last.unwrap_or_else(|| reaching::failed(pool, silence())))
         }
     }
 }
 
 async fn prepare_once(pool: &PgPool, sends_letters: bool) -> Result<(), Error> {
-    let mut conn = pool
-        .acquire()
-        .await
-        .map_err(|error| Error::database("postgres cannot be reached", error))?;
+    let mut conn = reaching::reach(pool).await?;
     schema::check(&mut conn).await?;
     if sends_letters {
         dead_letter::check(&mut conn).await?;

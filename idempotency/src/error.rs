@@ -25,7 +25,8 @@ struct Inner {
     position: Option<Position>,
     message_id: Option<MessageId>,
     source: Option<BoxError>,
-    halts: bool,
+    /// Where the kind does not tell.
+    verdict: Option<Verdict>,
 }
 
 /// The class of an [`Error`].
@@ -76,6 +77,14 @@ pub(crate) enum Verdict {
     Stop,
 }
 
+/// How a session was lost.
+#[cfg(feature = "kafka")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    ForIdling,
+    Silently,
+}
+
 impl Error {
     pub(crate) fn new(kind: Kind, text: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Inner {
@@ -85,12 +94,23 @@ impl Error {
             position: None,
             message_id: None,
             source: None,
-            halts: false,
+            verdict: None,
         }))
     }
 
     pub(crate) fn database(doing: &'static str, error: sqlx::Error) -> Self {
-        Self::new(Kind::Database, doing).caused_by(error)
+        let code = error.as_database_error().and_then(|answer| answer.code()).unwrap_or_default();
+        let mend = match code.as_ref() {
+            "42501" => Some("grant the role of the service what the heads of the migrations name"),
+            // Duplicate and missing prepared statement: another session than that which prepared it.
+            "42P05" | "26000" => Some(
+                "a consumer has to reach postgres itself, or through a pooler in session mode, not in transaction mode",
+            ),
+            _ => None,
+        };
+        let mut this = Self::new(Kind::Database, doing);
+        this.0.mend = mend;
+        this.caused_by(error)
     }
 
     /// A wait for Postgres that reached its deadline: the same to the loop as a lost connection.
@@ -124,6 +144,13 @@ impl Error {
         self
     }
 
+    /// Somewhere from this record on: which of them it is, nobody knows.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn within(mut self, first: &Position, last: &Position) -> Self {
+        self.0.text = format!("{}, somewhere up to offset {}", self.0.text, last.offset).into();
+        self.at(first)
+    }
+
     pub(crate) fn about(mut self, message_id: MessageId) -> Self {
         self.0.message_id = Some(message_id);
         self
@@ -132,7 +159,21 @@ impl Error {
     /// Whatever the kind says, there is no way on.
     #[cfg(feature = "kafka")]
     pub(crate) fn halting(mut self) -> Self {
-        self.0.halts = true;
+        self.0.verdict = Some(Verdict::Stop);
+        self
+    }
+
+    /// A handler's error that took the transaction along: whatever else is to be done needs another one.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn losing_the_transaction(mut self) -> Self {
+        self.0.verdict = Some(Verdict::Retry);
+        self
+    }
+
+    /// Whatever stands among the sources, the message itself failed.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn of_its_message(mut self) -> Self {
+        self.0.verdict = Some(Verdict::Message);
         self
     }
 
@@ -206,6 +247,22 @@ impl Error {
         }
     }
 
+    /// The session is gone: told by Postgres for having been idle inside a transaction, or found by its silence.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn lost_session(&self) -> Option<Lost> {
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            match error.downcast_ref() {
+                Some(sqlx::Error::Database(error)) if error.code().as_deref() == Some("25P03") => {
+                    return Some(Lost::ForIdling);
+                }
+                Some(sqlx::Error::Io(_)) => return Some(Lost::Silently),
+                _ => cause = error.source(),
+            }
+        }
+        None
+    }
+
     /// Somebody else held a row until patience ended.
     #[cfg(feature = "kafka")]
     pub(crate) fn is_lock_timeout(&self) -> bool {
@@ -220,8 +277,8 @@ impl Error {
     /// A transient fault of the database anywhere among the sources is nobody's fault and is repeated. What else a
     /// handler ends with is its message's own failure, a violated constraint as well as a panic.
     pub(crate) fn verdict(&self) -> Verdict {
-        if self.0.halts {
-            return Verdict::Stop;
+        if let Some(verdict) = self.0.verdict {
+            return verdict;
         }
         match self.0.kind {
             Kind::Database => self.database_verdict().unwrap_or(Verdict::Stop),

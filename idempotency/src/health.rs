@@ -1,7 +1,10 @@
 //! Whether a consumer gets on, for whoever asks over HTTP or in the process.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::position::Position;
 
 /// The intake looks after its partitions far more often. What takes it longer than this stands still: by then its group
 /// has seen it off as well (`max.poll.interval.ms`).
@@ -24,6 +27,26 @@ struct State {
     away_since: Option<Instant>,
     /// Partitions from which nothing more is taken, since too many of their keys are parked.
     full: Vec<String>,
+    /// Handlers that run now, by the number under which each has begun.
+    handling: BTreeMap<u64, Handling>,
+    begun: u64,
+}
+
+#[derive(Debug)]
+struct Handling {
+    since: Instant,
+    time_out: Duration,
+    with: Position,
+}
+
+/// A handler that runs, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Watched<'h>(&'h Health, u64);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.0.state().handling.remove(&self.1);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +96,15 @@ impl Health {
         state.full = full;
     }
 
+    /// A handler has begun that has to end within this time. One that blocks its thread cannot be cut off then.
+    pub(crate) fn handles(&self, with: &Position, time_out: Duration) -> Watched<'_> {
+        let mut state = self.state();
+        state.begun += 1;
+        let (number, since) = (state.begun, Instant::now());
+        state.handling.insert(number, Handling { since, time_out, with: with.clone() });
+        Watched(self, number)
+    }
+
     pub(crate) fn away(&self, since: Option<Instant>) {
         self.state().away_since = since;
     }
@@ -100,6 +132,13 @@ impl State {
         if let Some(since) = self.away_since {
             let seconds = now.saturating_duration_since(since).as_secs();
             faults.push(format!("postgres has been away for {seconds} s"));
+        }
+        for Handling { since, time_out, with } in self.handling.values() {
+            let ran = now.saturating_duration_since(*since);
+            if ran > *time_out {
+                let seconds = ran.as_secs();
+                faults.push(format!("a handler has been running for {seconds} s, with {with}"));
+            }
         }
         faults.extend(self.full.iter().map(|partition| {
             format!("too many keys of {partition} are parked: nothing more is taken from it")
@@ -183,6 +222,7 @@ mod routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::Offset;
 
     #[test]
     fn it_is_ready_while_nothing_keeps_it_from_applying_and_alive_until_it_ends_or_stands_still() {
@@ -203,6 +243,15 @@ mod tests {
         assert!(health.state().faults(later).contains(&"the intake stands still".to_owned()));
         health.away(None);
         health.beat(Vec::new());
+        assert!(health.faults().is_empty());
+
+        let with = Position { topic: "orders".into(), partition: 3, offset: Offset::new(7) };
+        let quick = health.handles(&with, BEAT_MAX);
+        let slow = health.handles(&with, Duration::ZERO);
+        let faults = health.faults();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].ends_with("with topic orders partition 3 offset 7"), "{faults:?}");
+        drop((quick, slow));
         assert!(health.faults().is_empty());
 
         health.ended();

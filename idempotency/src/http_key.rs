@@ -188,6 +188,8 @@ pub struct Pending {
     scope: String,
     key: Key,
     fingerprint: Fingerprint,
+    /// The time of the transaction, in microseconds: no other one of the session has the same.
+    began: i64,
 }
 
 /// What is to be done with a request.
@@ -214,8 +216,9 @@ pub async fn begin(
 ) -> Result<Begun, Error> {
     let failed = |error| Error::database("the key of a request cannot be looked up", error);
     // Two statements: the second one sees what was committed before the lock was free.
-    let alone: bool = sqlx::query_scalar(
-        "SELECT pg_try_advisory_xact_lock(hashtextextended($2, hashtextextended($1, 7)))",
+    let (alone, began): (bool, i64) = sqlx::query_as(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended($2, hashtextextended($1, 7))),
+                (extract(epoch FROM now()) * 1000000)::bigint",
     )
     .bind(scope)
     .bind(&key.0)
@@ -242,7 +245,7 @@ pub async fn begin(
         None if !alone => Begun::Refused(Refusal::InFlight),
         None => {
             let (scope, key) = (scope.to_owned(), key.clone());
-            Begun::First(Pending { scope, key, fingerprint: *fingerprint })
+            Begun::First(Pending { scope, key, fingerprint: *fingerprint, began })
         }
     })
 }
@@ -251,7 +254,8 @@ pub async fn begin(
 ///
 /// # Errors
 /// [`Kind::Payload`] if the answer is too large or its status is none. What Postgres answers; the transaction is aborted
-/// then, also where another request with the key was faster after all.
+/// then, also where another request with the key was faster after all. [`Kind::Handler`], and nothing is stored, if this is
+/// another transaction than that of [`begin`]: somebody has ended that, and the effect may be gone with it.
 pub async fn finish(
     conn: &mut PgConnection,
     pending: Pending,
@@ -266,9 +270,10 @@ pub async fn finish(
     };
     let (names, values): (Vec<&str>, Vec<&[u8]>) =
         answer.headers.iter().map(|(name, value)| (&**name, &**value)).unzip();
-    sqlx::query(
+    let stored = sqlx::query(
         "INSERT INTO tailrace.http_key (scope, key, fingerprint, status, header_names, header_values, body)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+         SELECT $1::text, $2::text, $3::bytea, $4::smallint, $5::text[], $6::bytea[], $7::bytea
+         WHERE (extract(epoch FROM now()) * 1000000)::bigint = $8",
     )
     .bind(&pending.scope)
     .bind(&pending.key.0)
@@ -277,9 +282,14 @@ pub async fn finish(
     .bind(names)
     .bind(values)
     .bind(&answer.body)
+    .bind(pending.began)
     .execute(conn)
     .await
     .map_err(|error| Error::database("the answer to a request cannot be stored", error))?;
+    if stored.rows_affected() == 0 {
+        return Err(Error::new(Kind::Handler, "a handler ended the transaction of its request")
+            .mended_by("handlers must neither commit nor roll back what they were given"));
+    }
     Ok(())
 }
 

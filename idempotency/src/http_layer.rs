@@ -24,7 +24,9 @@
 //!   stored in it, and it is committed; with any other answer it is rolled back and nothing is stored, so that the same
 //!   request is tried anew. [`IdempotencyKeys::keep`] changes which.
 //! - A request that comes again is answered with what is stored, one that is being handled with 409, another request
-//!   under the key with 422, a missing or unreadable key with 400: see [`http_key`].
+//!   under the key with 422, a missing or unreadable key or more than one with 400: see [`http_key`].
+//! - A handler that ends its transaction itself is answered for with 500, and nothing is stored: to commit and to roll
+//!   back is the layer's.
 //! - Bodies are held in memory: of requests up to [`IdempotencyKeys::body_max`] (413 beyond), of answers up to
 //!   [`BODY_BYTES_MAX`].
 //! - Where Postgres does not answer the layer does, with 503, and nothing has happened. The answer to a lost commit is
@@ -45,7 +47,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::error::{BoxError, Error};
+use crate::error::{BoxError, Error, Kind};
 use crate::http_key::{self, BODY_BYTES_MAX, Begun, Fingerprint, Key, Pending};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -229,6 +231,10 @@ impl IdempotencyKeys {
         parts: &Parts,
         body: &[u8],
     ) -> Result<(Transaction<'static, Postgres>, Pending), Response<Full<Bytes>>> {
+        if parts.headers.get_all(IDEMPOTENCY_KEY).iter().count() > 1 {
+            let why = "the header Idempotency-Key is given more than once";
+            return Err(refused(StatusCode::BAD_REQUEST, why));
+        }
         // Whatever cannot be read is no key.
         let given = parts.headers.get(IDEMPOTENCY_KEY);
         let given = given.map(|given| given.to_str().unwrap_or_default());
@@ -282,8 +288,21 @@ async fn end(
     };
     match stored.await {
         Ok(()) => answer,
+        Err(error) if error.kind() == Kind::Handler => {
+            tracing::error!(error = %error, "the answer to a request is not given");
+            ended_by_its_handler()
+        }
         Err(error) => unavailable(&error),
     }
+}
+
+/// The answer of the handler is not to be believed: what it did may be gone, or be there without the answer.
+fn ended_by_its_handler() -> Response<Full<Bytes>> {
+    let problem = r#"{"title":"The request was not handled as a whole","status":500,"detail":"Its handler ended the transaction that it was given. The answer is not stored."}"#;
+    let mut answer = refused(StatusCode::INTERNAL_SERVER_ERROR, problem);
+    let json = HeaderValue::from_static("application/problem+json");
+    answer.headers_mut().insert(header::CONTENT_TYPE, json);
+    answer
 }
 
 /// The form in which an answer is stored.

@@ -53,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) unsequenced: Unsequenced,
     pub(crate) lanes: Lanes,
     pub(crate) rebalance_deadline: Duration,
+    pub(crate) handler_time_out: Duration,
 }
 
 impl Shared {

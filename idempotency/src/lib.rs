@@ -144,6 +144,8 @@ mod native;
 #[cfg(feature = "kafka")]
 mod outage;
 #[cfg(feature = "kafka")]
+mod overrun;
+#[cfg(feature = "kafka")]
 mod parked_rows;
 #[cfg(feature = "kafka")]
 mod parking;
@@ -154,6 +156,8 @@ mod position;
 mod progress;
 #[cfg(feature = "kafka")]
 pub mod projection;
+#[cfg(feature = "kafka")]
+mod reaching;
 #[cfg(feature = "kafka")]
 mod record;
 #[cfg(feature = "kafka")]

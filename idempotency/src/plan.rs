@@ -230,6 +230,15 @@ impl<K: Hash + Eq + Clone> Plan<K> {
         }
     }
 
+    /// The same, where the whole transaction went with it. It need not have been the segment in turn: a session may be
+    /// found gone by those behind it.
+    pub(crate) fn failed_and_lost(&mut self, call: Range<usize>, fate: Fate, again: bool) {
+        let place = self.segments.iter().position(|segment| segment.contains(&call.start));
+        self.turn = place.unwrap_or(0);
+        self.failed(call, fate, again);
+        self.begin_again();
+    }
+
     /// A record will not be run any more.
     pub(crate) fn condemn(&mut self, record: usize, fate: Fate) {
         if let (Fate::Park(_) | Fate::Call, Some(Some(key))) = (&fate, self.keys.get(record)) {

@@ -472,6 +472,35 @@ pub(crate) async fn end_holders(
     .map_err(|error| Error::database("the session of the former owner cannot be ended", error))
 }
 
+/// Ends the session whose transaction holds a lane's row and was begun at least so long ago, and answers whether there was
+/// one. That of a newer owner is younger.
+pub(crate) async fn end_holder(
+    conn: &mut PgConnection,
+    consumer: &str,
+    partition: &Partition,
+    lane: i32,
+    age: Duration,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "WITH holder AS MATERIALIZED (
+             SELECT session.pid
+             FROM tailrace.consumer_progress AS stored
+             JOIN pg_catalog.pg_locks AS held
+               ON held.locktype = 'transactionid' AND held.granted AND held.transactionid = stored.xmax
+             JOIN pg_catalog.pg_stat_activity AS session ON session.pid = held.pid
+             WHERE stored.consumer = $1 AND stored.topic = $2 AND stored.partition = $3 AND stored.lane = $4
+               AND session.xact_start <= clock_timestamp() - make_interval(secs => $5))
+         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) > 0 FROM holder",
+    )
+    .bind(consumer)
+    .bind(&*partition.topic)
+    .bind(partition.number)
+    .bind(lane)
+    .bind(age.as_secs_f64())
+    .fetch_one(conn)
+    .await
+}
+
 pub(crate) fn columns<'a>(
     partitions: impl IntoIterator<Item = &'a Partition>,
 ) -> (Vec<String>, Vec<i32>) {

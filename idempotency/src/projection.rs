@@ -126,6 +126,9 @@ impl Projection {
         if options.start != Start::Earliest {
             faults.push("a read model begins at the beginning of its topics".to_owned());
         }
+        if options.pool.options().get_max_connections() < 2 {
+            faults.push("a read model needs a pool of two connections at least".to_owned());
+        }
         if version > i32::MAX.unsigned_abs() {
             faults.push("the version is too high".to_owned());
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 use tracing::{Instrument as _, Span};
@@ -14,6 +14,7 @@ use crate::guard::{self, Beyond, Candidate, Claim};
 use crate::handler::Outcome;
 use crate::lane::{Shared, in_time};
 use crate::message_id::MessageId;
+use crate::overrun;
 use crate::plan::Plan;
 use crate::record::{Meta, Record};
 use crate::retry::{OnFailure, OutOfHorizon};
@@ -54,6 +55,10 @@ pub(crate) struct Trial<'s, 'a> {
     pub(crate) marks: Vec<Mark>,
     /// How far the calls of records are; what is not here is to be prepared.
     pub(crate) steps: BTreeMap<usize, Step>,
+    /// The call of a handler that has taken longest.
+    slowest: Option<(Duration, Range<usize>)>,
+    /// The call with which the transaction went. There is no way back to a savepoint then.
+    pub(crate) overran: Option<Range<usize>>,
 }
 
 /// How far the call of a record is.
@@ -107,11 +112,25 @@ impl From<Error> for Stumble {
 
 impl<'s, 'a> Trial<'s, 'a> {
     pub(crate) fn new(shared: &'s Shared, work: &'a Work, mark: Mark) -> Self {
-        Self { shared, work, marks: vec![mark; work.records.len()], steps: BTreeMap::new() }
+        let marks = vec![mark; work.records.len()];
+        Self { shared, work, marks, steps: BTreeMap::new(), slowest: None, overran: None }
     }
 
     /// Runs the records of a segment that are to be run. After blame behind a savepoint, all that they did is undone.
     pub(crate) async fn run(
+        &mut self,
+        conn: &mut PgConnection,
+        plan: &mut Plan<&'a [u8]>,
+        segment: Range<usize>,
+        guarded: bool,
+    ) -> Result<(), Stumble> {
+        match self.run_segment(conn, plan, segment, guarded).await {
+            Err(Stumble::Error(error)) => Err(Stumble::Error(self.overrun_in(error))),
+            ran => ran,
+        }
+    }
+
+    async fn run_segment(
         &mut self,
         conn: &mut PgConnection,
         plan: &mut Plan<&'a [u8]>,
@@ -286,25 +305,17 @@ impl<'s, 'a> Trial<'s, 'a> {
         let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(()) };
         let records: Vec<&Record> =
             places.iter().filter_map(|at| self.work.records.get(*at)).collect();
-        let (spans, began) = (trace::of_messages(&records), Instant::now());
-        let around = spans.first().filter(|_| records.len() == 1).cloned();
-        let around = around.unwrap_or_else(Span::current);
-        let handling = async {
-            match records.as_slice() {
-                [record] if self.shared.dispatch.limits(route).is_some() => {
-                    self.step(conn, route, *first, record).await
-                }
-                records => self.shared.dispatch.handle(conn, route, records, &spans).await,
+        let spans = trace::of_messages(&records);
+        let handled = self.handle(conn, route, places, &records, &spans).await;
+        match &handled {
+            Ok(Handled { ended: Ok(Outcome::Done), .. }) => {}
+            Ok(Handled { about: About::One(place), .. }) => {
+                spans.get(*place).into_iter().for_each(trace::failed);
             }
-        };
-        let handled = handling.instrument(around).await;
-        self.shared.meters.handled(began.elapsed());
-        match (&handled.ended, handled.about) {
-            (Ok(Outcome::Done), _) => {}
-            (_, About::One(place)) => spans.get(place).into_iter().for_each(trace::failed),
             _ => spans.iter().for_each(trace::failed),
         }
         drop(spans);
+        let handled = handled?;
         for (place, error) in handled.undecodable {
             if self.shared.policy.on_failure == OnFailure::Halt {
                 return Err(error.into());
@@ -328,6 +339,76 @@ impl<'s, 'a> Trial<'s, 'a> {
             Err(error) => return Err(self.blame(call, error)),
         };
         Err(Stumble::Blame(Blame { call, fate, again }))
+    }
+
+    /// Runs a handler, for as long as it may take.
+    async fn handle(
+        &mut self,
+        conn: &mut PgConnection,
+        route: RouteId,
+        places: &[usize],
+        records: &[&'a Record],
+        spans: &[Span],
+    ) -> Result<Handled, Stumble> {
+        let (Some(at), Some(last), Some(first)) = (places.first(), places.last(), records.first())
+        else {
+            return Ok(Handled::of_all(Vec::new(), Ok(Outcome::Done)));
+        };
+        let around = spans.first().filter(|_| records.len() == 1).cloned();
+        let around = around.unwrap_or_else(Span::current);
+        let (shared, began) = (self.shared, Instant::now());
+        let watched = shared.health.handles(first.meta.position(), shared.handler_time_out);
+        let handling = async {
+            match records {
+                [record] if shared.dispatch.limits(route).is_some() => {
+                    self.step(conn, route, *at, record).await
+                }
+                records => shared.dispatch.handle(conn, route, records, spans).await,
+            }
+        };
+        let handling = handling.instrument(around);
+        let handled = tokio::time::timeout(shared.handler_time_out, handling).await;
+        drop(watched);
+        let took = began.elapsed();
+        shared.meters.handled(took);
+        let call = *at..last + 1;
+        if self.slowest.as_ref().is_none_or(|(longest, _)| *longest < took) {
+            self.slowest = Some((took, call.clone()));
+        }
+        match handled {
+            Ok(handled) => Ok(handled),
+            Err(_) => match overrun::cut_off(shared, &first.meta, records.len()).await {
+                Ok(error) => {
+                    self.overran = Some(call);
+                    Err(Stumble::Error(error))
+                }
+                Err(away) => Err(Stumble::Error(away)),
+            },
+        }
+    }
+
+    /// An error that was found after the handlers names whose it may be.
+    fn named(&self, call: &Range<usize>, error: Error) -> Error {
+        if error.kind() != Kind::Handler || error.position().is_some() {
+            return error;
+        }
+        let records = self.work.records.get(call.clone()).unwrap_or_default();
+        match records {
+            [] => error,
+            [record] => error.at(record.meta.position()).about(record.meta.message_id()),
+            [first, .., last] => error.within(first.meta.position(), last.meta.position()),
+        }
+    }
+
+    /// An error of a session that is gone is that of the handler which let it go.
+    fn overrun_in(&mut self, error: Error) -> Error {
+        let Some((took, call)) = &self.slowest else { return error };
+        let Some(first) = self.work.records.get(call.start) else { return error };
+        if self.overran.is_some() || !overrun::lost_by(&error, *took, self.shared) {
+            return error;
+        }
+        self.overran = Some(call.clone());
+        overrun::idled(self.shared, &first.meta, call.len(), error)
     }
 
     /// The part of a call that belongs into a transaction. What does not decode is told as such.
@@ -363,7 +444,9 @@ impl<'s, 'a> Trial<'s, 'a> {
     }
 
     /// What an error in these records means.
-    pub(crate) fn blame(&self, call: Range<usize>, error: Error) -> Stumble {
+    pub(crate) fn blame(&mut self, call: Range<usize>, error: Error) -> Stumble {
+        let error = self.overrun_in(error);
+        let error = self.named(&call, error);
         let fate = match self.shared.policy.on_failure {
             _ if error.verdict() != Verdict::Message => return Stumble::Error(error),
             OnFailure::Halt => return Stumble::Error(error),
@@ -374,7 +457,7 @@ impl<'s, 'a> Trial<'s, 'a> {
     }
 
     /// Keeps what the segment did, unless a handler left the transaction in no state to.
-    async fn release(&self, conn: &mut PgConnection, all: Range<usize>) -> Result<(), Stumble> {
+    async fn release(&mut self, conn: &mut PgConnection, all: Range<usize>) -> Result<(), Stumble> {
         let released = in_time("a savepoint cannot be released", async {
             let released = sqlx::raw_sql(RELEASE).execute(conn).await;
             released.map_err(|error| Error::database("a savepoint cannot be released", error))
@@ -420,6 +503,7 @@ pub(crate) fn of_handler(error: Error) -> Error {
         )
         .caused_by(error)
         .mended_by("return the error, or put the statement behind a savepoint"),
+        Some("25P03") => error,
         Some(_) => Error::new(Kind::Handler, "a constraint that was deferred does not hold")
             .caused_by(error),
         None => error,

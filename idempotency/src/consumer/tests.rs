@@ -7,6 +7,7 @@ mod faults;
 mod lanes;
 mod leaving;
 mod outages;
+mod overrun;
 mod ownership;
 mod parking;
 mod position;

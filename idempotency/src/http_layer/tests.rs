@@ -23,6 +23,14 @@ async fn pay(
             .await
             .unwrap();
     }
+    if let Some(statements) = match &*body {
+        "rolled back" => Some("ROLLBACK"),
+        "begun anew" => Some("ROLLBACK; BEGIN"),
+        "committed" => Some("COMMIT"),
+        _ => None,
+    } {
+        sqlx::raw_sql(statements).execute(&mut *tx.conn().unwrap()).await.unwrap();
+    }
     gate.acquire().await.unwrap().forget();
     let status = if body == "broken" { StatusCode::BAD_GATEWAY } else { StatusCode::CREATED };
     (status, [("location", "/payments/1"), ("date", "today")], format!("paid {body}"))
@@ -85,6 +93,35 @@ async fn a_request_that_comes_again_through_the_layer_has_no_effect_and_the_same
     assert_eq!([other.0, others_key.0, missing.0, large.0], [422, 201, 400, 413]);
     assert_eq!(health.status(), 200);
     assert_eq!(bed.count(PAYMENTS).await, 2);
+}
+
+#[tokio::test]
+async fn a_handler_that_ends_its_transaction_is_found_out_and_its_answer_is_not_stored() {
+    let (bed, router, _) = router("http_layer_ended", 100).await;
+
+    for ended in ["rolled back", "begun anew", "committed"] {
+        for _ in 0..2 {
+            let (status, body, parts) = ask(&router, Some("ended"), "anna", ended).await;
+            assert_eq!(status, 500, "{ended}: {body}");
+            assert_eq!(parts.headers.get("content-type").unwrap(), "application/problem+json");
+            assert!(body.contains("ended the transaction"), "{body}");
+        }
+    }
+
+    assert_eq!(bed.count("SELECT count(*) FROM tailrace.http_key").await, 0);
+    assert_eq!(ask(&router, Some("a"), "anna", "ten").await.0, 201);
+}
+
+#[tokio::test]
+async fn two_keys_in_a_request_are_refused() {
+    let (bed, router, _) = router("http_layer_two", 100).await;
+
+    let request = Request::post("/payments").header("Idempotency-Key", "a");
+    let request = request.header("Idempotency-Key", "b").body(Body::from("ten")).unwrap();
+    let answer = Service::call(&mut router.clone(), request).await.unwrap();
+
+    assert_eq!(answer.status(), 400);
+    assert_eq!(bed.count(PAYMENTS).await, 0);
 }
 
 #[tokio::test]

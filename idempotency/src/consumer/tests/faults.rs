@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tailrace_stack::Towards;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -104,11 +105,21 @@ async fn a_handler_that_commits_by_itself_is_found_out() {
     let topic = bed.topic("faults_commits", 1).await;
     produce(bed.brokers(), &topic, &records(1, 1));
 
-    let config = one_batch(&bed, &topic, 1);
-    let error = start(Consumer::new(config).topic(&topic).on("numbered.v1", commits)).end().await;
+    let ended = async |count| {
+        let config = one_batch(&bed, &topic, count);
+        start(Consumer::new(config).topic(&topic).on("numbered.v1", commits)).end().await
+    };
 
-    assert_eq!(error.kind(), Kind::Handler);
+    let error = ended(1).await;
+    assert_eq!((error.kind(), error.position().unwrap().offset.get()), (Kind::Handler, 0));
+    assert!(error.message_id().is_some());
     assert!(error.to_string().contains("ended the transaction"), "{error}");
+    // What it committed counts as applied.
+    produce(bed.brokers(), &topic, &records(3, 1));
+    let error = ended(3).await;
+    let text = error.to_string();
+    assert!(text.contains("somewhere up to offset 3, at topic"), "{text}");
+    assert!(text.contains("offset 1"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,6 +303,17 @@ async fn a_start_without_tables_topic_or_servers_is_one_clear_error() {
     let missing = start(consumer(&bed, &topic, "no-such-topic")).end().await;
     let nobody = Config::new(&topic, "127.0.0.1:1", bed.pool.clone()).start_deadline(short);
     let nobody = start(Consumer::new(nobody).topic(&topic).on("numbered.v1", effect)).end().await;
+    let with = async |options: PgConnectOptions| {
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        let config = Config::new(&topic, bed.brokers(), pool).start_deadline(DEADLINE);
+        start(Consumer::new(config).topic(&topic).on("numbered.v1", effect)).end().await
+    };
+    let options = bed.pool.connect_options();
+    let unknown = with(PgConnectOptions::clone(&options).database("no_such_database")).await;
+    let property = Config::new(&topic, bed.brokers(), bed.pool.clone());
+    let property = property.kafka_property("no.such.property", "secret");
+    let property =
+        start(Consumer::new(property).topic(&topic).on("numbered.v1", effect)).end().await;
     let absent = PgPool::connect_lazy("postgres://127.0.0.1:1/none").unwrap();
     let absent = Config::new(&topic, bed.brokers(), absent).start_deadline(short);
     let absent = start(Consumer::new(absent).topic(&topic).on("numbered.v1", effect)).end().await;
@@ -300,7 +322,9 @@ async fn a_start_without_tables_topic_or_servers_is_one_clear_error() {
         (tables, Kind::Schema, "schema::install"),
         (missing, Kind::Kafka, "the topic no-such-topic does not exist"),
         (nobody, Kind::Kafka, "no broker of 127.0.0.1:1 answered"),
-        (absent, Kind::Database, "postgres cannot be reached"),
+        (absent, Kind::Database, "reached at 127.0.0.1:1, database none: "),
+        (unknown, Kind::Database, "database no_such_database: there is no such database"),
+        (property, Kind::Config, "the kafka client refuses the property no.such.property"),
     ] {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(text), "{error}");
@@ -332,6 +356,8 @@ async fn what_is_missing_or_doubled_is_listed_before_anything_starts() {
     let empty = Consumer::<()>::new(Config::new("", "b:1", pool.clone()));
     let doubled = Consumer::new(Config::new("c", "b:1", pool))
         .topic("^all")
+        .topic("twice")
+        .topic("twice")
         .on("numbered.v1", effect)
         .on("numbered.v1", effect);
 
@@ -341,7 +367,7 @@ async fn what_is_missing_or_doubled_is_listed_before_anything_starts() {
     for part in ["name", "no topic", "no handler"] {
         assert!(empty.contains(part), "{empty}");
     }
-    for part in ["exact names", "numbered.v1 has two handlers"] {
+    for part in ["exact names", "topic twice is subscribed twice", "numbered.v1 has two handlers"] {
         assert!(doubled.contains(part), "{doubled}");
     }
 }

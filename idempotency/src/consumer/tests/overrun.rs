@@ -1,0 +1,176 @@
+//! Handlers that take too long: cut off, or found out by the session that they have lost.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+
+use sqlx::PgPool;
+
+use super::*;
+use crate::handler::{BatchCx, Item};
+use crate::retry::OnFailure;
+
+/// Longer than a handler takes that does its work, on a busy machine.
+const TIME_OUT: Duration = Duration::from_secs(1);
+
+fn config(bed: &Bed, topic: &str) -> Config {
+    let short = Duration::from_millis(50);
+    let config = Config::new(topic, bed.brokers(), bed.pool.clone()).parked_wait(short, short);
+    config.batch_wait(Duration::from_secs(1)).handler_time_out(TIME_OUT)
+}
+
+const EFFECTS: &str = "SELECT count(*) FROM effect";
+const PARKED: &str = "SELECT count(*) FROM tailrace.parked_message";
+
+async fn numbers(bed: &Bed) -> String {
+    let numbers = "SELECT string_agg(number::text, ' ' ORDER BY number) FROM effect";
+    sqlx::query_scalar(numbers).fetch_one(&bed.pool).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_does_not_end_is_cut_off_and_parked_with_its_key_alone() {
+    async fn hangs(cx: Cx<'_, Arc<AtomicBool>>, message: Numbered) -> Result<Outcome, BoxError> {
+        let (cured, number) = (cx.state.load(Ordering::Relaxed), message.number);
+        effect(Cx { conn: &mut *cx.conn, meta: cx.meta, state: &() }, message).await?;
+        match number {
+            1 if !cured => std::future::pending().await,
+            // With the row of its progress locked, whoever waits for the answer.
+            3 if !cured => {
+                sqlx::query("SELECT pg_sleep(600)").execute(cx.conn).await?;
+            }
+            _ => {}
+        }
+        Ok(Outcome::Done)
+    }
+    let bed = bed("overrun_hangs").await;
+    let topic = bed.topic("overrun_hangs", 1).await;
+    produce(bed.brokers(), &topic, &records(8, 5));
+
+    let state = Arc::new(AtomicBool::new(false));
+    let config = config(&bed, &topic).batch_records_max(8).state(Arc::clone(&state));
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", hangs));
+    running.delivered(8).await;
+
+    assert_eq!(numbers(&bed).await, "0 2 4 5 7");
+    let named = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'waiting' AND attempts > 0
+         AND detail LIKE 'the handler of numbered.v1 did not end within the handler_time_out of 1 s%'";
+    assert_eq!((bed.count(named).await, bed.count(PARKED).await), (2, 3));
+    let again = "SELECT count(*) FROM tailrace.parked_message WHERE attempts > 2";
+    until(async || bed.count(again).await == 2).await;
+
+    state.store(true, Ordering::Relaxed);
+    running.applied(8).await;
+    running.stop().await.unwrap();
+    assert_eq!((bed.count(EFFECTS).await, bed.count(PARKED).await), (8, 0));
+    assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_cut_off_is_halved_until_the_message_stands_alone() {
+    async fn hangs(cx: BatchCx<'_>, items: Vec<Item<'_, Numbered>>) -> Result<Outcome, BoxError> {
+        let hangs = items.iter().any(|item| item.message.number == 5);
+        for Item { meta, message, .. } in items {
+            effect(Cx { conn: &mut *cx.conn, meta, state: &() }, message).await?;
+        }
+        if hangs { std::future::pending().await } else { Ok(Outcome::Done) }
+    }
+    let bed = bed("overrun_batch").await;
+    let topic = bed.topic("overrun_batch", 1).await;
+    produce(bed.brokers(), &topic, &records(8, 8));
+
+    let config = config(&bed, &topic).batch_records_max(8).on_failure(OnFailure::DeadLetter);
+    let running = start(Consumer::new(config).topic(&topic).on_batch("numbered.v1", hangs));
+    running.delivered(8).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.dead_lettered), (7, 1));
+    assert_eq!(numbers(&bed).await, "0 1 2 3 4 6 7");
+}
+
+/// Sees to it that Postgres ends the session: nothing but time could.
+async fn idle(conn: &mut sqlx::PgConnection, pool: &PgPool) -> Result<(), BoxError> {
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(conn).await?;
+    until(async || {
+        let lives = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)";
+        let lives: bool = sqlx::query_scalar(lives).bind(pid).fetch_one(pool).await.unwrap();
+        !lives
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_idles_its_session_away_is_blamed_and_not_who_finds_it_gone() {
+    async fn idles(cx: Cx<'_, PgPool>, message: Numbered) -> Result<Outcome, BoxError> {
+        let number = message.number;
+        effect(Cx { conn: &mut *cx.conn, meta: cx.meta, state: &() }, message).await?;
+        if number == 2 || number == 8 {
+            idle(cx.conn, cx.state).await?;
+        }
+        Ok(Outcome::Done)
+    }
+    let bed = bed("overrun_idles").await;
+    let topic = bed.topic("overrun_idles", 1).await;
+    produce(bed.brokers(), &topic, &records(8, 8));
+
+    let config = config(&bed, &topic).batch_records_max(8).attempts_max(3);
+    let config = config.handler_time_out(DEADLINE).rebalance_deadline(Duration::from_millis(300));
+    let config = config.state(bed.pool.clone());
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", idles));
+    running.delivered(8).await;
+    // The last one is alone in its batch.
+    produce(bed.brokers(), &topic, &[numbered("key-2", 10), numbered("alone", 8)]);
+    running.delivered(10).await;
+
+    assert_eq!(numbers(&bed).await, "0 1 3 4 5 6 7");
+    let stuck = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'stuck' AND detail LIKE
+         'the handler of numbered.v1 left its transaction idle for longer than the rebalance_deadline of 0.3 s%'";
+    until(async || bed.count(stuck).await == 2).await;
+    running.stop().await.unwrap();
+    assert_eq!(bed.count(PARKED).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_halting_consumer_names_the_message_and_the_time_out_of_its_handler() {
+    async fn hangs(_: Cx<'_>, _: Numbered) -> Result<Outcome, BoxError> {
+        std::future::pending().await
+    }
+    let bed = bed("overrun_halts").await;
+    let topic = bed.topic("overrun_halts", 1).await;
+    produce(bed.brokers(), &topic, &records(1, 1));
+
+    let config = config(&bed, &topic).on_failure(OnFailure::Halt);
+    let error = start(Consumer::new(config).topic(&topic).on("numbered.v1", hangs)).end().await;
+
+    assert_eq!((error.kind(), error.position().unwrap().offset.get()), (Kind::Handler, 0));
+    assert!(error.to_string().contains("handler_time_out of 1 s"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_of_a_handler_that_blocks_its_thread() {
+    type Blocked = Mutex<mpsc::Receiver<()>>;
+    async fn blocks(cx: Cx<'_, Blocked>, message: Numbered) -> Result<Outcome, BoxError> {
+        tokio::task::block_in_place(|| cx.state.lock().unwrap().recv_timeout(DEADLINE))?;
+        effect(Cx { conn: cx.conn, meta: cx.meta, state: &() }, message).await?;
+        Ok(Outcome::Done)
+    }
+    let bed = bed("overrun_blocks").await;
+    let topic = bed.topic("overrun_blocks", 1).await;
+    produce(bed.brokers(), &topic, &records(1, 1));
+
+    let (go, blocked) = mpsc::channel();
+    let config = config(&bed, &topic).handler_time_out(Duration::from_millis(200));
+    let config = config.rebalance_deadline(DEADLINE).state(Mutex::new(blocked));
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", blocks));
+    let told = format!("with topic {topic} partition 0 offset 0");
+    let health = running.health.clone();
+    until(async || health.faults().iter().any(|fault| fault.ends_with(&told))).await;
+    // What comes after the wait is cut off, and the message tried again.
+    for _ in 0..20 {
+        go.send(()).unwrap();
+    }
+
+    running.applied(1).await;
+    assert!(running.health.faults().is_empty());
+    running.stop().await.unwrap();
+}

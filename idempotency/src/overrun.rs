@@ -1,0 +1,98 @@
+//! Handlers that take too long: they are cut off, or found out by the session that they have lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+
+use crate::error::{Error, Kind, Lost};
+use crate::lane::Shared;
+use crate::progress::{self, Partition};
+use crate::record::Meta;
+
+/// How long Postgres may take to end the session of a handler that was cut off.
+const END_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A handler has not ended in time, and its future is gone. Its session is ended, for a statement of it that still runs
+/// keeps its locks, whoever waits for the answer, and the next attempt would wait for them.
+///
+/// # Errors
+/// Postgres does not answer at all: then it is nobody's fault that the handler got no further.
+pub(crate) async fn cut_off(
+    shared: &Shared,
+    first: &Meta,
+    messages: usize,
+) -> Result<Error, Error> {
+    let ended = tokio::time::timeout(END_WAIT_MAX, end_session(shared, first)).await;
+    match ended {
+        Ok(Ok(_)) => {}
+        // It answers.
+        Ok(Err(error @ sqlx::Error::Database(_))) => {
+            tracing::debug!(%error, "the session of a handler that was cut off is left to its end");
+        }
+        Ok(Err(error)) => return Err(Error::database(AWAY, error)),
+        Err(_) => return Err(Error::database_silent(AWAY, END_WAIT_MAX)),
+    }
+    let time = shared.handler_time_out.as_secs_f32();
+    let text = format!(
+        "the handler of {}{} did not end within the handler_time_out of {time} s",
+        first.message_type(),
+        of_many(messages),
+    );
+    let error = failed(text, first)
+        .mended_by("bound what the handler waits for, or raise Config::handler_time_out");
+    tracing::warn!(error = %error, "a handler is cut off");
+    Ok(error)
+}
+
+const AWAY: &str = "postgres does not answer while a handler runs";
+
+/// On a connection of its own: the pool may have no other, and all of its connections may be in such hands.
+async fn end_session(shared: &Shared, first: &Meta) -> Result<bool, sqlx::Error> {
+    let position = first.position();
+    let lane = shared.lanes.of(first.key(), position.offset);
+    let partition = Partition { topic: Arc::clone(&position.topic), number: position.partition };
+    let mut conn = PgConnection::connect_with(&shared.pool.connect_options()).await?;
+    // The clocks may differ a little.
+    let age = shared.handler_time_out.mul_f32(0.9);
+    let lane = i32::try_from(lane).unwrap_or(i32::MAX);
+    progress::end_holder(&mut conn, &shared.consumer, &partition, lane, age).await
+}
+
+/// Whether a session that is found gone was lost by a handler that took so long.
+pub(crate) fn lost_by(error: &Error, took: Duration, shared: &Shared) -> bool {
+    match error.lost_session() {
+        Some(Lost::ForIdling) => true,
+        // What Postgres said as it closed the connection may not have arrived.
+        Some(Lost::Silently) => took >= shared.rebalance_deadline,
+        None => false,
+    }
+}
+
+/// The error of a handler for whose waiting Postgres has ended the session.
+pub(crate) fn idled(shared: &Shared, first: &Meta, messages: usize, error: Error) -> Error {
+    let time = shared.rebalance_deadline.as_secs_f32();
+    let text = format!(
+        "the handler of {}{} left its transaction idle for longer than the rebalance_deadline of {time} s, so that \
+         postgres ended its session",
+        first.message_type(),
+        of_many(messages),
+    );
+    let error = failed(text, first).caused_by(error).mended_by(
+        "have the handler wait for nothing but its statements, or raise Config::rebalance_deadline",
+    );
+    tracing::warn!(error = %error, "a handler has lost its transaction");
+    error
+}
+
+fn of_many(messages: usize) -> String {
+    match messages {
+        0 | 1 => String::new(),
+        many => format!(" for {many} messages, of which the first is named,"),
+    }
+}
+
+fn failed(text: String, first: &Meta) -> Error {
+    let error = Error::new(Kind::Handler, text).losing_the_transaction();
+    error.at(first.position()).about(first.message_id())
+}
