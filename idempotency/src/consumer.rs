@@ -405,12 +405,6 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         if self.topics.is_empty() {
             faults.push("no topic is subscribed".to_owned());
         }
-        let doubled = |(at, topic): (usize, &Arc<str>)| {
-            self.topics.iter().take(at).any(|other| other == topic).then(|| topic.to_string())
-        };
-        for topic in self.topics.iter().enumerate().filter_map(doubled) {
-            faults.push(format!("the topic {topic} is subscribed twice"));
-        }
         if self.topics.iter().any(|topic| topic.is_empty() || topic.starts_with('^')) {
             faults.push("topics are subscribed by their exact names".to_owned());
         }

@@ -356,8 +356,6 @@ async fn what_is_missing_or_doubled_is_listed_before_anything_starts() {
     let empty = Consumer::<()>::new(Config::new("", "b:1", pool.clone()));
     let doubled = Consumer::new(Config::new("c", "b:1", pool))
         .topic("^all")
-        .topic("twice")
-        .topic("twice")
         .on("numbered.v1", effect)
         .on("numbered.v1", effect);
 
@@ -367,7 +365,7 @@ async fn what_is_missing_or_doubled_is_listed_before_anything_starts() {
     for part in ["name", "no topic", "no handler"] {
         assert!(empty.contains(part), "{empty}");
     }
-    for part in ["exact names", "topic twice is subscribed twice", "numbered.v1 has two handlers"] {
+    for part in ["exact names", "numbered.v1 has two handlers"] {
         assert!(doubled.contains(part), "{doubled}");
     }
 }
