@@ -64,6 +64,7 @@ async fn what_goes_wrong_while_the_page_is_open_is_put_right() {
     let mut shop = Shop::open(&program(), &[]).await;
 
     a_double_click_is_one_order_and_the_trace_that_is_given_is_kept(&shop).await;
+    an_order_that_makes_no_sense_is_refused_in_words(&shop).await;
     dead_letters_are_listed_and_retried_once_the_fault_is_gone(&shop).await;
     a_service_that_is_killed_comes_back_and_ends_what_was_under_way(&shop).await;
     kafka_may_be_away(&shop).await;
@@ -94,6 +95,22 @@ async fn a_double_click_is_one_order_and_the_trace_that_is_given_is_kept(shop: &
     let orders = shop.order_is(order, "completed", END_MAX).await;
     let is = |it: &&Value| it.get("id") == Some(&json!(order.to_string()));
     assert_eq!(orders.as_array().into_iter().flatten().filter(is).count(), 1);
+}
+
+/// A negative quantity would put goods on the shelf, and a negative price money into a pocket.
+async fn an_order_that_makes_no_sense_is_refused_in_words(shop: &Shop) {
+    for (wish, about) in [
+        (json!({}), "style"),
+        (json!({ "style": "orchestration", "quantity": -1 }), "quantity"),
+        (json!({ "style": "choreography", "cents": 0 }), "cents"),
+        (json!({ "style": "choreography", "sku": "" }), "sku"),
+    ] {
+        let answer = shop.place(Uuid::now_v7(), &wish).await;
+        assert_eq!(answer.code, 400, "{answer:?}");
+        let told: Value = serde_json::from_str(&answer.body).expect("it is json");
+        let problem = told.get("problem").and_then(Value::as_str).unwrap_or_default();
+        assert!(problem.contains(about), "{answer:?}");
+    }
 }
 
 async fn dead_letters_are_listed_and_retried_once_the_fault_is_gone(shop: &Shop) {

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::map_response;
@@ -39,6 +40,11 @@ const FEED_EVERY: Duration = Duration::from_millis(500);
 const SUMMARY_MAX: Duration = Duration::from_secs(1);
 /// Another service answers by then, or the page is told that it does not.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// The most of one article, the highest price, and the longest text of an order.
+const QUANTITY_MAX: i64 = 1_000;
+const CENTS_MAX: i64 = 100_000_000;
+const TEXT_BYTES_MAX: usize = 200;
 
 #[derive(Clone)]
 struct Front {
@@ -132,6 +138,20 @@ fn address() -> String {
 }
 
 impl Wish {
+    /// Why nobody can be sold this.
+    fn fault(&self) -> Option<&'static str> {
+        let texts = [&self.sku, &self.card, &self.address];
+        if !(1..=QUANTITY_MAX).contains(&self.quantity) {
+            return Some("quantity is a number from 1 to 1000");
+        }
+        if !(1..=CENTS_MAX).contains(&self.cents) {
+            return Some("cents is a number from 1 to 100000000");
+        }
+        let fits = |text: &&String| (1..=TEXT_BYTES_MAX).contains(&text.len());
+        let all_fit = texts.iter().all(fits);
+        (!all_fit).then_some("sku, card and address have 1 to 200 bytes each")
+    }
+
     /// The key makes the order's id: a second click is the same order.
     fn order(self, id: Uuid) -> Order {
         let Wish { style, sku, quantity, cents, card, address } = self;
@@ -143,13 +163,20 @@ impl Wish {
 async fn place(
     State(front): State<Front>,
     headers: HeaderMap,
-    Json(wish): Json<Wish>,
+    wish: Result<Json<Wish>, JsonRejection>,
 ) -> Result<Response, Problem> {
+    let wrong = |problem| Problem(StatusCode::BAD_REQUEST, problem);
+    let Json(wish) = wish.map_err(|_| {
+        wrong("an order is a JSON object with a style, choreography or orchestration")
+    })?;
+    if let Some(fault) = wish.fault() {
+        return Err(wrong(fault));
+    }
     let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
     let id = key
         .and_then(|key| key.trim_matches('"').parse::<Uuid>().ok())
         .filter(|id| id.get_version_num() == 7)
-        .ok_or(Problem(StatusCode::BAD_REQUEST, "Idempotency-Key must be a UUID of version 7"))?;
+        .ok_or(wrong("Idempotency-Key must be a UUID of version 7"))?;
     let cents = wish.cents;
     let trace = traces::headers(&traces::of_or_new(&headers));
     let request = front
