@@ -46,6 +46,8 @@ pub(crate) struct RelayArguments {
     /// The slot, and the relay's id as well.
     pub(crate) slot: String,
     pub(crate) mode: Mode,
+    /// How long records wait for others; none as it is by default.
+    pub(crate) gather: Option<Duration>,
 }
 
 /// A running relay. Dropping it kills it.
@@ -69,6 +71,13 @@ impl RelayProcess {
             .args(["--delivery", arguments.mode.name()])
             // It says at this level when it leads.
             .env("RUST_LOG", "info");
+        if let Some(gather) = arguments.gather {
+            let gather = gather.as_millis();
+            match arguments.mode {
+                Mode::ExactlyOnce => command.args(["--linger", &format!("{gather}ms")]),
+                Mode::AtLeastOnce => command.args(["-X", &format!("linger.ms={gather}")]),
+            };
+        }
         RelayProcess::spawn(command)
     }
 

@@ -93,6 +93,7 @@ impl Site {
             brokers: self.brokers.clone(),
             slot: unique("tailrace"),
             mode,
+            gather: None,
         }
     }
 

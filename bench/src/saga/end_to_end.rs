@@ -70,6 +70,10 @@ pub(crate) struct Options {
     /// How long a batch waits for more records, in microseconds
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     batch_wait_us: u64,
+    /// How long relays have records wait for others, in milliseconds, as docs/operating.md advises for a small machine: the
+    /// linger of transactions, 10 where it is not given, or of batches where delivery is at least once, then 2
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=1_000))]
+    relay_linger_ms: Option<u64>,
     /// Partitions of each topic. Each has a transaction of its own, so that more of them are more transactions for the
     /// same sagas
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -112,6 +116,13 @@ pub(crate) async fn measure(stack: &Stack, options: &Options) -> Result<Vec<Figu
     }
     let mut figures = Vec::new();
     for mode in modes {
+        figure::tell(&format!(
+            "{}: relays gather for {:?}, consumers for {:?}; {} partitions of each topic",
+            mode.name(),
+            options.gather(mode),
+            Duration::from_micros(options.batch_wait_us),
+            options.partitions,
+        ));
         let mut site = Site::new(stack, mode, options).await?;
         figures.extend(site.measure(mode, options).await?);
         site.end().await?;
@@ -119,8 +130,23 @@ pub(crate) async fn measure(stack: &Stack, options: &Options) -> Result<Vec<Figu
     Ok(figures)
 }
 
+impl Options {
+    fn gather(&self, mode: Mode) -> Duration {
+        let default = match mode {
+            Mode::ExactlyOnce => 10,
+            Mode::AtLeastOnce => 2,
+        };
+        Duration::from_millis(self.relay_linger_ms.unwrap_or(default))
+    }
+}
+
 impl Home {
-    async fn new(stack: &Stack, name: &str, mode: Mode) -> Result<Self, Failure> {
+    async fn new(
+        stack: &Stack,
+        name: &str,
+        mode: Mode,
+        options: &Options,
+    ) -> Result<Self, Failure> {
         let database = stack.postgres().fresh_database(name).await?;
         let mut conn = PgConnection::connect(database.url()).await?;
         tailrace_idempotency::schema::install(&mut conn).await?;
@@ -132,6 +158,7 @@ impl Home {
             brokers: stack.kafka().brokers().to_owned(),
             slot: unique(name),
             mode,
+            gather: Some(options.gather(mode)),
         })?;
         relay.says("leading").await?;
         Ok(Self { database, relay })
@@ -143,10 +170,10 @@ impl Site {
         let brokers = stack.kafka().brokers().to_owned();
         let prefix = format!("{}.", unique("saga"));
         make_topics(&brokers, &prefix, i32::try_from(options.partitions)?).await?;
-        let orders = Home::new(stack, "saga_orders", mode).await?;
+        let orders = Home::new(stack, "saga_orders", mode, options).await?;
         let mut conn = PgConnection::connect(orders.database.url()).await?;
         sqlx::raw_sql(TELL).execute(&mut conn).await?;
-        let mut services = vec![Home::new(stack, "saga_service", mode).await?];
+        let mut services = vec![Home::new(stack, "saga_service", mode, options).await?];
         let place = Place {
             database_url: orders.database.url().to_owned(),
             kafka_brokers: brokers,
@@ -157,7 +184,7 @@ impl Site {
         let mut processes = vec![place.engine().await?];
         for (at, service) in Service::ALL.into_iter().enumerate() {
             if at > 0 && !options.one_database {
-                services.push(Home::new(stack, "saga_service", mode).await?);
+                services.push(Home::new(stack, "saga_service", mode, options).await?);
             }
             let home = services.last().ok_or("a service has a database")?;
             let database_url = home.database.url().to_owned();
