@@ -26,6 +26,8 @@ mod endpoints;
 mod examples;
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/fatal_call.rs"]
+mod fatal_call;
 #[path = "e2e/gaps.rs"]
 mod gaps;
 #[path = "e2e/half_made.rs"]
