@@ -13,7 +13,10 @@ use tokio::time::{interval, timeout};
 use crate::consumer_zombie::{applied, produce_as};
 use crate::run::{LEAD_MAX, node, stop};
 
-const ATTEMPTS_MAX: u32 = 3;
+/// Calls that are made at the moment of a death are broken off too. The first time all are; from the second on each waits
+/// for a time of its own, so that others come apart from the one that kills.
+const ATTEMPTS_MAX: u32 = 5;
+const WAIT_MS: &str = "1000";
 /// It has the key of the numbers 3, 17 and 24.
 const FATAL: i64 = 10;
 const MESSAGES: i64 = 28;
@@ -42,14 +45,15 @@ async fn set_aside(pool: &PgPool, state: State) -> Entry {
 
 /// Has a message kill its processes until that comes to an end in this state.
 async fn comes_to_an_end(stack: &Stack, state: State, more: &[&str]) {
-    let database = stack.postgres().fresh_database("fatal_call").await.unwrap();
-    let pool = PgPool::connect(database.url()).await.unwrap();
-    schema::install(&mut pool.acquire().await.unwrap()).await.unwrap();
+    let database = stack.postgres().fresh_database("fatal_call").await.expect("a database");
+    let pool = PgPool::connect(database.url()).await.expect("a pool");
+    let mut conn = pool.acquire().await.expect("a connection");
+    schema::install(&mut conn).await.expect("the tables are made");
     let effect = "CREATE TABLE effect (message_id uuid, number bigint)";
-    sqlx::raw_sql(effect).execute(&pool).await.unwrap();
+    sqlx::raw_sql(effect).execute(&pool).await.expect("the table of effects is made");
     let (kafka, brokers) = (stack.kafka(), stack.kafka().brokers());
-    let topic = kafka.fresh_topic("fatal_call", 1).await.unwrap();
-    kafka.set_group_session(&topic, SESSION).await.unwrap();
+    let topic = kafka.fresh_topic("fatal_call", 1).await.expect("a topic");
+    kafka.set_group_session(&topic, SESSION).await.expect("a session");
     produce_as("called.v1", brokers, &topic, 0..MESSAGES);
     let (attempts, fatal) = (ATTEMPTS_MAX.to_string(), FATAL.to_string());
     let arguments = [
@@ -57,7 +61,7 @@ async fn comes_to_an_end(stack: &Stack, state: State, more: &[&str]) {
         ("--kafka-brokers", brokers),
         ("--group", &topic),
         ("--topic", &topic),
-        ("--parked-wait-ms", "100"),
+        ("--parked-wait-ms", WAIT_MS),
         ("--attempts-max", &attempts),
         ("--abort-at", &fatal),
     ];
@@ -75,7 +79,7 @@ async fn comes_to_an_end(stack: &Stack, state: State, more: &[&str]) {
     if state == State::Stuck {
         // All others are done, and those of its key wait behind it.
         applied(&pool, MESSAGES - 1 - BEHIND).await;
-        inbox::discard(&mut pool.acquire().await.unwrap(), &ended, &By::new("anna")).await.unwrap();
+        inbox::discard(&mut conn, &ended, &By::new("anna")).await.expect("it is given up");
         set_aside(&pool, State::Dead).await;
     }
     applied(&pool, MESSAGES - 1).await;
@@ -85,8 +89,11 @@ async fn comes_to_an_end(stack: &Stack, state: State, more: &[&str]) {
     assert_eq!(ended.offset, FATAL);
     let doubled =
         "SELECT count(*), count(DISTINCT number), count(*) FILTER (WHERE number = $1) FROM effect";
-    let effects: (i64, i64, i64) =
-        sqlx::query_as(doubled).bind(FATAL).fetch_one(&pool).await.unwrap();
+    let effects: (i64, i64, i64) = sqlx::query_as(doubled)
+        .bind(FATAL)
+        .fetch_one(&pool)
+        .await
+        .expect("the effects are counted");
     assert_eq!(effects, (MESSAGES - 1, MESSAGES - 1, 0));
 }
 
