@@ -3,13 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+
+/// A client whose brokers are away tries them several times a second and says so each time. The log hears of it so often.
+const AWAY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// What the group's coordinator wants; the client waits for the answer.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(crate) enum Rebalance {
 pub(crate) struct Group {
     rebalances: Mutex<VecDeque<Rebalance>>,
     complaint: Mutex<Option<String>>,
+    /// When the log was told last that brokers are away.
+    told_away: Mutex<Option<Instant>>,
     is_classic: bool,
     closing: AtomicBool,
     /// Rebalances since then.
@@ -90,9 +96,30 @@ impl ClientContext for Group {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(target: "librdkafka", %error, "{reason}");
+        let mut told_away = self.told_away.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_of_brokers_away(&error) && !is_due(&mut told_away, Instant::now()) {
+            true => tracing::debug!(target: "librdkafka", %error, "{reason}"),
+            false => tracing::warn!(target: "librdkafka", %error, "{reason}"),
+        }
         *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
+}
+
+/// Whether it says no more than that brokers cannot be reached, which passes by itself.
+pub(crate) fn is_of_brokers_away(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure)
+    )
+}
+
+/// Whether the log is to hear of it again, which is noted.
+fn is_due(told: &mut Option<Instant>, now: Instant) -> bool {
+    let is_due = told.is_none_or(|told| now.saturating_duration_since(told) >= AWAY_AGAIN_AFTER);
+    if is_due {
+        *told = Some(now);
+    }
+    is_due
 }
 
 impl ConsumerContext for Group {
@@ -118,5 +145,22 @@ impl ConsumerContext for Group {
         if let Err(error) = result {
             tracing::debug!(%error, "kafka did not take the committed offsets; they are only a hint");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brokers_that_stay_away_are_told_at_once_and_then_now_and_then() {
+        let (mut told, start) = (None, Instant::now());
+
+        let due = [0, 1, 29, 30, 31, 60].map(|second| {
+            let now = start + Duration::from_secs(second);
+            is_due(&mut told, now)
+        });
+
+        assert_eq!(due, [true, false, false, true, false, true]);
     }
 }

@@ -8,7 +8,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
-use crate::assignment::Group;
+use crate::assignment::{Group, is_of_brokers_away};
 use crate::config::GroupProtocol;
 use crate::error::{Error, Kind};
 use crate::intake::Settings;
@@ -115,7 +115,11 @@ pub(crate) fn complain(error: &KafkaError, complaint: Option<String>) -> Result<
             | RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::GroupAuthorizationFailed,
         ) => halt(Kind::Kafka, "kafka refuses the topic or the group"),
-        // The client connects again by itself.
+        // The client connects again by itself; its callback has told it.
+        away if is_of_brokers_away(away) => {
+            tracing::debug!(error = %away, "kafka");
+            Ok(())
+        }
         other => {
             tracing::warn!(error = %other, "kafka");
             Ok(())
