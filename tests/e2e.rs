@@ -1,5 +1,7 @@
 //! The end-to-end tests: the product's own programs on a real Postgres and a real Kafka.
 
+#[path = "e2e/accessibility.rs"]
+mod accessibility;
 #[path = "e2e/adopt.rs"]
 mod adopt;
 #[path = "e2e/bad_frames.rs"]

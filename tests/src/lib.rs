@@ -35,6 +35,7 @@ pub mod saga_shop;
 pub mod saga_site;
 pub mod shape;
 pub mod shop;
+pub mod shop_outage;
 pub mod site;
 pub mod verdict;
 mod writer;
