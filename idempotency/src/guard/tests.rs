@@ -274,6 +274,26 @@ async fn what_is_set_aside_from_the_future_is_known_when_its_day_has_come() {
     assert_eq!(again, [duplicate; 5]);
 }
 
+/// Postgres plans a statement five times for its values before it may keep a plan for any.
+#[tokio::test]
+async fn the_plan_of_a_claim_is_kept() {
+    let bed = installed("guard_plan").await;
+    let mut tx = bed.begin().await;
+
+    for _ in 0..12 {
+        assert_eq!(claim(&mut tx, "billing", &new_id()).await.unwrap(), Claim::First);
+    }
+
+    let (kept, anew): (i64, i64) = sqlx::query_as(
+        "SELECT generic_plans, custom_plans FROM pg_prepared_statements
+         WHERE statement LIKE '%INSERT INTO tailrace.processed_message %' AND NOT statement LIKE '%pg_prepared%'",
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .unwrap();
+    assert_eq!((kept, anew), (7, 5));
+}
+
 #[tokio::test]
 async fn an_opaque_id_is_claimed_once_and_by_each_consumer() {
     let bed = installed("guard_opaque").await;
