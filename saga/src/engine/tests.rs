@@ -346,9 +346,13 @@ async fn what_can_not_be_read_of_one_saga_holds_up_no_other_and_is_not_lost() {
     let ids = shop.started(4).await;
     let [of_timer, of_row, of_input, good] = ids[..] else { panic!("{ids:?}") };
     let spoil = [
-        format!("UPDATE tailrace.saga_timer SET tick = '{{\"at\": \"dawn\"}}' WHERE saga_id = '{of_timer}'"),
+        format!(
+            "UPDATE tailrace.saga_timer SET tick = '{{\"at\": \"dawn\"}}' WHERE saga_id = '{of_timer}'"
+        ),
         format!("UPDATE tailrace.saga_instance SET instance = '{{}}' WHERE id = '{of_row}'"),
-        format!("INSERT INTO tailrace.saga_input (saga_id, input) VALUES ('{of_input}', '\"sing\"')"),
+        format!(
+            "INSERT INTO tailrace.saga_input (saga_id, input) VALUES ('{of_input}', '\"sing\"')"
+        ),
     ];
     for statement in spoil {
         sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&shop.bed.pool).await.unwrap();
