@@ -69,9 +69,9 @@ fn take_turns(
             }
             *next += 1;
         }
-        flush(&producer, ANSWER_MAX).map_err(KafkaError::Global)?;
+        flush(producer.client(), ANSWER_MAX).map_err(KafkaError::Global)?;
         drop(next);
-        commit_transaction(&producer, ANSWER_MAX).map_err(KafkaError::Global)?;
+        commit_transaction(producer.client(), ANSWER_MAX).map_err(KafkaError::Global)?;
     }
 }
 

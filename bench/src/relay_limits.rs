@@ -98,7 +98,7 @@ pub(crate) async fn produce(brokers: &str, topic: &str, messages: u64) -> Result
         for (number, kept) in (1..=messages).zip(records.iter().cycle()) {
             send(&producer, &topic, kept, &payload)?;
             if number % TRANSACTION_RECORDS == 0 || number == messages {
-                commit_transaction(&producer, ANSWER_MAX).map_err(KafkaError::Global)?;
+                commit_transaction(producer.client(), ANSWER_MAX).map_err(KafkaError::Global)?;
                 producer.begin_transaction()?;
             }
         }

@@ -17,6 +17,7 @@ pub use crate::record::Record;
 
 mod at_least_once;
 pub(crate) mod checkpoint_topic;
+mod client;
 mod cluster;
 mod complaint;
 pub mod conformance;

@@ -367,7 +367,13 @@ impl Effects {
         // Where the transaction will end is not known behind savepoints; then progress is moved on once more.
         let to = reach.unwrap_or(start);
         let at = batch.offset(to);
-        let Some(fenced) = self.advance(conn, batch, to).await? else { return Ok(None) };
+        let fenced = match reach.map(|reach| start..reach) {
+            Some(all) if trial.can_be_fenced_and_claimed(all.clone()) => {
+                trial.fence_and_claim(conn, plan, all, (&self.owned, at)).await?
+            }
+            _ => self.advance(conn, batch, to).await?,
+        };
+        let Some(fenced) = fenced else { return Ok(None) };
         self.shared.reached(Milestone::Fenced).await;
         loop {
             match plan.next() {

@@ -310,6 +310,17 @@ enum First {
     These(HashSet<Uuid>),
 }
 
+impl First {
+    /// As a statement has told them: almost always all ids are new, and no list of them has to come back.
+    fn of(claimed: Option<Vec<Uuid>>) -> Self {
+        #[cfg(feature = "faults")]
+        if crate::faults::claims_are_ignored() {
+            return Self::All;
+        }
+        claimed.map_or(Self::All, |ids| Self::These(ids.into_iter().collect()))
+    }
+}
+
 /// What the statement found; nothing is inserted if a day is outside or missing.
 #[derive(Default)]
 struct Found {
@@ -329,8 +340,9 @@ struct Found {
 // The arrays are read by subqueries so that the planner does not look into them: it would see how few ids there are, take a
 // plan for them to be cheaper than one for any number, and plan the statement anew for each batch, which takes three times
 // as long as running it. Held by `the_plan_of_a_claim_is_kept`.
-const CLAIM: &str = "
-    WITH clock AS (
+macro_rules! odd_days {
+    () => {
+        "clock AS (
         SELECT floor(extract(epoch FROM statement_timestamp()) / 86400)::int AS today
     ), asked AS (
         SELECT day, date '1970-01-01' + day AS date, day - today AS ahead FROM unnest((SELECT $3::int[])) AS day, clock
@@ -347,7 +359,14 @@ const CLAIM: &str = "
                 WHERE known.day = date AND known.dropped_at IS NOT NULL) THEN 1
             ELSE 3 END AS state) AS found
         WHERE state > 0
-    ), claimed AS (
+    )"
+    };
+}
+
+const CLAIM: &str = concat!(
+    "WITH ",
+    odd_days!(),
+    ", claimed AS (
         INSERT INTO tailrace.processed_message (consumer, message_id)
         SELECT $1, id FROM unnest((SELECT $2::uuid[])) AS id
         WHERE NOT EXISTS (SELECT FROM odd WHERE state < 4)
@@ -358,7 +377,8 @@ const CLAIM: &str = "
     SELECT CASE WHEN (SELECT count(*) FROM claimed) < cardinality($2::uuid[])
                 THEN ARRAY(SELECT message_id FROM claimed) END,
            ARRAY(SELECT day FROM odd ORDER BY day),
-           ARRAY(SELECT state FROM odd ORDER BY day)";
+           ARRAY(SELECT state FROM odd ORDER BY day)"
+);
 
 async fn try_claim(
     conn: &mut PgConnection,
@@ -368,7 +388,6 @@ async fn try_claim(
     future_max: i32,
 ) -> Result<Found, Error> {
     let days: Vec<i32> = days.iter().map(|day| day.0).collect();
-    // Almost always all ids are new; then no list of them has to come back.
     let (claimed, days, states): (Option<Vec<Uuid>>, Vec<i32>, Vec<i32>) = sqlx::query_as(CLAIM)
         .bind(consumer)
         .bind(ids)
@@ -378,10 +397,7 @@ async fn try_claim(
         .fetch_one(conn)
         .await
         .map_err(cannot_claim)?;
-    let first = claimed.map_or(First::All, |ids| First::These(ids.into_iter().collect()));
-    #[cfg(feature = "faults")]
-    let first = if crate::faults::claims_are_ignored() { First::All } else { first };
-    let mut found = Found { first, ..Found::default() };
+    let mut found = Found { first: First::of(claimed), ..Found::default() };
     for (day, state) in days.into_iter().map(Day).zip(states) {
         match state {
             1 => drop(found.outside.insert(day, Claim::TooOld)),
@@ -457,6 +473,8 @@ fn refusal(candidates: &[Candidate], day: Day, claim: Claim) -> Error {
     }
 }
 
+#[cfg(feature = "kafka")]
+pub(crate) mod fenced;
 #[cfg(test)]
 #[cfg(feature = "kafka")]
 pub(crate) mod tests;

@@ -511,6 +511,13 @@ pub(crate) fn columns<'a>(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fenced(String);
 
+impl Fenced {
+    /// Of a statement that has taken the fence and answered with the id of its transaction.
+    pub(crate) fn of(xact: String) -> Self {
+        Self(xact)
+    }
+}
+
 /// The first statement of a batch's transaction: moves progress on, if the epoch is still ours, and with it how far the
 /// relays have come. No row means that another process owns the partition, and that nothing may be committed.
 pub(crate) async fn advance(

@@ -10,12 +10,15 @@ use tracing::{Instrument as _, Span};
 use crate::call::Prepared;
 use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
+use crate::guard::fenced::{self, Taken};
 use crate::guard::{self, Beyond, Candidate, Claim};
 use crate::handler::Outcome;
 use crate::lane::{Shared, in_time};
 use crate::message_id::MessageId;
 use crate::overrun;
 use crate::plan::Plan;
+use crate::position::Offset;
+use crate::progress::{Fenced, Owned};
 use crate::record::{Meta, Record};
 use crate::retry::{OnFailure, OutOfHorizon};
 use crate::route::{About, Handled, Outcall, RouteId};
@@ -178,15 +181,10 @@ impl<'s, 'a> Trial<'s, 'a> {
         for at in known {
             self.first(plan, at);
         }
-        let metas: Vec<&Meta> =
-            open.iter().filter_map(|at| self.work.records.get(*at)).map(|r| &r.meta).collect();
+        let (metas, candidates) = self.candidates(&open);
         if metas.is_empty() {
             return Ok(());
         }
-        let candidates: Vec<Candidate> = metas
-            .iter()
-            .map(|meta| Candidate::new(meta.message_id()).written_at(meta.timestamp()))
-            .collect();
         let out_of_horizon = self.shared.policy.out_of_horizon;
         let beyond = match out_of_horizon {
             OutOfHorizon::Process => Beyond::Accept,
@@ -197,6 +195,55 @@ impl<'s, 'a> Trial<'s, 'a> {
         if out_of_horizon != OutOfHorizon::Halt {
             self.claim_outside(conn, &metas, &mut claims).await?;
         }
+        self.claimed(plan, open, metas, claims)
+    }
+
+    /// Takes the fence and claims these records, which are all that the transaction is to hold, in one round trip; none
+    /// where another process owns the partition. What has not come to a claim thereby does so in its turn.
+    pub(crate) async fn fence_and_claim(
+        &mut self,
+        conn: &mut PgConnection,
+        plan: &mut Plan<&'a [u8]>,
+        records: Range<usize>,
+        (owned, next_offset): (&Owned, Offset),
+    ) -> Result<Option<Fenced>, Error> {
+        let open: Vec<usize> = records.collect();
+        let (metas, candidates) = self.candidates(&open);
+        let consumer = &self.shared.consumer;
+        let taking = fenced::advance_and_claim(conn, consumer, owned, next_offset, &candidates);
+        let taken = in_time("progress cannot be moved on", taking).await?;
+        let Some(Taken { fenced, claims }) = taken else { return Ok(None) };
+        if let Some(claims) = claims {
+            self.claimed(plan, open, metas, claims)?;
+        }
+        Ok(Some(fenced))
+    }
+
+    /// Whether the fence and the claims of these records can be one round trip.
+    pub(crate) fn can_be_fenced_and_claimed(&self, records: Range<usize>) -> bool {
+        let open: Vec<usize> = records.collect();
+        !self.shared.dedupe.is_position() && fenced::is_for(&self.candidates(&open).1)
+    }
+
+    fn candidates(&self, open: &[usize]) -> (Vec<&'a Meta>, Vec<Candidate>) {
+        let work = self.work;
+        let metas: Vec<&Meta> =
+            open.iter().filter_map(|at| work.records.get(*at)).map(|r| &r.meta).collect();
+        let candidate =
+            |meta: &&Meta| Candidate::new(meta.message_id()).written_at(meta.timestamp());
+        let candidates = metas.iter().map(candidate).collect();
+        (metas, candidates)
+    }
+
+    /// Takes note of what claims have come to.
+    fn claimed(
+        &mut self,
+        plan: &mut Plan<&'a [u8]>,
+        open: Vec<usize>,
+        metas: Vec<&Meta>,
+        claims: Vec<Claim>,
+    ) -> Result<(), Error> {
+        let out_of_horizon = self.shared.policy.out_of_horizon;
         for ((at, meta), claim) in open.into_iter().zip(metas).zip(claims) {
             let reason = match claim {
                 Claim::First => {

@@ -18,7 +18,8 @@ use rdkafka::bindings::{
     rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_producev, rd_kafka_topic_destroy,
     rd_kafka_topic_new, rd_kafka_topic_t, rd_kafka_vtype_t,
 };
-use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use crate::record::Record;
@@ -33,7 +34,7 @@ const PARTITION_BY_KEY: i32 = -1;
 pub(crate) struct Topic<C: ProducerContext + 'static> {
     handle: *mut rd_kafka_topic_t,
     /// Outlives the handle.
-    client: Arc<ThreadedProducer<C>>,
+    client: Arc<BaseProducer<C>>,
 }
 
 #[expect(unsafe_code, reason = "a pointer is not Send by itself")]
@@ -48,10 +49,7 @@ unsafe impl<C: ProducerContext + 'static> Sync for Topic<C> {}
 
 impl<C: ProducerContext + 'static> Topic<C> {
     /// Makes the client know a topic.
-    pub(crate) fn new(
-        client: &Arc<ThreadedProducer<C>>,
-        name: &str,
-    ) -> Result<Self, RDKafkaErrorCode> {
+    pub(crate) fn new(client: &Arc<BaseProducer<C>>, name: &str) -> Result<Self, RDKafkaErrorCode> {
         let c_name = CString::new(name).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
         #[expect(unsafe_code, reason = "the wrapper has no topic handles for producers")]
         // SAFETY: the client is alive, the name ends with a zero and is copied by the call; without
@@ -142,14 +140,14 @@ fn parts(bytes: Option<&[u8]>) -> (*mut c_void, usize) {
 
 /// Waits until each record that was handed over has its answer, be it an error; blocks at most for
 /// `timeout`.
-pub fn flush<C: ProducerContext + 'static>(
-    producer: &ThreadedProducer<C>,
+pub fn flush<C: ClientContext>(
+    producer: &Client<C>,
     timeout: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
     #[expect(unsafe_code, reason = "the wrapper polls in steps of 100 ms")]
     // SAFETY: the pointer comes from a live producer, which `producer` keeps alive over the call.
     // librdkafka's client is safe to be used from any thread.
-    let answer = unsafe { rd_kafka_flush(producer.client().native_ptr(), millis(timeout)) };
+    let answer = unsafe { rd_kafka_flush(producer.native_ptr(), millis(timeout)) };
     match answer {
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
         error => Err(error.into()),
@@ -159,14 +157,13 @@ pub fn flush<C: ProducerContext + 'static>(
 /// Flushes the producer's records and commits its transaction; blocks at most for `timeout`.
 ///
 /// Any error leaves the outcome uncertain: the caller drops the producer and starts a session anew.
-pub fn commit_transaction<C: ProducerContext + 'static>(
-    producer: &ThreadedProducer<C>,
+pub fn commit_transaction<C: ClientContext>(
+    producer: &Client<C>,
     timeout: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
     #[expect(unsafe_code, reason = "the wrapper costs 100 ms a call")]
     // SAFETY: as for the flush above.
-    let error =
-        unsafe { rd_kafka_commit_transaction(producer.client().native_ptr(), millis(timeout)) };
+    let error = unsafe { rd_kafka_commit_transaction(producer.native_ptr(), millis(timeout)) };
     if error.is_null() {
         return Ok(());
     }
@@ -183,8 +180,8 @@ pub fn commit_transaction<C: ProducerContext + 'static>(
 
 /// Asks the brokers how many partitions each topic has that this producer knows; from the answer on
 /// it spreads records over so many. Blocks at most for `timeout`.
-pub(crate) fn partition_counts<C: ProducerContext + 'static>(
-    producer: &ThreadedProducer<C>,
+pub(crate) fn partition_counts<C: ClientContext>(
+    producer: &Client<C>,
     timeout: Duration,
 ) -> Result<Vec<(String, i32)>, RDKafkaErrorCode> {
     let mut metadata = ptr::null();
@@ -193,7 +190,7 @@ pub(crate) fn partition_counts<C: ProducerContext + 'static>(
     // means those that the client knows. The answer is written to `metadata` in case of success.
     let answer = unsafe {
         rd_kafka_metadata(
-            producer.client().native_ptr(),
+            producer.native_ptr(),
             0,
             ptr::null_mut(),
             &raw mut metadata,

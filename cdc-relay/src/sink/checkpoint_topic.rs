@@ -11,10 +11,10 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::Saved;
+use super::client::Client;
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context, code_of};
 use super::create_topic::{Wanted, create};
 use super::partitions::REPEAT_AFTER;
-use super::producer::Client;
 use super::right::Right;
 use crate::checkpoint::CHECKPOINT_KEY;
 use crate::error::{Error, Kind};

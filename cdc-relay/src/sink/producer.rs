@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
 use super::Obstacle;
+use super::client::Client;
 use super::cluster::{ANSWER_TIMEOUT, Cluster, Context, code_of};
 use super::partitions::TOPICS_MAX;
 use super::right::Right;
@@ -42,7 +43,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long reports of refused records are waited for once a call has failed.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) type Client = ThreadedProducer<Context>;
 type Job = Box<dyn FnOnce(&Client) + Send>;
 
 /// A producer; dropping it leaves what is under way to whoever takes over.
@@ -90,10 +90,7 @@ impl Producer {
     }
 
     fn new(cluster: &Cluster, config: &ClientConfig) -> Result<Self, Error> {
-        let client = config
-            .create_with_context(cluster.context())
-            .map_err(|error| cluster.error("creating the producer", error))?;
-        let client = Arc::new(client);
+        let client = Arc::new(Client::new(cluster, config)?);
         let worker = spawn_worker(Arc::clone(&client))?;
         let broken = RDKafkaErrorCode::NoError;
         Ok(Producer {
@@ -145,7 +142,7 @@ impl Producer {
             if self.topics.len() >= TOPICS_MAX {
                 self.topics.clear();
             }
-            let topic = Topic::new(&self.client, name)?;
+            let topic = Topic::new(self.client.producer(), name)?;
             self.topics.insert(name.to_owned(), topic);
         }
         self.topics.get(name).ok_or(RDKafkaErrorCode::UnknownTopic)
@@ -163,7 +160,7 @@ impl Producer {
     /// Waits until each record that was handed over has its answer. Whether all of them were taken
     /// is for the commit to say.
     pub(super) async fn flush(&self) -> Result<(), Error> {
-        match self.run(|client| native::flush(client, ANSWER_TIMEOUT)).await? {
+        match self.run(|client| native::flush(client.client(), ANSWER_TIMEOUT)).await? {
             Ok(()) => Ok(()),
             Err(code) => Err(self.failed("waiting for acknowledgements", code).await),
         }
@@ -172,14 +169,15 @@ impl Producer {
     /// How many partitions the topics have that this producer has handed records to. To be called
     /// when none is under way: what is handed over next goes by these counts.
     pub(super) async fn partition_counts(&self) -> Result<Vec<(String, i32)>, Error> {
-        let counts = self.run(|client| native::partition_counts(client, LOOK_TIMEOUT)).await?;
+        let counts =
+            self.run(|client| native::partition_counts(client.client(), LOOK_TIMEOUT)).await?;
         counts.map_err(|code| self.cluster.code_error("asking for partitions", code))
     }
 
     /// Begins to commit; once that is certain the next transaction is open.
     pub(super) fn commit(&self) -> Result<Answer<Result<(), RDKafkaErrorCode>>, Error> {
         self.start(|client| {
-            native::commit_transaction(client, ANSWER_TIMEOUT)?;
+            native::commit_transaction(client.client(), ANSWER_TIMEOUT)?;
             client.begin_transaction().map_err(|error| code(&error))
         })
     }
@@ -230,7 +228,7 @@ impl Producer {
     /// one, since the call itself only says that the transaction is broken.
     pub(super) async fn failed(&self, what: &str, code: RDKafkaErrorCode) -> Error {
         // The reports of a refused batch may still be under way; a flush waits for all of them.
-        let flushed = self.run(|client| native::flush(client, REPORT_TIMEOUT)).await;
+        let flushed = self.run(|client| native::flush(client.client(), REPORT_TIMEOUT)).await;
         tracing::debug!(?flushed, "waited for delivery reports");
         // A fenced producer answers later calls with no more than that its state is wrong.
         let fatal = self.client.client().fatal_error().map(|(fatal, _)| fatal);

@@ -7,10 +7,11 @@ use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::checkpoint_topic;
+use super::client::Client;
 use super::cluster::{ANSWER_TIMEOUT, Cluster};
 use super::create_topic::{Wanted, create};
 use super::partitions::{Partitions, TOPICS_MAX};
-use super::producer::{Client, Producer};
+use super::producer::Producer;
 use super::right::Right;
 use super::topic_rules::TopicRules;
 use super::{Obstacle, Saved};

@@ -26,6 +26,9 @@ pub(super) struct Swept {
 
 /// What is due about now goes by itself, and what somebody takes at this moment is passed over. What has been due for longer
 /// is of a definition that no engine runs any more: if its saga is over, nobody would ever take it.
+///
+/// Row by row, as in [`store::lock`](crate::store::lock): a join that the planner is free to turn around reads all timers
+/// there are to find a thousand of them by where they stand.
 const SWEEP: &str = "WITH looked AS MATERIALIZED (
          SELECT due_at, saga_id, at FROM (
              (SELECT due_at, saga_id, ctid AS at FROM tailrace.saga_timer
@@ -38,11 +41,12 @@ const SWEEP: &str = "WITH looked AS MATERIALIZED (
               ORDER BY due_at LIMIT $2)) AS not_now
          ORDER BY due_at LIMIT $2),
      over AS MATERIALIZED (
-         SELECT timer.ctid AS at FROM looked
-         JOIN tailrace.saga_instance AS saga ON saga.id = looked.saga_id
-         JOIN tailrace.saga_timer AS timer ON timer.ctid = looked.at
-         WHERE saga.status IN ('completed', 'compensated', 'aborted')
-         FOR UPDATE OF timer SKIP LOCKED),
+         SELECT looked.at FROM looked
+         CROSS JOIN LATERAL (
+             SELECT FROM tailrace.saga_instance AS kept
+             WHERE kept.id = looked.saga_id AND kept.status IN ('completed', 'compensated', 'aborted') OFFSET 0) AS saga
+         CROSS JOIN LATERAL (
+             SELECT FROM tailrace.saga_timer AS there WHERE there.ctid = looked.at FOR UPDATE SKIP LOCKED) AS held),
      deleted AS (
          DELETE FROM tailrace.saga_timer WHERE ctid = ANY (ARRAY(SELECT at FROM over)) RETURNING 1)
      SELECT count(*), (SELECT count(*) FROM deleted), (extract(epoch FROM max(due_at)) * 1000000)::bigint
@@ -75,5 +79,36 @@ impl Sweep {
         let on = |last| if self.after == Some(last) { last + 1 } else { last };
         self.after = last.filter(|_| looked_at >= max).map(on);
         Ok(Swept { looked_at, deleted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bed::installed;
+
+    #[tokio::test]
+    async fn a_sweep_reads_no_table_from_end_to_end() {
+        let bed = installed("sweep_plan").await;
+        let mut tx = bed.begin().await;
+        for statement in [
+            "INSERT INTO tailrace.saga_instance (id, definition, version, hash, status, revision, instance)
+             SELECT gen_random_uuid(), 'order', 1, 'hash', CASE WHEN number % 10 = 0 THEN 'running' ELSE 'completed' END,
+                 4, '{}' FROM generate_series(1, 6000) AS number",
+            "INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
+             SELECT now() + interval '1 hour', id, '{}' FROM tailrace.saga_instance, generate_series(1, 3)",
+            "ANALYZE tailrace.saga_instance, tailrace.saga_timer",
+        ] {
+            sqlx::query(statement).execute(&mut *tx).await.unwrap();
+        }
+        let read = "SELECT sum(seq_tup_read)::bigint FROM pg_stat_xact_user_tables
+             WHERE relname IN ('saga_instance', 'saga_timer')";
+        let before: i64 = sqlx::query_scalar(read).fetch_one(&mut *tx).await.unwrap();
+
+        let swept = Sweep::default().portion(&mut tx, PORTION_TIMERS).await.unwrap();
+
+        let after: i64 = sqlx::query_scalar(read).fetch_one(&mut *tx).await.unwrap();
+        assert_eq!((swept.looked_at, after - before), (PORTION_TIMERS, 0));
+        assert!(swept.deleted > 0);
     }
 }
