@@ -16,6 +16,7 @@ pub mod relay_crash;
 pub mod relay_shapes;
 pub mod relay_zombies;
 pub mod saga_chaos;
+pub mod saga_deploy;
 pub mod shop_run;
 pub mod soak;
 

@@ -8,7 +8,7 @@ use tailrace_stack::Stack;
 use crate::process::Node;
 use crate::{
     consumer_chaos, foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes,
-    relay_zombies, saga_chaos, shop_run, soak,
+    relay_zombies, saga_chaos, saga_deploy, shop_run, soak,
 };
 
 /// How much of the same work a proof does.
@@ -117,6 +117,12 @@ pub const PROOFS: &[Proof] = &[
         claim: "every saga completes or leaves nothing behind, while refusals, time-outs, killed and \
                 stopped processes, and servers that die, come over engines, participants and relays",
         body: |bench| Box::pin(saga_chaos::prove(bench)),
+    },
+    Proof {
+        name: "saga-deploy",
+        claim: "running sagas stay on their version while the next one comes, is rolled back, and the \
+                old one is removed too early: they wait, are migrated, and end",
+        body: |bench| Box::pin(saga_deploy::prove(bench)),
     },
     Proof {
         name: "shop",
