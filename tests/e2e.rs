@@ -1,5 +1,7 @@
 //! The end-to-end tests: the product's own programs on a real Postgres and a real Kafka.
 
+#[path = "e2e/accessibility.rs"]
+mod accessibility;
 #[path = "e2e/adopt.rs"]
 mod adopt;
 #[path = "e2e/bad_frames.rs"]
@@ -26,6 +28,8 @@ mod endpoints;
 mod examples;
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/fatal_call.rs"]
+mod fatal_call;
 #[path = "e2e/gaps.rs"]
 mod gaps;
 #[path = "e2e/half_made.rs"]

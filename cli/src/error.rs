@@ -167,7 +167,7 @@ impl From<idempotency::Error> for Error {
         let made = Error::new(kind, text);
         Error {
             mend: mend.map(Cow::Borrowed),
-            origin: Some(Origin::Cause(Box::new(Inner(error)))),
+            origin: error.source().is_some().then(|| Origin::Cause(Box::new(Inner(error)))),
             ..made
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -10,6 +11,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
+
+use crate::position::Position;
+use crate::repeated::Repeated;
 
 /// What the group's coordinator wants; the client waits for the answer.
 #[derive(Debug)]
@@ -26,6 +30,7 @@ pub(crate) enum Rebalance {
 pub(crate) struct Group {
     rebalances: Mutex<VecDeque<Rebalance>>,
     complaint: Mutex<Option<String>>,
+    repeated: Repeated,
     is_classic: bool,
     closing: AtomicBool,
     /// Rebalances since then.
@@ -49,6 +54,18 @@ impl Group {
     /// The client's last error in its own words, which names the partition where its code does not.
     pub(crate) fn complaint(&self) -> Option<String> {
         self.complaint.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Tells of an error of one partition that the consumer survives, such as a fetch that failed: it comes with each
+    /// attempt.
+    pub(crate) fn survived(&self, error: &KafkaError, reason: Option<&str>, at: &Position) {
+        let about = format!("{error} {} {}", at.topic, at.partition);
+        if let Some(repeated) = self.repeated.say(&about, Instant::now()) {
+            let reason = reason.unwrap_or_default();
+            tracing::warn!(
+                %error, topic = %at.topic, partition = at.partition, repeated, "kafka: {reason}"
+            );
+        }
     }
 
     /// From now on nobody looks at the queue: rebalances are answered on the spot.
@@ -76,12 +93,25 @@ impl Group {
 
 impl ClientContext for Group {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        let repeated = || {
+            // Ports, times and counts differ each time.
+            let about: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
+            self.repeated.say(&about, Instant::now())
+        };
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
             | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error => tracing::error!(target: "librdkafka", facility, "{text}"),
-            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{text}"),
+            | RDKafkaLogLevel::Error => {
+                if let Some(repeated) = repeated() {
+                    tracing::error!(target: "librdkafka", facility, repeated, "{text}");
+                }
+            }
+            RDKafkaLogLevel::Warning => {
+                if let Some(repeated) = repeated() {
+                    tracing::warn!(target: "librdkafka", facility, repeated, "{text}");
+                }
+            }
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
                 tracing::info!(target: "librdkafka", facility, "{text}");
             }
@@ -90,7 +120,9 @@ impl ClientContext for Group {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(target: "librdkafka", %error, "{reason}");
+        if let Some(repeated) = self.repeated.say(&error.to_string(), Instant::now()) {
+            tracing::warn!(target: "librdkafka", %error, repeated, "{reason}");
+        }
         *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn described(
 ) -> Result<BTreeMap<String, Described>, Error> {
     let asked = TopicIds::ask(client, topics, BROKER_WAIT_MAX)?;
     match asked.answer(BROKER_WAIT_MAX * 2) {
-        Some(Ok(described)) => Ok(described),
+        Some(Ok(answered)) => Ok(answered.topics),
         Some(Err(code)) => Err(Error::new(Kind::Kafka, "the topics cannot be described")
             .caused_by(rdkafka::error::KafkaError::AdminOp(code))),
         None => Err(Error::new(Kind::Kafka, "no broker describes the topics")),

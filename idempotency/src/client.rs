@@ -116,10 +116,7 @@ pub(crate) fn complain(error: &KafkaError, complaint: Option<String>) -> Result<
             | RDKafkaErrorCode::GroupAuthorizationFailed,
         ) => halt(Kind::Kafka, "kafka refuses the topic or the group"),
         // The client connects again by itself.
-        other => {
-            tracing::warn!(error = %other, "kafka");
-            Ok(())
-        }
+        _ => Ok(()),
     }
 }
 

@@ -115,6 +115,9 @@ impl Config {
     ///
     /// The name is the Kafka group id and the owner of claims and progress: two services that must both see
     /// every message need two names, and a renamed consumer begins anew.
+    ///
+    /// All processes of a consumer have the same database: claims and progress are there. Two of one name with different
+    /// databases would share the partitions, and each effect would be in one database or in both; nothing tells them.
     pub fn new(consumer: impl Into<String>, brokers: impl Into<String>, pool: PgPool) -> Self {
         Self {
             state: (),

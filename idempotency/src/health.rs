@@ -25,6 +25,9 @@ struct State {
     /// When the intake has looked after its partitions last.
     beat: Option<Instant>,
     away_since: Option<Instant>,
+    kafka_silent_since: Option<Instant>,
+    /// Topics that are subscribed and do not exist.
+    gone: Vec<String>,
     /// Partitions from which nothing more is taken, since too many of their keys are parked.
     full: Vec<String>,
     /// Handlers that run now, by the number under which each has begun.
@@ -96,6 +99,12 @@ impl Health {
         state.full = full;
     }
 
+    pub(crate) fn kafka(&self, silent_since: Option<Instant>, gone: Vec<String>) {
+        let mut state = self.state();
+        state.kafka_silent_since = silent_since;
+        state.gone = gone;
+    }
+
     /// A handler has begun that has to end within this time. One that blocks its thread cannot be cut off then.
     pub(crate) fn handles(&self, with: &Position, time_out: Duration) -> Watched<'_> {
         let mut state = self.state();
@@ -133,6 +142,13 @@ impl State {
             let seconds = now.saturating_duration_since(since).as_secs();
             faults.push(format!("postgres has been away for {seconds} s"));
         }
+        if let Some(since) = self.kafka_silent_since {
+            let seconds = now.saturating_duration_since(since).as_secs();
+            faults.push(format!("kafka has not answered for {seconds} s"));
+        }
+        faults.extend(
+            self.gone.iter().map(|topic| format!("the topic {topic} does not exist any more")),
+        );
         for Handling { since, time_out, with } in self.handling.values() {
             let ran = now.saturating_duration_since(*since);
             if ran > *time_out {
@@ -243,6 +259,14 @@ mod tests {
         assert!(health.state().faults(later).contains(&"the intake stands still".to_owned()));
         health.away(None);
         health.beat(Vec::new());
+        assert!(health.faults().is_empty());
+
+        health.kafka(Some(Instant::now()), vec!["orders".to_owned()]);
+        let faults = health.faults().join("; ");
+        assert!(faults.contains("kafka has not answered for 0 s"), "{faults}");
+        assert!(faults.contains("the topic orders does not exist any more"), "{faults}");
+        assert!(health.is_live());
+        health.kafka(None, Vec::new());
         assert!(health.faults().is_empty());
 
         let with = Position { topic: "orders".into(), partition: 3, offset: Offset::new(7) };

@@ -34,7 +34,8 @@ enum Source {
 type Function = dyn Fn(&Unread<'_>) -> Result<MessageId, BoxError> + Send + Sync;
 
 impl IdFrom {
-    /// A header, as text: a UUID, or any other text of at most 4,096 bytes.
+    /// A header, as text: a UUID, or any other text of at most 4,096 bytes without control characters, and without white
+    /// space at its ends. What is no id halts the consumer and names the record.
     pub fn header(name: impl Into<String>) -> Self {
         Self(Source::Header(name.into()))
     }

@@ -18,6 +18,7 @@ use sqlx::{PgPool, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use crate::asking::Asking;
 use crate::assignment::{Group, Rebalance};
 use crate::beginning::{self, BROKER_WAIT_MAX};
 use crate::client::{self, add, complain, interned, kafka_offset, list_of, refused};
@@ -28,7 +29,7 @@ use crate::lane::{Lane, LaneEnd, Shared, in_time};
 use crate::lanes::AppliedBefore;
 use crate::leaving;
 use crate::metrics::{Standing, Tally};
-use crate::native::{self, Complaint, Described, PartitionQueue, TopicIds};
+use crate::native::{self, Complaint, Described, PartitionQueue};
 use crate::position::{Offset, Position};
 use crate::progress::{self, Epoch, Owned, Partition, Taken, Takeover, Wanted};
 use crate::retry::{Backoff, chance};
@@ -55,8 +56,6 @@ const ACQUIRE_MAX: Duration = Duration::from_secs(5);
 const OWN_AGAIN_FOR: Duration = Duration::from_secs(600);
 /// How long brokers have to let a client in by the newer group protocol. Too short only costs the newer protocol.
 const JOIN_MAX: Duration = Duration::from_secs(5);
-/// How often topics are looked at for being those that they were.
-const TOPICS_EVERY: Duration = Duration::from_secs(5);
 
 /// Tells the intake to end.
 #[derive(Debug, Default)]
@@ -126,7 +125,7 @@ pub(crate) struct Intake {
     hinted: Instant,
     /// The topics that the running lanes read, as they were when these were started.
     topics: BTreeMap<String, Described>,
-    topics_asked: (Instant, Option<TopicIds>),
+    asking: Asking,
     /// When its work ended.
     ended: Instant,
 }
@@ -157,7 +156,7 @@ impl Intake {
             passed: now,
             hinted: now,
             topics: BTreeMap::new(),
-            topics_asked: (now, None),
+            asking: Asking::new(now),
             ended: now,
         })
     }
@@ -177,7 +176,7 @@ impl Intake {
 
     /// Leaves the group. A rebalance that is under way is waited for, as long as a shutdown may take.
     pub(crate) fn leave(self) {
-        drop(self.running);
+        drop((self.running, self.asking));
         let patience = match self.stop.is_abandoned() {
             true => Duration::ZERO,
             false => self.settings.drain_deadline.saturating_sub(self.ended.elapsed()),
@@ -251,6 +250,7 @@ impl Intake {
     fn join_as_classic(&mut self, reason: &str) -> Result<(), Error> {
         tracing::info!(reason, "the classic group protocol instead of that of kip-848");
         self.joining = None;
+        self.asking.forget();
         let client = client::join(&self.settings, GroupProtocol::Classic, self.thread.clone())?;
         let refused = std::mem::replace(&mut self.client, Arc::new(client));
         leaving::leave(refused, &self.settings.topics, Duration::ZERO);
@@ -259,17 +259,9 @@ impl Intake {
 
     /// A topic that is deleted and made anew under its readers does not stop them by itself.
     fn watch_topics(&mut self) -> Result<(), Error> {
-        let (since, asked) = &mut self.topics_asked;
-        let Some(asked) = asked else {
-            if since.elapsed() >= TOPICS_EVERY && !self.running.is_empty() {
-                let ids = TopicIds::ask(&self.client, &self.settings.topics, BROKER_WAIT_MAX)?;
-                self.topics_asked = (Instant::now(), Some(ids));
-            }
-            return Ok(());
-        };
-        let Some(answer) = asked.answer(Duration::ZERO) else { return Ok(()) };
-        self.topics_asked.1 = None;
-        let Ok(described) = answer else { return Ok(()) };
+        let (client, topics) = (&self.client, &self.settings.topics);
+        let answered = self.asking.turn(client, topics, Instant::now())?;
+        let Some(described) = answered else { return Ok(()) };
         for partition in self.running.keys() {
             let topic = &*partition.topic;
             let (Some(known), Some(found)) = (self.topics.get(topic), described.get(topic)) else {
@@ -310,8 +302,9 @@ impl Intake {
                 Complaint::Kafka(code, text, offset),
             )) => {
                 let at = Position { topic, partition, offset };
-                complain(&KafkaError::MessageConsumption(code), text)
-                    .map_err(|error| self.located(error, Some(&at)))?;
+                let error = KafkaError::MessageConsumption(code);
+                complain(&error, text.clone()).map_err(|error| self.located(error, Some(&at)))?;
+                self.client.context().survived(&error, text.as_deref(), &at);
                 let partition = Partition { topic: at.topic, number: at.partition };
                 self.read_on(&partition, (offset.get() >= 0).then_some(offset));
                 Ok(true)
@@ -703,6 +696,9 @@ impl Intake {
             }
         }
         health.beat(full);
+        let (silent_since, gone) = (self.asking.silent_since(), self.asking.gone());
+        meters.kafka(silent_since);
+        health.kafka(silent_since, gone);
         // Whoever gets no partition is not told so.
         if native::generation(&self.client) >= 0 {
             health.joined();

@@ -70,6 +70,8 @@
 //! type in `ce_type`, payload as JSON in the value.
 
 #[cfg(feature = "kafka")]
+mod asking;
+#[cfg(feature = "kafka")]
 mod assignment;
 #[cfg(feature = "kafka")]
 mod attempt;
@@ -160,6 +162,8 @@ pub mod projection;
 mod reaching;
 #[cfg(feature = "kafka")]
 mod record;
+#[cfg(feature = "kafka")]
+mod repeated;
 #[cfg(feature = "kafka")]
 mod replay;
 pub mod retention;

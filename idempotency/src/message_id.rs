@@ -18,6 +18,10 @@ const MILLISECONDS_PER_DAY: u128 = 86_400_000;
 /// remembered by when they were made. So is any other text, which stands for its hash, a UUID of version 8
 /// (RFC 9562, 5.8). Ids are compared within one consumer alone, so two producers' texts meet only there.
 ///
+/// Texts are compared byte by byte: nothing is trimmed or folded, but for the spellings of a UUID. One that begins or ends
+/// with white space, or has a control character anywhere, is refused: it is most likely another one with a piece of its
+/// surroundings (a line's end, a terminating zero), and the same message without that piece would count as another.
+///
 /// ```
 /// use tailrace_idempotency::MessageId;
 ///
@@ -87,16 +91,32 @@ impl TryFrom<Uuid> for MessageId {
 impl FromStr for MessageId {
     type Err = Error;
 
+    /// Reads a UUID in any of its spellings, or takes another text for its hash.
+    ///
+    /// # Errors
+    /// [`Kind::MessageId`] for a text that is empty, has over 4,096 bytes, begins or ends with white space or has a control
+    /// character, and for a UUID of all zeros or all ones.
     fn from_str(text: &str) -> Result<Self, Error> {
         // The text stays out of the error: a foreign producer's id may be anything.
         let fault = |text: &'static str| {
             Err(Error::new(Kind::MessageId, text)
                 .mended_by("mint an id for each message, as a UUID of version 7"))
         };
+        let unfit = |text: &'static str| {
+            Err(Error::new(Kind::MessageId, text).mended_by(
+                "have the producer send the id alone, or take it out of the record by IdFrom::function",
+            ))
+        };
         match Uuid::try_parse(text) {
             Ok(uuid) => Self::try_from(uuid),
             Err(_) if text.is_empty() => fault("the message id is empty"),
             Err(_) if text.len() > TEXT_BYTES_MAX => fault("the message id has over 4096 bytes"),
+            Err(_) if text.chars().any(char::is_control) => {
+                unfit("the message id has a control character in it")
+            }
+            Err(_) if text.trim() != text => {
+                unfit("the message id begins or ends with white space")
+            }
             Err(_) => Ok(Self::of_text(text)),
         }
     }
@@ -171,5 +191,30 @@ mod tests {
         check(&"x".repeat(TEXT_BYTES_MAX + 1), "over 4096 bytes");
         check("00000000-0000-0000-0000-000000000000", "of no message");
         check("ffffffff-ffff-ffff-ffff-ffffffffffff", "of no message");
+    }
+
+    #[test]
+    fn a_text_with_a_piece_of_its_surroundings_is_refused_and_never_trimmed() {
+        let check = |text: &str, named: &str| {
+            let error = text.parse::<MessageId>().unwrap_err();
+
+            assert_eq!(error.kind(), Kind::MessageId);
+            assert!(error.to_string().contains(named), "{text:?}: {error}");
+            assert!(!error.to_string().contains("order-42"), "{error}");
+        };
+
+        for white in [" ", "\u{a0}", "\u{2003}"] {
+            check(&format!("{white}order-42"), "begins or ends with white space");
+            check(&format!("order-42{white}"), "begins or ends with white space");
+            check(white, "begins or ends with white space");
+        }
+        for control in ["\n", "\r\n", "\t", "\0", "\u{7f}", "\u{85}"] {
+            check(&format!("{control}order-42"), "control character");
+            check(&format!("order-42{control}"), "control character");
+            check(&format!("order{control}order-42"), "control character");
+        }
+        check(" 019a9c6e-0000-7000-8000-000000000001", "white space");
+        check("019a9c6e-0000-7000-8000-000000000001\n", "control character");
+        assert!("order 42 of 7".parse::<MessageId>().unwrap().is_opaque());
     }
 }

@@ -197,6 +197,15 @@ pub(crate) struct Described {
     pub(crate) partitions: i32,
 }
 
+/// What the brokers have answered about topics.
+#[derive(Debug, Default)]
+pub(crate) struct Answered {
+    /// Those that exist, by their names.
+    pub(crate) topics: BTreeMap<String, Described>,
+    /// Those that do not.
+    pub(crate) missing: Vec<String>,
+}
+
 /// A question for the ids of topics, and later its answer.
 pub(crate) struct TopicIds {
     queue: *mut rd_kafka_queue_t,
@@ -239,11 +248,8 @@ impl TopicIds {
         Ok(Self { queue, _client: Arc::clone(client) })
     }
 
-    /// By topic; none while there is no answer. Topics that do not exist are left out.
-    pub(crate) fn answer(
-        &self,
-        wait: Duration,
-    ) -> Option<Result<BTreeMap<String, Described>, RDKafkaErrorCode>> {
+    /// None while there is no answer. Topics that may not be read are left out.
+    pub(crate) fn answer(&self, wait: Duration) -> Option<Result<Answered, RDKafkaErrorCode>> {
         let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
         #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
         // SAFETY: the queue is ours. The event is ours until it is destroyed, and what is read of it, all of it alive
@@ -279,27 +285,29 @@ impl Drop for TopicIds {
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 #[expect(unsafe_code, reason = "the wrapper does not know topic ids")]
-unsafe fn described(
-    result: *const rd_kafka_DescribeTopics_result_t,
-) -> BTreeMap<String, Described> {
-    let mut described = BTreeMap::new();
+unsafe fn described(result: *const rd_kafka_DescribeTopics_result_t) -> Answered {
+    let mut answered = Answered::default();
     if result.is_null() {
-        return described;
+        return answered;
     }
     let mut count = 0;
     // SAFETY: the caller keeps the result alive; it holds so many descriptions, whose names and ids live as long.
     unsafe {
         let topics = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
         if topics.is_null() {
-            return described;
+            return answered;
         }
         for topic in std::slice::from_raw_parts(topics, count) {
             let failure = rd_kafka_error_code(rd_kafka_TopicDescription_error(*topic));
             let id = rd_kafka_TopicDescription_topic_id(*topic);
+            let name = CStr::from_ptr(rd_kafka_TopicDescription_name(*topic)).to_string_lossy();
+            if failure == RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART {
+                answered.missing.push(name.into_owned());
+                continue;
+            }
             if failure != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || id.is_null() {
                 continue;
             }
-            let name = CStr::from_ptr(rd_kafka_TopicDescription_name(*topic)).to_string_lossy();
             let id = CStr::from_ptr(rd_kafka_Uuid_base64str(id)).to_string_lossy();
             let mut partitions = 0usize;
             rd_kafka_TopicDescription_partitions(*topic, &raw mut partitions);
@@ -307,10 +315,10 @@ unsafe fn described(
                 id: (id != NO_TOPIC_ID).then(|| id.into_owned()),
                 partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
             };
-            described.insert(name.into_owned(), topic);
+            answered.topics.insert(name.into_owned(), topic);
         }
     }
-    described
+    answered
 }
 
 /// Where a partition ends, as far as its fetches have told.

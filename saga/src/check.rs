@@ -48,7 +48,7 @@ use std::fmt;
 use crate::definition::Definition;
 use crate::rules::Rules;
 
-use explore::{Bounds, explore, wander};
+use explore::{Bounds, Explored, explore, wander};
 use participant::Knows;
 use story::Story;
 
@@ -73,16 +73,19 @@ const WALK_MOVES: usize = 300;
 ///
 /// Messages come twice, late, and in any order; a time-out happens at any moment; participants refuse what they may
 /// refuse; the deadline passes and somebody cancels at any moment; a lock is given or withheld, expires, and comes when it
-/// is not wanted any more. A crash needs no move of its own: a transaction
-/// happens or does not, and what was not done is done later, by another delivery. Sagas of up to
-/// [`WINDOW_STEPS`] steps are explored exhaustively, with two attempts of each step in each direction. Of longer ones
-/// every window of so many consecutive steps is, and of the whole every schedule with at most two faults, and random
-/// ones besides. User's code does not run; where it decides about a refusal, every decision is tried.
+/// is not wanted any more. A crash needs no move of its own: a transaction happens or does not, and what was not done is
+/// done later, by another delivery. User's code does not run; where it decides about a refusal, every decision is tried.
+///
+/// Sagas of up to [`WINDOW_STEPS`] steps are explored exhaustively, with two attempts of each step in each direction. Of
+/// longer ones every window of so many consecutive steps is, and of the whole every schedule with at most two faults, and
+/// random ones besides. What has too many states for that is cut off, which [`Coverage`] says: where a window has several
+/// steps that may be refused and are compensated. How far an exploration is, it says on standard error at every 100,000
+/// states.
 ///
 /// # Errors
 /// The smallest schedule by which the saga breaks a promise: an effect happens twice; a completed saga lacks an effect;
-/// a compensated one has one left, or gets one later; it goes on without a lock, or keeps one for ever; a reply of an older epoch, or one that comes again, does
-/// something; a state from which no end can be reached.
+/// a compensated one has one left, or gets one later; it goes on without a lock, or keeps one for ever; a reply of an older
+/// epoch, or one that comes again, does something; a state from which no end can be reached.
 pub fn check(definition: &Definition) -> Result<Coverage, Counterexample> {
     check_by(definition, Assumptions::SHIPPED)
 }
@@ -107,7 +110,7 @@ fn check_by(definition: &Definition, by: Assumptions) -> Result<Coverage, Counte
         let explored = if window.steps().len() > WINDOW_STEPS {
             None
         } else {
-            Some(explore(&window, by, Bounds::EXHAUSTIVE)?)
+            Some(explored(&window, by, Bounds::EXHAUSTIVE)?)
         };
         coverage.windows.push(Window {
             steps,
@@ -116,7 +119,7 @@ fn check_by(definition: &Definition, by: Assumptions) -> Result<Coverage, Counte
         });
     }
     if definition.steps().len() > WINDOW_STEPS {
-        let explored = explore(definition, by, Bounds::FAULTS)?;
+        let explored = explored(definition, by, Bounds::FAULTS)?;
         coverage.whole = Some(Whole {
             states: explored.states,
             faults: FAULTS_MAX,
@@ -125,6 +128,18 @@ fn check_by(definition: &Definition, by: Assumptions) -> Result<Coverage, Counte
         });
     }
     Ok(coverage)
+}
+
+/// What is found is told without anything left out, where that is not too much: epochs are as they really are then.
+fn explored(
+    definition: &Definition,
+    by: Assumptions,
+    bounds: Bounds,
+) -> Result<Explored, Counterexample> {
+    explore(definition, by, bounds).map_err(|found| {
+        let plainly = Assumptions { forgets: false, ..by };
+        explore(definition, plainly, bounds).err().unwrap_or(found)
+    })
 }
 
 /// What an exploration has seen.

@@ -3,7 +3,7 @@
 //! Every function works in the caller's transaction. Who holds the lock of an instance has all of the saga to himself.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
@@ -49,7 +49,8 @@ pub(crate) struct Noted {
 pub(crate) struct Waiting {
     pub(crate) id: i64,
     pub(crate) saga: SagaId,
-    pub(crate) input: Input,
+    /// None where a newer release has written it.
+    pub(crate) input: Option<Input>,
     pub(crate) cause: Cause,
     pub(crate) attempts: i32,
 }
@@ -234,12 +235,15 @@ pub(crate) async fn has_due(conn: &mut PgConnection, now: SystemTime) -> Result<
 ///
 /// It is planned each time, for how many are due now. A plan for any number is one for a third of them all, and reads
 /// and sorts the table.
+///
+/// One that a newer release has written, so that it can not be read here, is put off: it would be the first one again in
+/// the next round, and none would ever be taken behind it.
 pub(crate) async fn take_timers(
     conn: &mut PgConnection,
     mine: &[Identity],
     now: SystemTime,
     max: u32,
-) -> Result<Vec<(SagaId, Tick)>, Error> {
+) -> Result<Vec<(SagaId, Option<Tick>)>, Error> {
     let rows = sqlx::query(
         "WITH due AS (
              SELECT timer.ctid AS at
@@ -262,17 +266,49 @@ pub(crate) async fn take_timers(
     .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
     .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
     .bind(i64::from(max))
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await
     .map_err(reading)?;
-    rows.iter()
-        .map(|row| {
-            let saga = SagaId::from_uuid(row.try_get(0).map_err(reading)?);
-            let tick =
-                serde_json::from_str(row.try_get(1).map_err(reading)?).map_err(unreadable)?;
-            Ok((saga, tick))
-        })
-        .collect()
+    let mut taken = Vec::with_capacity(rows.len());
+    let mut unread: Vec<(Uuid, &str)> = Vec::new();
+    for row in &rows {
+        let (saga, text) = (row.try_get(0).map_err(reading)?, row.try_get(1).map_err(reading)?);
+        let tick = serde_json::from_str(text).ok();
+        if tick.is_none() {
+            unread.push((saga, text));
+        }
+        taken.push((SagaId::from_uuid(saga), tick));
+    }
+    put_off_timers(conn, &unread, now).await?;
+    Ok(taken)
+}
+
+/// For how long a timer is put off that can not be read.
+const UNREAD_WAIT: Duration = Duration::from_secs(60);
+
+async fn put_off_timers(
+    conn: &mut PgConnection,
+    unread: &[(Uuid, &str)],
+    now: SystemTime,
+) -> Result<(), Error> {
+    if unread.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
+         SELECT to_timestamp($1 / 1000000.0), saga_id, tick::json
+         FROM unnest($2::uuid[], $3::text[]) AS given (saga_id, tick)",
+    )
+    .bind(micros(now + UNREAD_WAIT))
+    .bind(unread.iter().map(|(saga, _)| *saga).collect::<Vec<_>>())
+    .bind(unread.iter().map(|(_, tick)| *tick).collect::<Vec<_>>())
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    for (saga, _) in unread {
+        tracing::error!(%saga, "a timer of a saga can not be read, and is put off: a newer release has written it");
+    }
+    Ok(())
 }
 
 /// Stores what cannot be told now. What comes for a saga that nobody knows is kept for so long.
@@ -335,7 +371,7 @@ pub(crate) async fn waiting(
             Ok(Waiting {
                 id: row.try_get(0).map_err(reading)?,
                 saga: SagaId::from_uuid(row.try_get(1).map_err(reading)?),
-                input: serde_json::from_str(text(2)?).map_err(unreadable)?,
+                input: serde_json::from_str(text(2)?).ok(),
                 cause: serde_json::from_str(text(3)?).unwrap_or_default(),
                 attempts: row.try_get(4).map_err(reading)?,
             })

@@ -336,4 +336,5 @@ fn reading(error: sqlx::Error) -> Error {
 }
 
 #[cfg(test)]
+#[cfg(feature = "kafka")]
 mod tests;

@@ -18,11 +18,20 @@ use crate::run::{LEAD_MAX, STOP_MAX, node, stop};
 const APPLY_MAX: Duration = Duration::from_secs(90);
 
 pub(crate) fn produce(brokers: &str, topic: &str, numbers: std::ops::Range<i64>) {
+    produce_as("numbered.v1", brokers, topic, numbers);
+}
+
+pub(crate) fn produce_as(
+    message_type: &str,
+    brokers: &str,
+    topic: &str,
+    numbers: std::ops::Range<i64>,
+) {
     let producer: BaseProducer =
         ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer is made");
     for number in numbers {
         let id = Uuid::now_v7().to_string();
-        let headers = [("ce_id", id.as_str()), ("ce_type", "numbered.v1")]
+        let headers = [("ce_id", id.as_str()), ("ce_type", message_type)]
             .into_iter()
             .fold(OwnedHeaders::new(), |headers, (key, value)| {
                 headers.insert(Header { key, value: Some(value) })

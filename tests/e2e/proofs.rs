@@ -53,6 +53,11 @@ async fn through_chaos_every_saga_completes_or_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn sagas_stay_on_their_version_through_a_deploy_and_wait_where_nobody_runs_it() {
+    check("saga-deploy").await;
+}
+
+#[tokio::test]
 async fn the_books_of_the_shop_add_up_whatever_is_killed_and_delivered_twice() {
     check("shop").await;
 }

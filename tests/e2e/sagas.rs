@@ -69,45 +69,6 @@ async fn engine(site: &SagaSite, versions: &[&str]) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sagas_stay_on_their_version_through_a_deploy_and_wait_where_nobody_runs_it() {
-    let (site, _relays) = site("saga_versions").await;
-    let place = async |numbers: std::ops::Range<i64>, version: u32| {
-        let orders: Vec<Order> = numbers.clone().map(|number| order(number, None)).collect();
-        site.place(&orders).await;
-        site.follow(numbers, version, END_MAX).await;
-    };
-    // Nobody carries out a command: every saga is under way.
-    let mut old = engine(&site, &["3"]).await;
-    place(0..20, 3).await;
-    let mut both = engine(&site, &["3", "4"]).await;
-    place(20..25, 3).await;
-    stop(&mut old).await;
-    // Once when it began, and once when it is alone.
-    both.says_times("new sagas follow another version", 2, LEAD_MAX).await;
-    place(25..45, 4).await;
-    stop(&mut both).await;
-
-    // Version 3 is removed too early.
-    let mut new = engine(&site, &["4"]).await;
-    new.says("no engine can run these sagas", LEAD_MAX).await;
-    let mut strict = site.engine(&["--saga-version", "4", "--strict"]);
-    let refused = strict.ends(LEAD_MAX).await;
-    let mut participants = SERVICES.map(|service| site.participant(service, &[]));
-    let only_new = site.ended(20, END_MAX).await;
-    let again = engine(&site, &["3", "4"]).await;
-    let all = site.ended(45, END_MAX).await;
-
-    assert!(!refused.success() && strict.log().contains("nobody can run 25 of create-order/3"));
-    assert_eq!((only_new.completed, only_new.compensated), (20, 0));
-    assert_eq!(all.ended(), 45);
-    assert_eq!(site.faults().await, [""; 0]);
-    drop(again);
-    for participant in &mut participants {
-        stop(participant).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_engine_takes_the_answers_that_came_meanwhile_and_a_killed_participant_goes_on() {
     let (site, _relays) = site("saga_killed").await;
     let mut first = engine(&site, &["1"]).await;

@@ -26,6 +26,8 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// A command is done by then.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// An element that moves is looked for so often.
+const LOOKS_MAX: u32 = 5;
 
 /// Ends driver and browser, whose process ids it reads, when the pipe to it is closed: when the
 /// [`Browser`] is dropped, or when the process that had it is killed.
@@ -59,10 +61,12 @@ const SWITCHES: [&str; 13] = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ];
 
-/// Finds what keeps people from reading a page.
+/// Finds what keeps people from reading a page, and no rule of axe-core covers.
 const FAULTS: &str = include_str!("browser/faults.js");
+/// Finds what breaks a rule of axe-core.
+const BROKEN_RULES: &str = include_str!("browser/axe.js");
 
-/// Roles that mean nothing to a listener without a name.
+/// Roles that mean nothing to a listener without a name, of which axe-core knows most.
 const NAMED_ROLES: [&str; 12] = [
     "button", "link", "image", "img", "textbox", "combobox", "slider", "heading", "checkbox",
     "radio", "switch", "article",
@@ -73,6 +77,8 @@ const NAMED_ROLES: [&str; 12] = [
 pub struct Browser {
     driver: Endpoint,
     session: String,
+    /// The script of axe-core.
+    axe: String,
     /// Ends it.
     _watcher: Watcher,
 }
@@ -97,22 +103,22 @@ impl View {
 }
 
 impl Browser {
-    /// Starts one with an empty profile. Where none is installed it says so in one line and
-    /// answers with nothing; but not in CI, where such a test must not be left out.
+    /// Starts one with an empty profile. Where none is installed, or axe-core is not to be had, it
+    /// says so in one line and answers with nothing; but not in CI, where such a test must not be
+    /// left out.
     ///
     /// # Panics
     ///
-    /// When it does not start; in CI, which sets `CI`, also when none is installed.
+    /// When it does not start; in CI, which sets `CI`, also when one of the two is missing.
     pub async fn start() -> Option<Browser> {
         let (Some(program), Some(driver)) =
             (BROWSERS.iter().find_map(|name| find(name)), find(DRIVER))
         else {
-            let text = "no browser: install Debian's chromium and chromium-driver to test pages";
-            assert!(std::env::var_os("CI").is_none(), "{text}");
-            // Not captured, as what a passing test prints would be.
-            writeln!(std::io::stderr(), "{text}").ok();
+            is_missing("no browser: install Debian's chromium and chromium-driver to test pages");
             return None;
         };
+        let axe = tailrace_stack::axe().await;
+        let axe = axe.inspect_err(|error| is_missing(&error.to_string())).ok()?;
         let mut watcher = Watcher::start();
         let address = watcher.driver(&driver).await;
         let mut switches: Vec<String> = SWITCHES.map(str::to_owned).to_vec();
@@ -127,7 +133,7 @@ impl Browser {
         let session = text(&made, "/sessionId").to_owned();
         let pid = made.pointer("/capabilities/goog:processID").and_then(Value::as_u64);
         watcher.take(pid.expect("the browser has a process id"));
-        let browser = Browser { driver, session, _watcher: watcher };
+        let browser = Browser { driver, session, axe, _watcher: watcher };
         // The page that it begins with has asked for parts of the browser itself.
         browser.open("about:blank").await;
         browser.requests().await;
@@ -151,19 +157,33 @@ impl Browser {
         shown.as_str().unwrap_or_default().to_owned()
     }
 
-    /// Clicks on the middle of an element as a mouse does, so many times in a row.
+    /// Clicks on the middle of an element as a mouse does, so many times in a row. What appears above it may move it away
+    /// just then: like a person, it looks and clicks again.
     ///
     /// # Panics
     ///
-    /// When it is not there, or something else lies upon it.
+    /// When it is not there, something else lies upon it, or it never stays where it is.
     pub async fn click(&self, selector: &str, times: u32) {
+        for _ in 0..LOOKS_MAX {
+            self.click_where_it_is(selector, times).await;
+            if self.run("return window.hit ?? null").await != false {
+                return;
+            }
+        }
+        panic!("{selector} moves away from each of {LOOKS_MAX} clicks");
+    }
+
+    async fn click_where_it_is(&self, selector: &str, times: u32) {
         let look = format!(
             "const one = document.querySelector({selector:?});
              if (!one) return 'it is not there';
              one.scrollIntoView({{ block: 'center', behavior: 'instant' }});
              const {{ x, y, width, height }} = one.getBoundingClientRect();
              const at = [x + width / 2, y + height / 2], top = document.elementFromPoint(...at);
-             return one.contains(top) || top?.closest('label')?.contains(one) ? at : `it lies under ${{top?.outerHTML}}`"
+             const is = (it) => one.contains(it) || it?.closest('label')?.contains(one);
+             window.hit = null;
+             document.addEventListener('click', (event) => {{ window.hit = Boolean(is(event.target)); }}, {{ capture: true, once: true }});
+             return is(top) ? at : `it lies under ${{top?.outerHTML}}`"
         );
         let place = self.run(&look).await;
         let at = |index| place.get(index).and_then(Value::as_f64);
@@ -228,10 +248,13 @@ impl Browser {
     }
 
     /// What keeps people from reading the page as it is looked at now, a sentence for each fault:
-    /// contrast, sizes, structure, and names by the tree that a screen reader is given.
+    /// by the rules of axe-core, by our own, and by the tree that a screen reader is given.
     pub async fn faults(&self) -> Vec<String> {
-        let found = self.run(FAULTS).await;
-        let mut faults: Vec<String> = serde_json::from_value(found).expect("faults are sentences");
+        let mut faults = sentences(self.run(FAULTS).await);
+        if self.run("return typeof axe").await == "undefined" {
+            self.run(&self.axe).await;
+        }
+        faults.extend(sentences(self.run(BROKEN_RULES).await));
         let tree = self.devtools("Accessibility.getFullAXTree", &json!({})).await;
         let nodes = tree.get("nodes").and_then(Value::as_array);
         for node in nodes.expect("a page has a tree") {
@@ -295,6 +318,17 @@ impl Browser {
         let path = format!("/session/{}{path}", self.session);
         command(&self.driver, "POST", &path, body, ANSWER_MAX).await
     }
+}
+
+/// Says in one line why a test of pages is left out; in CI, which sets `CI`, none may be.
+fn is_missing(text: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{text}");
+    // Not captured, as what a passing test prints would be.
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
+fn sentences(found: Value) -> Vec<String> {
+    serde_json::from_value(found).expect("faults are sentences")
 }
 
 /// The value of a command's answer.

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use rustix::process::Signal;
-use serde::Deserialize;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
-use tailrace_idempotency::{BoxError, Config, Consumer, Counters, Cx, Dedupe, Outcome};
+use tailrace_idempotency::{
+    Answer, BoxError, Call, CallCx, Config, Consumer, Counters, Cx, Dedupe, OnFailure, Outcome,
+    Prepared,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{interval, sleep};
 
@@ -47,6 +50,12 @@ pub(crate) struct ConsumerArgs {
     /// After so many attempts a parked message waits for a person
     #[arg(long)]
     attempts_max: Option<u32>,
+    /// The call of the message with this number aborts the process
+    #[arg(long)]
+    abort_at: Option<i64>,
+    /// What keeps failing becomes a dead letter
+    #[arg(long)]
+    dead_letters: bool,
     /// How long every fourth sequenced message takes
     #[arg(long)]
     take_ms: Option<u64>,
@@ -86,6 +95,7 @@ struct Troubles {
     fail_every: Option<u32>,
     tried: AtomicU32,
     take: Option<Duration>,
+    abort_at: Option<i64>,
 }
 
 /// Writes a row of `effect` for each message.
@@ -100,6 +110,34 @@ async fn apply(cx: Cx<'_, Troubles>, message: Numbered) -> Result<Outcome, sqlx:
         node::strike(Signal::STOP, None);
     }
     Ok(Outcome::Done)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Called {
+    number: i64,
+}
+
+async fn prepare(_: Cx<'_, Troubles>, called: Called) -> Result<Prepared<Called>, BoxError> {
+    Ok(Prepared::Call(called))
+}
+
+/// A call that goes well, or takes its process along as a stack that overflows would.
+async fn call(cx: CallCx<'_, Troubles>, called: Called) -> Result<Answer<()>, BoxError> {
+    if cx.state.abort_at == Some(called.number) {
+        tracing::info!("aborting inside a call");
+        // Else it might leave a file of its memory.
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        setrlimit(Resource::Core, none)?;
+        std::process::abort();
+    }
+    Ok(Answer::Done(()))
+}
+
+/// Writes a row of `effect` for each call.
+async fn record(cx: Cx<'_, Troubles>, called: Called, (): ()) -> Result<(), BoxError> {
+    let message = Numbered { number: called.number };
+    apply(cx, message).await?;
+    Ok(())
 }
 
 /// Writes a row of `effect` with its place among the effects of the message's key, which the lock of the key's row
@@ -181,6 +219,7 @@ fn consumer(arguments: ConsumerArgs, pool: PgPool) -> Consumer<Troubles> {
         fail_every: arguments.fail_every,
         tried: AtomicU32::new(0),
         take: arguments.take_ms.map(Duration::from_millis),
+        abort_at: arguments.abort_at,
     };
     let mut config = Config::new(arguments.group, arguments.kafka_brokers, pool)
         .start_deadline(START_MAX)
@@ -194,6 +233,9 @@ fn consumer(arguments: ConsumerArgs, pool: PgPool) -> Consumer<Troubles> {
             // With it a member learns of a rebalance.
             .kafka_property("heartbeat.interval.ms", (session / 20).to_string());
     }
+    if arguments.dead_letters {
+        config = config.on_failure(OnFailure::DeadLetter);
+    }
     if arguments.by_position {
         config = config.dedupe(Dedupe::Position);
     }
@@ -206,7 +248,8 @@ fn consumer(arguments: ConsumerArgs, pool: PgPool) -> Consumer<Troubles> {
     let consumer = Consumer::new(config)
         .topic(arguments.topic)
         .on("numbered.v1", apply)
-        .on("sequenced.v1", enter);
+        .on("sequenced.v1", enter)
+        .on_call("called.v1", Call::new(prepare, call, record));
     if arguments.tell {
         tokio::spawn(tell(consumer.counters()));
     }

@@ -16,6 +16,7 @@ pub mod relay_crash;
 pub mod relay_shapes;
 pub mod relay_zombies;
 pub mod saga_chaos;
+pub mod saga_deploy;
 pub mod shop_run;
 pub mod soak;
 
@@ -35,6 +36,7 @@ pub mod saga_shop;
 pub mod saga_site;
 pub mod shape;
 pub mod shop;
+pub mod shop_outage;
 pub mod site;
 pub mod verdict;
 mod writer;

@@ -8,7 +8,7 @@ use tailrace_stack::Stack;
 use crate::process::Node;
 use crate::{
     consumer_chaos, foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes,
-    relay_zombies, saga_chaos, shop_run, soak,
+    relay_zombies, saga_chaos, saga_deploy, shop_run, soak,
 };
 
 /// How much of the same work a proof does.
@@ -119,9 +119,15 @@ pub const PROOFS: &[Proof] = &[
         body: |bench| Box::pin(saga_chaos::prove(bench)),
     },
     Proof {
+        name: "saga-deploy",
+        claim: "running sagas stay on their version while the next one comes, is rolled back, and the \
+                old one is removed too early: they wait, are migrated, and end",
+        body: |bench| Box::pin(saga_deploy::prove(bench)),
+    },
+    Proof {
         name: "shop",
-        claim: "the books of the shop are right after every trouble, those of the lane without us are \
-                not, and no planted bug escapes them",
+        claim: "the books of the shop are right after every trouble and after a minute without Kafka, \
+                those of the lane without us are not, and no planted bug escapes them",
         body: |bench| Box::pin(shop_run::prove(bench)),
     },
     Proof {

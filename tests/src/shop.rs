@@ -1,5 +1,6 @@
 //! The shop with its page, as a person has it who runs the program, asked over HTTP.
 
+use std::fs;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -93,6 +94,37 @@ impl Shop {
     /// When there is no such process.
     pub fn pid(&self, name: &str) -> Pid {
         Pid::from_raw(self.word(name, 3).parse().expect("it is a number")).expect("it is one")
+    }
+
+    /// The broker that it has started.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn broker(&self) -> Pid {
+        let broker = self.descendants().into_iter().find(|pid| name_of(*pid) == "java");
+        broker.expect("it has started a broker")
+    }
+
+    /// Every process that it has started, and those that these have started.
+    ///
+    /// # Panics
+    ///
+    /// When it has ended.
+    pub fn descendants(&self) -> Vec<Pid> {
+        let mut found = vec![self.own_pid()];
+        let mut at = 0;
+        while let Some(parent) = found.get(at) {
+            let children = children_of(*parent);
+            found.extend(children);
+            at += 1;
+        }
+        found.split_off(1)
+    }
+
+    fn own_pid(&self) -> Pid {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        pid.expect("it runs")
     }
 
     fn word(&self, name: &str, place: usize) -> String {
@@ -213,8 +245,27 @@ impl Shop {
     ///
     /// When it has ended before.
     pub fn ask_to_stop(&self) {
-        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        kill_process(pid.expect("it runs"), Signal::TERM).expect("it can be told");
+        kill_process(self.own_pid(), Signal::TERM).expect("it can be told");
+    }
+
+    /// Has it close, by SIGTERM, and waits until nothing of it is left.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end well within `limit`, or leaves a process behind.
+    pub async fn closes(&mut self, limit: Duration) {
+        let started = self.descendants();
+        self.ask_to_stop();
+        let status = self.ends(limit).await;
+        assert!(status.success(), "{status}: {}", self.log());
+        let left = || started.iter().copied().filter(|pid| runs(*pid)).collect::<Vec<_>>();
+        let since = Instant::now();
+        let mut look = interval(LOOK_EVERY);
+        while !left().is_empty() {
+            look.tick().await;
+            let names: Vec<String> = left().into_iter().map(name_of).collect();
+            assert!(since.elapsed() < limit, "still there after {limit:?}: {names:?}");
+        }
     }
 
     /// Waits for its end.
@@ -229,6 +280,28 @@ impl Shop {
         let ended = ended.unwrap_or_else(|_| panic!("no end within {limit:?}:\n{}", self.log()));
         ended.expect("a child can be waited for")
     }
+}
+
+/// The processes that one has started and that run, by what Linux tells of each of its threads.
+fn children_of(pid: Pid) -> Vec<Pid> {
+    let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+    let threads = threads.into_iter().flatten().flatten();
+    let lists = threads.filter_map(|it| fs::read_to_string(it.path().join("children")).ok());
+    let lists: Vec<String> = lists.collect();
+    let pids = lists.iter().flat_map(|list| list.split_whitespace());
+    pids.filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+/// The name of its program.
+fn name_of(pid: Pid) -> String {
+    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+    name.unwrap_or_default().trim_end().to_owned()
+}
+
+/// Whether it has not ended. Who is only waited for by nobody has.
+fn runs(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 async fn keep(from: impl AsyncRead + Unpin, to: Arc<watch::Sender<String>>) {

@@ -8,6 +8,11 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::proof::{Bench, Report, Scale};
+use crate::shop::Shop;
+use crate::shop_outage::{Outcome, kafka_is_away};
+
+/// How long Kafka is away in full.
+const AWAY: Duration = Duration::from_secs(60);
 
 /// Of the machinery, those that need no pause of a server.
 const TROUBLES: &str =
@@ -19,6 +24,8 @@ const BUGS: [&str; 3] = ["dedupe-off", "barrier-off", "relay-by-message-lsn"];
 const BUILD_MAX: Duration = Duration::from_secs(1800);
 /// A run comes to its end by then, whatever happens in it: its own deadlines are shorter.
 const END_MAX: Duration = Duration::from_secs(1200);
+/// A shop that is asked to close has closed by then.
+const CLOSED_MAX: Duration = Duration::from_secs(30);
 
 /// A run of the program.
 struct Run<'a> {
@@ -34,7 +41,7 @@ struct Expected {
     control: Option<&'static str>,
 }
 
-/// One run that has to be green, and in full one for each bug, which have to be red.
+/// One run that has to be green; in full also a minute without Kafka, and one run for each bug, which have to be red.
 pub async fn prove(bench: Bench<'_>) -> Report {
     let mut report = Report::default();
     let beside = bench.node.beside("shop");
@@ -43,12 +50,18 @@ pub async fn prove(bench: Bench<'_>) -> Report {
         check(&mut report, &beside, run, Expected { books: "GREEN", control: None }).await;
         return report;
     }
-    bench.bar.set_length(2 + 2 * (BUGS.len() as u64 + 1));
+    bench.bar.set_length(3 + 2 * (BUGS.len() as u64 + 1));
     let (right, wrong) = (beside.with_file_name("shop-right"), beside.with_file_name("shop-wrong"));
     for (program, features) in [(&right, None), (&wrong, Some("bugs"))] {
         build(&beside, features, program).await;
         bench.bar.inc(1);
     }
+    let mut shop = Shop::open(&right, &[]).await;
+    let Outcome { placed, ended_after } = kafka_is_away(&shop, AWAY, async { 0 }).await;
+    report.figure("Kafka was away for", format!("{AWAY:?}, with {placed} orders"));
+    report.figure("all of them had ended after", format!("{:.1} s", ended_after.as_secs_f64()));
+    shop.closes(CLOSED_MAX).await;
+    bench.bar.inc(1);
     let run = Run { orders: 2_000, troubles: "all", bug: None };
     check(&mut report, &right, run, Expected { books: "GREEN", control: Some("RED") }).await;
     bench.bar.inc(2);

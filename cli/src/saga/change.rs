@@ -19,6 +19,9 @@ use crate::answer::{Answer, ONLY_TOLD};
 use crate::database::Database;
 use crate::error::{Error, Kind};
 
+/// Of what is chosen, at most so many where nothing else is said.
+const LIMIT: u32 = 1_000;
+
 /// Of more sagas than these the answer has the number alone.
 const STEPS_TOLD_MAX: usize = 1_000;
 
@@ -125,7 +128,7 @@ impl Signal {
             database,
             sagas: vec![saga],
             chosen: Chosen::default(),
-            limit: 1,
+            limit: None,
             rate: 1,
             hand,
             json,
@@ -154,9 +157,9 @@ pub(crate) struct Which {
     sagas: Vec<SagaId>,
     #[command(flatten)]
     pub(super) chosen: Chosen,
-    /// Of what is chosen, at most so many, the oldest first
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    limit: u32,
+    /// Of what is chosen, at most so many, the oldest first [default: 1000]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    limit: Option<u32>,
     /// At most so many in a second
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
@@ -169,6 +172,9 @@ pub(crate) struct Which {
 
 impl Which {
     async fn tell(self, verb: Verb, states: &[Status]) -> Result<Answer, Error> {
+        if verb.step().is_none() {
+            self.must_name_no_step()?;
+        }
         let mut connection = connect(&self.database).await?;
         let chosen = self.chosen(states)?;
         let change = Change::verb(verb, self.hand.by(), chosen.to_string());
@@ -187,15 +193,30 @@ impl Which {
         match (self.sagas.is_empty(), self.chosen.says_nothing()) {
             (true, true) => fault("no saga is named or chosen"),
             (false, false) if !only_step => fault("sagas are both named and chosen"),
+            (false, _) if self.limit.is_some() => fault("--limit is of sagas that are chosen"),
             (false, _) => Ok(Sagas::Named(self.sagas.iter().copied().collect())),
             (true, false) => {
                 let mut filter = self.chosen.filter();
                 if self.chosen.states.is_empty() {
                     filter = states.iter().fold(filter, |filter, state| filter.state(*state));
                 }
-                Ok(Sagas::Chosen { filter, paging: Paging::default(), room: self.limit })
+                Ok(Sagas::Chosen {
+                    filter,
+                    paging: Paging::default(),
+                    room: self.limit.unwrap_or(LIMIT),
+                })
             }
         }
+    }
+
+    /// Beside sagas that are named, a step would seem to say what is done to them.
+    pub(super) fn must_name_no_step(&self) -> Result<(), Error> {
+        if !self.names_sagas() || self.chosen.step.is_none() {
+            return Ok(());
+        }
+        let text = "--step says nothing here: it is done to whole sagas";
+        Err(Error::new(Kind::Settings, text)
+            .mended_by("leave it out, or choose sagas by it instead of naming them"))
     }
 
     pub(super) fn names_sagas(&self) -> bool {

@@ -25,6 +25,8 @@ impl Migrate {
         let mapping = self.read()?;
         let (from, version) = identity(&mapping.from, "from")?;
         let (to, to_version) = identity(&mapping.to, "to")?;
+        self.which.must_name_no_step()?;
+        self.must_choose(from, version)?;
         let mut connection = connect(&self.which.database).await?;
         let living = operate::living(&mut connection).await?;
         let to =
@@ -49,6 +51,19 @@ impl Migrate {
         let query = format!("{chosen}; mapping {}", serde_json::json!(mapping));
         let change = Change::migrate(to, mapping, self.which.hand.by(), query);
         self.which.make(&mut connection, &change, chosen).await
+    }
+
+    /// What the mapping begins with is chosen by itself; another choice would be none.
+    fn must_choose(&self, from: &str, version: u32) -> Result<(), Error> {
+        let chosen = &self.which.chosen;
+        let fits = chosen.definition.as_deref().is_none_or(|name| name == from)
+            && chosen.version.is_none_or(|number| number == version);
+        if fits || self.which.names_sagas() {
+            return Ok(());
+        }
+        let text = format!("the mapping is of {from}/{version}, and other sagas are chosen");
+        Err(Error::new(Kind::Settings, text)
+            .mended_by("leave out --definition and --version: the mapping says which are meant"))
     }
 
     fn read(&self) -> Result<MappingFile, Error> {

@@ -34,6 +34,8 @@ impl Answer {
         let begins = |with: &str| self.stderr.lines().filter(|line| line.starts_with(with)).count();
         assert_eq!((self.code, &*self.stdout), (Some(code), ""), "{self:?}");
         assert_eq!((begins("error: "), begins("  mend: ")), (1, 1), "{self:?}");
+        let mend = self.stderr.lines().find_map(|line| line.strip_prefix("  mend: "));
+        assert_eq!(mend.map(|mend| self.stderr.matches(mend).count()), Some(1), "{self:?}");
         for name in named {
             assert!(self.stderr.contains(name), "{name:?} is not in {self:?}");
         }

@@ -249,6 +249,8 @@ async fn a_migration_is_told_from_a_file_and_ordered_with_yes() {
     let shown = tailrace(url, &["saga", "show", RUNNING]).await.good();
     let nobody = tailrace(url, &["saga", "migrate", "--mapping", wrong.path()]).await;
     let no_file = tailrace(url, &["saga", "migrate", "--mapping=/no/such/file"]).await;
+    let others = tailrace(url, &[&migrate[..], &["--definition=refund"]].concat()).await;
+    let a_step = tailrace(url, &[&migrate[..], &["--step=pay", RUNNING]].concat()).await;
 
     assert_eq!(told.code, Some(8), "{told:?}");
     assert!(told.stdout.contains("goes on as create-order/4, once an engine has it"), "{told:?}");
@@ -256,6 +258,8 @@ async fn a_migration_is_told_from_a_file_and_ordered_with_yes() {
     assert!(shown.contains("migration    to create-order/4, wanted by unknown"), "{shown}");
     nobody.refuses(5, &["create-order/9", "deploy an engine"]);
     no_file.refuses(2, &["/no/such/file"]);
+    others.refuses(2, &["the mapping is of create-order/3, and other sagas are chosen"]);
+    a_step.refuses(2, &["--step says nothing here"]);
     let orders =
         "SELECT count(*) FROM tailrace.saga_migration WHERE version = 4 AND refused IS NULL";
     assert_eq!(count(&mut connection, orders).await, 3);
@@ -271,9 +275,13 @@ async fn what_is_missing_or_said_twice_is_one_error() {
     let nobody = tailrace(url, &["saga", "retry", "--yes"]).await;
     let both = tailrace(url, &["saga", "retry", RUNNING, "--state=parked"]).await;
     let no_step = tailrace(url, &["saga", "skip", RUNNING]).await;
+    let no_filter = tailrace(url, &["saga", "abort", RUNNING, "--step=pay"]).await;
+    let no_choice = tailrace(url, &["saga", "retry", RUNNING, "--limit=5"]).await;
     connection.execute("UPDATE tailrace.saga_version SET version = version - 1").await.unwrap();
     let old = tailrace(url, &["saga", "list"]).await;
 
+    no_filter.refuses(2, &["--step says nothing here", "choose sagas by it"]);
+    no_choice.refuses(2, &["--limit is of sagas that are chosen"]);
     no_tables.refuses(2, &["tables of tailrace-saga are missing", "tailrace saga install"]);
     nobody.refuses(2, &["no saga is named or chosen"]);
     both.refuses(2, &["both named and chosen"]);

@@ -68,7 +68,12 @@ async fn main() -> Result<(), BoxError> {
     };
     told(run(warehouse(), 12).await?, &pool).await?;
 
-    sqlx::query("update tailrace.consumer_progress set next_offset = 0").execute(&pool).await?;
+    // What `tailrace inbox seek --to 0 --yes` does for a person, after a look that nobody has moved progress for a minute,
+    // and with a row in the audit. Progress is never set by an UPDATE: an owner that runs would overwrite it.
+    sqlx::query("select tailrace.seek_consumer($1, $1, partition, 0) from generate_series(0, 2) as partition")
+        .bind(&orders)
+        .execute(&pool)
+        .await?;
     println!("\nThe consumer is set back to the beginning, and Kafka gives it everything again.");
     told(run(warehouse(), 12).await?, &pool).await?;
 

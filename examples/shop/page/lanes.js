@@ -12,7 +12,11 @@ const LANES = [
     what: "The orders service asks one service after the other, and has them undo their parts when one refuses." },
 ];
 const SHOWN = 6;
-const HUNDRED = 100;
+/** What the second button places; `/?many=20` has it place less, on a machine that is busy with something else. */
+const MANY_MAX = 1000;
+const asked = Math.trunc(Number(new URLSearchParams(location.search).get("many")));
+const MANY = asked >= 1 ? Math.min(MANY_MAX, asked) : 100;
+const MANY_SAID = MANY === 100 ? "a hundred" : count(MANY);
 
 let fate = FATES[0];
 
@@ -48,7 +52,7 @@ class Lane {
     set(this.#list, "aria-labelledby", latest.id);
     this.element = el("article", { class: `lane card ${look}`, id: `lane-${style}`, "aria-labelledby": `title-${style}` },
       el("h3", { id: `title-${style}` }, title), el("p", { class: "what" }, what),
-      el("div", { class: "actions" }, this.#one(title), this.#hundred(title)), this.#said, this.#stats,
+      el("div", { class: "actions" }, this.#one(title), this.#many(title)), this.#said, this.#stats,
       el("div", { class: "latest" }, latest, this.#empty, this.#list), this.#story.element);
   }
 
@@ -82,23 +86,23 @@ class Lane {
     }
   }
 
-  #hundred(title) {
-    const button = el("button", { type: "button", class: "push hundred", "aria-label": `Place a hundred orders by ${title.toLowerCase()}` }, "Place a hundred");
+  #many(title) {
+    const button = el("button", { type: "button", class: "push many", "aria-label": `Place ${MANY_SAID} orders by ${title.toLowerCase()}` }, `Place ${MANY_SAID}`);
     const intend = intention();
     button.addEventListener("click", async (event) => {
       if (intend(event).clicks > 1) return;
       let taken = 0, failed = 0;
-      await Promise.all(Array.from({ length: HUNDRED }, async () => {
+      await Promise.all(Array.from({ length: MANY }, async () => {
         const order = basket(this.style, fate);
         try {
           this.#took(order, await place(order));
           taken += 1;
-          if (taken % 10 === 0) put(this.#said, `${taken} of ${HUNDRED} are taken.`);
+          if (taken % 10 === 0) put(this.#said, `${taken} of ${MANY} are taken.`);
         } catch {
           failed += 1;
         }
       }));
-      put(this.#said, failed ? `${many(failed, "order")} of ${HUNDRED} are not taken.` : "All hundred are taken.");
+      put(this.#said, failed ? `${many(failed, "order")} of ${MANY} are not taken.` : `All ${MANY} are taken.`);
     });
     return button;
   }

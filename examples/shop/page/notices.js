@@ -30,13 +30,16 @@ function notices(view, now) {
     ? `The storefront does not answer: trying again by itself. What you see is from ${clock(view.at)}.`
     : "The storefront does not answer: trying again by itself."]);
   const { shop, stage } = view.state ?? {};
-  if (!view.lost && view.state && !stage) found.push(["bad", "Whoever started the shop does not answer: troubles, figures and books are from before."]);
+  if (!view.lost && view.state?.staged && !stage) found.push(["bad", "Whoever started the shop does not answer: troubles, figures and books are from before."]);
   const troubles = stage?.troubles ?? [];
   for (const { name, on, changing, failed } of troubles) {
     if (changing && name === "kafka-stopped") found.push(["bad", on ? "Kafka is being started: that takes some seconds." : "Kafka is being stopped: that takes some seconds."]);
     else if (on && TROUBLES[name]) found.push(TROUBLES[name]);
     if (failed) found.push(["wait", `${title(name)}: it could not be switched. Try again.`]);
   }
+  const stopped = troubles.some((it) => (it.on || it.changing) && it.name === "kafka-stopped");
+  const away = view.lost ? null : view.state?.kafka_away_since_ms;
+  if (away && !stopped) found.push(["bad", `Kafka has not answered since ${clock(new Date(away))}. Orders are still taken: what services have to say waits in Postgres until it does.`]);
   const paused = troubles.some((it) => it.on && it.name === "postgres-paused");
   if (!view.lost && view.state && !shop && !paused) found.push(["bad", "The read model does not answer: orders and counts are from before."]);
   const silent = view.lost ? [] : (stage?.processes ?? []).filter((it) => !it.answers).map((it) => spoken(it.name));
@@ -45,8 +48,7 @@ function notices(view, now) {
   if (back.length) found.push(["wait", `${and(back)} died and ${back.length > 1 ? "have" : "has"} been started again.`]);
   if (waiting.orders > 3 || waiting.problem) found.push(["wait", `${many(waiting.orders, "order")} ${waiting.orders === 1 ? "waits" : "wait"} in this page until taken${waiting.problem ? `: ${waiting.problem}, trying again` : ""}.`]);
   const behind = (stage?.figures ?? []).filter((it) => it.name === "cdc_relay_lag_bytes").reduce((sum, it) => sum + it.value, 0);
-  const stands = troubles.some((it) => (it.on || it.changing) && ["kafka-stopped", "postgres-paused"].includes(it.name));
-  if (behind > BEHIND_BYTES && !stands) found.push(["wait", `The relays catch up: ${bytes(behind)} of log to go.`]);
+  if (behind > BEHIND_BYTES && !stopped && !away && !paused) found.push(["wait", `The relays catch up: ${bytes(behind)} of log to go.`]);
   found.sort(([a], [b]) => (a === b ? 0 : a === "bad" ? -1 : 1));
   found.splice(NOTICES_MAX);
   if (found.length === 0) {
@@ -71,8 +73,8 @@ export function tell(view) {
 
 /** Notes what is other than before. */
 export function note(view) {
-  const now = { lost: view.lost, breaker: null, troubles: {}, restarts: {} };
-  const { stage } = view.state ?? {};
+  const now = { lost: view.lost, away: Boolean(view.state?.kafka_away_since_ms), breaker: null, troubles: {}, restarts: {} };
+  const stage = view.state?.stage ?? (view.state?.staged ? null : { troubles: [], figures: [] });
   if (!stage) return;
   for (const { name, on } of stage.troubles) now.troubles[name] = on;
   for (const { name, restarts } of stage.processes ?? []) now.restarts[name] = restarts;
@@ -80,6 +82,7 @@ export function note(view) {
   if (before) {
     if (before.lost && !now.lost) add("good", "The storefront answers again.");
     if (!before.lost && now.lost) add("bad", "The storefront does not answer.");
+    if (now.away !== before.away) add(now.away ? "bad" : "good", now.away ? "Kafka does not answer." : "Kafka answers again.");
     for (const [name, on] of Object.entries(now.troubles)) {
       if (on !== (before.troubles[name] ?? false)) add(on ? "bad" : "good", `${title(name)}: ${on ? "on" : "over"}`);
     }

@@ -20,6 +20,7 @@ function told(state) {
   sample(state, performance.now());
   if (state.shop) showShop(state.shop);
   if (state.stage) showStage(state.stage);
+  if (!state.staged) alone();
   note(view);
   tell(view);
   plots();
@@ -47,6 +48,12 @@ function showStage(stage) {
     ["dead letters", sum("tailrace_consumer_dead_lettered_total")],
   ]);
   keep($("processes"), stage.processes ?? [], (it) => it.name, () => el("li", { class: "process" }), process);
+}
+
+/** Each process was started by itself: what only the stage knows of is not there. */
+function alone() {
+  for (const it of document.querySelectorAll("[data-stage]")) it.hidden = true;
+  $("no-stage").hidden = false;
 }
 
 function counters(rows) {

@@ -31,6 +31,7 @@ mod traces;
 mod unended;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 
@@ -44,8 +45,23 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// What is still under way when all is said is not waited for longer than this: a lock that somebody else holds.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(run());
+    runtime.shutdown_timeout(FAREWELL_MAX);
+    ended
+}
+
+async fn run() -> ExitCode {
     stage::end_with_the_parent();
     #[cfg(feature = "bugs")]
     bug::plant();

@@ -25,6 +25,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// Makes them on servers of somebody else, unless they are there.
 pub(crate) async fn run(surroundings: &Surroundings) -> Result<(), Failure> {
+    let missing = surroundings.missing(None);
+    if !missing.is_empty() {
+        return Err(format!("a shop is prepared with {} set", missing.join(" and ")).into());
+    }
     let making = async {
         let mut conn = PgConnection::connect(&surroundings.database_url).await?;
         for name in DATABASES {

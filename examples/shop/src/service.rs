@@ -5,8 +5,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use sqlx::PgPool;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgPool, Postgres};
 use tailrace_idempotency::Config;
 use tailrace_idempotency::metrics::SECONDS_BUCKETS;
 use tailrace_saga::{Participant, choreography};
@@ -48,12 +49,22 @@ impl Service {
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)?
             .install_recorder()?;
         let surroundings = settings.surroundings.clone();
+        let missing = surroundings.missing(Some(name));
+        if !missing.is_empty() {
+            let (name, missing) = (name.as_str(), missing.join(", "));
+            return Err(format!("{name} does not run without {missing}: set them").into());
+        }
+        // Who needs none is not asked for any, and never opens it.
+        let url = match surroundings.database_url.as_str() {
+            "" => "postgres://localhost/none",
+            url => url,
+        };
         let pool = PgPoolOptions::new()
             .min_connections(CONNECTIONS_MIN)
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy(&surroundings.database_url)
-            .or_else(|_| PgPool::connect_lazy("postgres://localhost/none"))?;
+            .connect_lazy(url)
+            .map_err(|error| format!("DATABASE_URL is no URL of a Postgres: {error}"))?;
         let (stopping, stop) = watch::channel(false);
         tokio::spawn(async move {
             asked_to_stop().await;
@@ -78,7 +89,7 @@ impl Service {
     /// Makes the tables of the crates and of the service. They may be there.
     pub(crate) async fn prepare(&self, tables: &'static [&'static str]) -> Result<(), Failure> {
         let preparing = async {
-            let mut conn = self.pool.acquire().await?;
+            let mut conn = self.connection().await?;
             tailrace_idempotency::schema::install(&mut conn).await?;
             tailrace_saga::schema::install(&mut conn).await?;
             for tables in tables {
@@ -86,7 +97,19 @@ impl Service {
             }
             Ok(())
         };
-        timeout(START_MAX, preparing).await?
+        let late = || format!("Postgres does not answer within {START_MAX:?}: see DATABASE_URL");
+        timeout(START_MAX, preparing).await.map_err(|_| late())?
+    }
+
+    /// A connection, as soon as Postgres lets anybody in.
+    async fn connection(&self) -> Result<PoolConnection<Postgres>, Failure> {
+        loop {
+            match self.pool.acquire().await {
+                // It is paused, or just being started.
+                Err(sqlx::Error::PoolTimedOut) => {}
+                acquired => return Ok(acquired?),
+            }
+        }
     }
 
     /// Waits until the relay keeps what is written: a message from before would vanish.
@@ -103,23 +126,18 @@ impl Service {
                 }
             }
         };
-        timeout(START_MAX, waiting).await?
+        let slot = &self.surroundings.slot;
+        let late = || format!("the slot {slot} is not there within {START_MAX:?}: see its relay");
+        timeout(START_MAX, waiting).await.map_err(|_| late())?
     }
 
     /// The configuration of one of its consumers.
     pub(crate) fn config(&self, name: &str) -> Config {
-        let name = format!("{}-{name}", self.name);
-        let health = self.readiness.of(&name);
-        Config::new(name, &self.surroundings.kafka_brokers, self.pool.clone())
-            .health(health)
-            .start_deadline(START_MAX)
-            .shutdown_deadline(DRAIN_MAX / 2)
+        self.projection_config(&format!("{}-{name}", self.name))
             .rebalance_deadline(Duration::from_secs(2))
             // What fails because something else is away is tried again soon, and for as long as it takes.
             .parked_wait(Duration::from_millis(200), Duration::from_secs(2))
-            .attempts_max(1_000)
-            .kafka_property("session.timeout.ms", SESSION_MS.to_string())
-            .kafka_property("heartbeat.interval.ms", (SESSION_MS / 20).to_string())
+            .attempts_max(10_000)
     }
 
     /// The configuration of a read model, whose name is that of a schema.
@@ -128,6 +146,8 @@ impl Service {
             .health(self.readiness.of(name))
             .start_deadline(START_MAX)
             .shutdown_deadline(DRAIN_MAX / 2)
+            .kafka_property("session.timeout.ms", SESSION_MS.to_string())
+            .kafka_property("heartbeat.interval.ms", (SESSION_MS / 20).to_string())
     }
 
     /// Where it is asked for its own.

@@ -14,19 +14,22 @@ pub(crate) struct Settings {
     #[arg(long, value_enum)]
     pub(crate) service: Option<Name>,
     /// Make the databases and topics of a shop on servers that are there, and end
-    #[arg(long, conflicts_with = "service")]
+    #[arg(long, conflicts_with_all = ["service", "headless"])]
     pub(crate) prepare: bool,
     /// Place orders under trouble, print what became of them, and end; 1 if the books do not add up
     #[arg(long, conflicts_with = "service")]
     pub(crate) headless: bool,
     /// With --headless: how many orders
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(
+        long, requires = "headless",
+        default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000),
+    )]
     pub(crate) orders: u32,
     /// With --headless: decides what is ordered, and what goes wrong when
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, requires = "headless", default_value_t = 1)]
     pub(crate) seed: u64,
     /// With --headless: what goes wrong; `all`, `none`, or names with commas between
-    #[arg(long, default_value = "all", value_parser = trouble::parse)]
+    #[arg(long, requires = "headless", default_value = "all", value_parser = trouble::parse)]
     pub(crate) trouble: Troubles,
     /// Plant a bug into every process: the books have to find it
     #[cfg(feature = "bugs")]
@@ -49,6 +52,7 @@ pub(crate) struct Surroundings {
     /// The service's own database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, default_value = "")]
     pub(crate) database_url: String,
+    /// Where Kafka is: host:port, with commas between several
     #[arg(long, env = "KAFKA_BROKERS", default_value = "")]
     pub(crate) kafka_brokers: String,
     /// The slot of the relay beside the service
@@ -81,6 +85,23 @@ pub(crate) struct Surroundings {
     /// How log lines are written, to standard error; RUST_LOG sets their level
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "text")]
     pub(crate) log_format: LogFormat,
+}
+
+impl Surroundings {
+    /// The variables without which a service cannot run, and a shop cannot be prepared, and that say nothing.
+    pub(crate) fn missing(&self, service: Option<Name>) -> Vec<&'static str> {
+        let is = |name| service == Some(name);
+        let needed = [
+            ("DATABASE_URL", &self.database_url, !is(Name::Provider)),
+            ("KAFKA_BROKERS", &self.kafka_brokers, !is(Name::Provider)),
+            ("SHOP_ORDERS_URL", &self.orders_url, is(Name::Storefront)),
+            ("SHOP_PROVIDER_URL", &self.provider_url, is(Name::Payments)),
+            ("SHOP_CONTROL_DATABASE_URL", &self.control_database_url, is(Name::Control)),
+        ];
+        let missing =
+            needed.into_iter().filter(|(_, said, is_needed)| *is_needed && said.is_empty());
+        missing.map(|(name, ..)| name).collect()
+    }
 }
 
 /// How log lines are written.

@@ -180,7 +180,7 @@ impl Stage {
         self.children.iter().map(|(name, child)| (*name, child.restarts())).collect()
     }
 
-    /// Has all processes end in order, those first that others depend on last.
+    /// Has all processes end in order, all at once: what is under way is continued after the next start.
     pub(crate) async fn stop(&self) {
         for (_, child) in self.children.iter().rev() {
             child.ask_to_stop();

@@ -1,6 +1,7 @@
 //! The consumer against a real Kafka and a real Postgres.
 
 mod batches;
+mod brokers;
 mod calls;
 mod company;
 mod faults;

@@ -1,5 +1,7 @@
 use std::collections::HashSet;
 
+use sqlx::Connection as _;
+
 use super::*;
 use crate::fixture::{id_of_day, installed, new_id};
 
@@ -258,11 +260,18 @@ async fn what_is_set_aside_from_the_future_is_known_when_its_day_has_come() {
             claim_timed(&mut tx, "billing", &candidates, FUTURE_DAYS_OUTSIDE_MAX, true).await;
         assert!(matches!(come.unwrap().first, First::These(new) if new.is_empty()));
     }
+    let again = [opaque, past, soon, far, farther];
+    // A day's partition knows them also when a horizon has passed since then.
+    let mut later = tx.begin().await.unwrap();
+    sqlx::query("DELETE FROM tailrace.processed_opaque").execute(&mut *later).await.unwrap();
+    let known = claim_outside(&mut later, "billing", &again).await.unwrap();
+    later.rollback().await.unwrap();
+    let (first, duplicate) = (Claim::First, Claim::Duplicate);
+    assert_eq!(known, [first, first, duplicate, duplicate, first]);
     // What was too far ahead for a partition is known also once it could have one.
     sqlx::query("DELETE FROM tailrace.processed_message").execute(&mut *tx).await.unwrap();
-    let again = [opaque, past, soon, far, farther];
     let again = claim_outside(&mut tx, "billing", &again).await.unwrap();
-    assert_eq!(again, [Claim::Duplicate; 5]);
+    assert_eq!(again, [duplicate; 5]);
 }
 
 /// Postgres plans a statement five times for its values before it may keep a plan for any.

@@ -1,6 +1,6 @@
 //! What goes to the process' recorder, by name.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 
@@ -53,6 +53,8 @@ pub const PARKED_KEYS: &str = "tailrace_consumer_parked_keys";
 pub const BREAKER_STATE: &str = "tailrace_consumer_breaker_state";
 /// Days after today for which claims have a partition; fewer than two are an alarm.
 pub const DAYS_AHEAD: &str = "tailrace_consumer_claim_days_ahead";
+/// For how long Kafka has not answered; 0 while it does.
+pub const KAFKA_SILENT: &str = "tailrace_consumer_kafka_silent_seconds";
 /// 1 while it is ready: see [`Health::faults`](crate::Health::faults).
 pub const READY: &str = "tailrace_consumer_ready";
 
@@ -84,12 +86,13 @@ const HISTOGRAMS: [(&str, Unit, &str); 3] = [
     (AGE, Unit::Seconds, "From the timestamp of a transaction's first record to its commit"),
 ];
 
-const GAUGES: [(&str, Unit, &str); 6] = [
+const GAUGES: [(&str, Unit, &str); 7] = [
     (LAG, Unit::Count, "Offsets of a partition that are not applied yet"),
     (LAG_SECONDS, Unit::Seconds, "Age of the oldest record at hand that is not applied yet"),
     (PARKED_KEYS, Unit::Count, "Keys of a partition that are parked"),
     (BREAKER_STATE, Unit::Count, "0 closed, 1 half open, 2 open"),
     (DAYS_AHEAD, Unit::Count, "Days after today for which claims have a partition"),
+    (KAFKA_SILENT, Unit::Seconds, "For how long Kafka has not answered"),
     (READY, Unit::Count, "1 while the consumer is ready"),
 ];
 
@@ -122,6 +125,7 @@ pub(crate) struct Meters {
     handler: Histogram,
     age: Histogram,
     days_ahead: Gauge,
+    kafka_silent: Gauge,
     ready: Gauge,
 }
 
@@ -139,6 +143,7 @@ impl Meters {
             handler: histogram(HANDLER),
             age: histogram(AGE),
             days_ahead: metrics::gauge!(DAYS_AHEAD, CONSUMER => named()),
+            kafka_silent: metrics::gauge!(KAFKA_SILENT, CONSUMER => named()),
             ready: metrics::gauge!(READY, CONSUMER => named()),
         }
     }
@@ -159,6 +164,11 @@ impl Meters {
 
     pub(crate) fn handled(&self, took: Duration) {
         self.handler.record(took.as_secs_f64());
+    }
+
+    pub(crate) fn kafka(&self, silent_since: Option<Instant>) {
+        let silent = silent_since.map(|since| since.elapsed()).unwrap_or_default();
+        self.kafka_silent.set(silent.as_secs_f64());
     }
 
     pub(crate) fn days_ahead(&self, days: u16) {

@@ -167,12 +167,19 @@ fn missing() -> Error {
     Error::database("what was done for a step is not there", sqlx::Error::RowNotFound)
 }
 
+/// A command for this step, without a deadline.
+#[cfg(test)]
+pub(super) fn alone(of: &Correlation) -> Instruction {
+    Instruction { correlation: of.clone(), reply_to: "replies".into(), deadline: None }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, SystemTime};
 
     use tailrace_outbox::Store;
 
+    use super::super::rows::{calls, lock};
     use super::super::{Ended, Past};
     use super::*;
     use crate::bed::installed;
@@ -237,6 +244,13 @@ mod tests {
         let compensated = Barrier { compensation: Some(Epoch::new(2)), ..Barrier::default() };
 
         let mut tx = bed.begin().await;
+        // Calls are over with what is stored.
+        for command in &commands {
+            let of = &command.correlation;
+            lock(&mut tx, of, None).await.unwrap();
+            let calling = Barrier { undoing: Some(Epoch::new(2)), ..Barrier::default() };
+            calls(&mut tx, of, calling, "the one".parse().unwrap(), None).await.unwrap();
+        }
         let mut rows = Many::lock(&mut tx, &commands).await.unwrap();
         for (at, command) in commands.iter().enumerate() {
             match at % 2 {
@@ -252,6 +266,7 @@ mod tests {
             let expected =
                 if at % 2 == 0 { (done(), Some(b"{}".to_vec())) } else { (compensated, None) };
             assert_eq!((held.barrier, held.reply), expected);
+            assert_eq!(held.caller, None);
         }
     }
 

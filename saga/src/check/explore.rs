@@ -29,23 +29,30 @@ pub(super) struct Explored {
     pub(super) is_whole: bool,
 }
 
+/// Of a world that was seen. Half of a pointer, since there are many edges.
+type Number = u32;
+
+fn place(number: Number) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 /// Every world that was seen, and how it was come by first.
 #[derive(Default)]
 pub(super) struct Seen {
-    numbers: Map<World, usize>,
+    numbers: Map<World, Number>,
     /// The world before, and the move from there.
-    pub(super) from: Vec<Option<(usize, Move)>>,
+    pub(super) from: Vec<Option<(Number, Move)>>,
     pub(super) is_end: Vec<bool>,
-    pub(super) edges: Vec<(usize, usize)>,
+    pub(super) edges: Vec<(Number, Number)>,
 }
 
 impl Seen {
     /// The number of a world, and whether it is new.
-    fn add(&mut self, world: &World, from: Option<(usize, Move)>, is_end: bool) -> (usize, bool) {
+    fn add(&mut self, world: &World, from: Option<(Number, Move)>, is_end: bool) -> (Number, bool) {
         if let Some(number) = self.numbers.get(world) {
             return (*number, false);
         }
-        let number = self.from.len();
+        let number = Number::try_from(self.from.len()).expect("fewer worlds than STATES_MAX");
         self.numbers.insert(*world, number);
         self.from.push(from);
         self.is_end.push(is_end);
@@ -53,30 +60,27 @@ impl Seen {
     }
 
     /// The first world from which no end can be reached.
-    pub(super) fn endless(&self) -> Option<usize> {
-        let mut before: Vec<Vec<usize>> = vec![Vec::new(); self.from.len()];
-        for (from, to) in &self.edges {
-            if let Some(before) = before.get_mut(*to) {
-                before.push(*from);
-            }
-        }
+    pub(super) fn endless(&mut self) -> Option<Number> {
+        self.edges.sort_unstable_by_key(|(_, to)| *to);
         let mut ends = self.is_end.clone();
-        let mut left: Vec<usize> =
-            ends.iter().enumerate().filter_map(|(at, is_end)| is_end.then_some(at)).collect();
+        let mut left: Vec<Number> =
+            (0..).zip(&ends).filter_map(|(number, is_end)| is_end.then_some(number)).collect();
         while let Some(at) = left.pop() {
-            for from in before.get(at).into_iter().flatten() {
-                if let Some(ends) = ends.get_mut(*from).filter(|ends| !**ends) {
+            let first = self.edges.partition_point(|(_, to)| *to < at);
+            let before = self.edges.iter().skip(first).take_while(|(_, to)| *to == at);
+            for (from, _) in before {
+                if let Some(ends) = ends.get_mut(place(*from)).filter(|ends| !**ends) {
                     *ends = true;
                     left.push(*from);
                 }
             }
         }
-        ends.iter().position(|ends| !ends)
+        (0..).zip(&ends).find_map(|(number, ends)| (!ends).then_some(number))
     }
 
-    fn moves_to(&self, mut at: usize) -> Vec<Move> {
+    fn moves_to(&self, mut at: Number) -> Vec<Move> {
         let mut moves = Vec::new();
-        while let Some(Some((from, by))) = self.from.get(at) {
+        while let Some(Some((from, by))) = self.from.get(place(at)) {
             moves.push(*by);
             at = *from;
         }
@@ -84,13 +88,13 @@ impl Seen {
         moves
     }
 
-    fn worlds_to(&self, at: usize) -> Vec<World> {
+    fn worlds_to(&self, at: Number) -> Vec<World> {
         let mut numbers = vec![at];
-        while let Some(Some((from, _))) = numbers.last().and_then(|at| self.from.get(*at)) {
+        while let Some(Some((from, _))) = numbers.last().and_then(|at| self.from.get(place(*at))) {
             numbers.push(*from);
         }
         numbers.reverse();
-        let by_number: Map<usize, &World> =
+        let by_number: Map<Number, &World> =
             self.numbers.iter().map(|(world, number)| (*number, world)).collect();
         numbers.iter().filter_map(|number| by_number.get(number).map(|world| **world)).collect()
     }
@@ -119,7 +123,7 @@ pub(super) fn explore(
     Ok(Explored { states: seen.from.len(), is_whole: true })
 }
 
-fn visit(stage: &mut Stage<'_>, seen: &mut Seen, bounds: Bounds) -> Result<(), (usize, Stop)> {
+fn visit(stage: &mut Stage<'_>, seen: &mut Seen, bounds: Bounds) -> Result<(), (Number, Stop)> {
     let first = stage.first();
     let mut left = VecDeque::new();
     seen.add(&first, None, stage.is_end(&first));
@@ -138,12 +142,27 @@ fn visit(stage: &mut Stage<'_>, seen: &mut Seen, bounds: Bounds) -> Result<(), (
                 return Err((to, Stop::TooLarge));
             }
             left.push_back((to, after));
+            if seen.from.len().is_multiple_of(TELL_EVERY) {
+                tell(stage, seen.from.len(), left.len());
+            }
         }
     }
     Ok(())
 }
 
-fn counterexample(stage: &Stage<'_>, seen: &Seen, at: usize, broken: Broken) -> Counterexample {
+/// An exploration says how far it is whenever it has seen so many states more.
+const TELL_EVERY: usize = 100_000;
+
+#[expect(
+    clippy::print_stderr,
+    reason = "it runs inside of tests, where nobody listens to traces, and would be taken for one that hangs"
+)]
+fn tell(stage: &Stage<'_>, states: usize, left: usize) {
+    let saga = stage.orchestrator.definition.identity();
+    eprintln!("{saga}: {states} states are seen, and {left} of them still to be gone on from");
+}
+
+fn counterexample(stage: &Stage<'_>, seen: &Seen, at: Number, broken: Broken) -> Counterexample {
     Counterexample {
         saga: stage.orchestrator.definition.identity().to_string(),
         story: Story::tell(stage, &seen.moves_to(at), &seen.worlds_to(at), &broken),

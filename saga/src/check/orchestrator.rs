@@ -106,7 +106,7 @@ impl<'d> Orchestrator<'d> {
         self.instances.get(at).expect("sagas have the numbers of instances")
     }
 
-    fn intern(&mut self, mut instance: Instance) -> u32 {
+    pub(super) fn intern(&mut self, mut instance: Instance) -> u32 {
         instance.revision = instance.revision.min(1);
         for step in &mut instance.steps {
             step.since = step.since.map(|_| NOW);

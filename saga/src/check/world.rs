@@ -14,6 +14,10 @@ use super::participant::{Knows, Participant};
 use super::rows::Rows;
 use super::{Assumptions, Broken, Stop};
 
+mod rest;
+
+use rest::Unrested;
+
 /// A person asks again up to this epoch.
 const RETRIED_EPOCH_MAX: u32 = 2;
 
@@ -63,6 +67,8 @@ pub(super) struct Stage<'d> {
     known: Vec<Vec<Option<Ends>>>,
     /// By the number of a saga: of which replies it is known whether they can do anything, and which can not.
     judged: Vec<(Set, Set)>,
+    /// How sagas and participants are once their steps have come to rest.
+    rested: Map<Unrested, (u32, u32)>,
     /// With how many faults a schedule is still looked at; none where they are not counted.
     faults_max: Option<u8>,
     forgets: bool,
@@ -80,6 +86,7 @@ impl<'d> Stage<'d> {
             all_lines: Rows::default(),
             known: Vec::new(),
             judged: Vec::new(),
+            rested: Map::default(),
             faults_max,
             forgets: by.forgets,
         };
@@ -136,6 +143,7 @@ impl<'d> Stage<'d> {
         if self.forgets {
             for (_, after) in &mut moves {
                 self.forget(after)?;
+                self.rest(after);
             }
             moves.retain(|(_, after)| counts(after));
         }
@@ -391,11 +399,11 @@ impl<'d> Stage<'d> {
         })
     }
 
-    /// What of a world decides whether a promise is broken.
+    /// What of a world decides whether a promise is broken; how often its steps have turned round does not.
     #[cfg(test)]
     pub(super) fn judged_by(&self, world: &World) -> (String, Vec<i8>) {
         let instance = self.orchestrator.instance(world.saga);
-        let states = instance.steps.iter().map(|step| (step.status, step.epoch));
+        let states = instance.steps.iter().map(|step| step.status);
         let saga = format!("{:?} {:?}", instance.phase, states.collect::<Vec<_>>());
         let all = self.all_participants.row(world.participants).iter();
         let effects = all.map(|number| self.participant(*number).effect);

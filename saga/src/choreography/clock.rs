@@ -290,11 +290,12 @@ impl Starter {
         loop {
             let round = async {
                 let mut conn = pool.acquire().await.map_err(unread)?;
+                // Before the look, so that one that fails each time keeps no saga from its expiry.
+                while self.expire(&mut conn).await? == TAKE_MAX as usize {}
                 if looked.is_none_or(|at| at.elapsed() >= OVERDUE_EVERY) {
                     self.look(&mut conn).await?;
                     looked = Some(Instant::now());
                 }
-                while self.expire(&mut conn).await? == TAKE_MAX as usize {}
                 Ok::<(), Error>(())
             };
             let wait = match round.await {

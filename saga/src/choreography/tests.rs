@@ -3,6 +3,8 @@ use std::time::Duration;
 use super::decide::{Course, Status};
 use super::explore::{Explored, Rules, explore};
 use super::{Choreography, Declaration, Role};
+use crate::draft::{NAME_BYTES_MAX, STEPS_MAX};
+use crate::retry::WAIT_MAX;
 
 /// An order: credit, stock, payment.
 pub(super) fn order() -> Declaration {
@@ -230,6 +232,112 @@ fn what_is_said_twice_or_of_nothing_is_a_fault() {
             "begin is retriable, and no pivot stands before it",
         ],
     );
+}
+
+#[test]
+fn the_step_that_starts_it_does_so_with_one_event_and_can_be_undone() {
+    let end = |declaration: Declaration| {
+        declaration.ends_with("begun").ends_within(Duration::from_secs(1), "expired")
+    };
+    let start = || Choreography::define("starts", 1).starts("a", "begin").emits("begun");
+
+    end(start().no_effect()).build().unwrap();
+    check(
+        end(start().emits("begun-too").no_effect()).ends_with("begun-too"),
+        &["begin starts it and emits more than one event"],
+    );
+    check(
+        end(start().refuses("unbegun").no_effect()),
+        &["begin starts it and may refuse: then do not start it"],
+    );
+    check(
+        end(start().pivot("called-off")),
+        &["begin starts it and is its pivot: nothing is left to undo"],
+    );
+}
+
+#[test]
+fn an_event_ends_it_or_leads_on() {
+    check(
+        one("both")
+            .step("b", "pay", "begun")
+            .emits("paid")
+            .no_effect()
+            .ends_with("begun")
+            .ends_with("paid"),
+        &["begun ends the saga, and something waits for it"],
+    );
+}
+
+#[test]
+fn names_steps_and_deadlines_are_bounded_and_the_bound_itself_is_allowed() {
+    let named = |name: &str| one(name).ends_with("begun");
+    named(&"n".repeat(NAME_BYTES_MAX)).build().unwrap();
+    for wrong in ["n".repeat(NAME_BYTES_MAX + 1), "a\tb".to_owned()] {
+        let fault = format!("{wrong:?} is no name: it has 1 to {NAME_BYTES_MAX} bytes");
+        check(named(&wrong), &[&fault]);
+    }
+
+    let wide = |steps: usize| {
+        (1..steps).fold(one("wide"), |declaration, step| {
+            let (name, event) = (format!("step-{step}"), format!("done-{step}"));
+            declaration.step("b", &name, "begun").emits(&event).no_effect().ends_with(&event)
+        })
+    };
+    wide(STEPS_MAX).build().unwrap();
+    let too_many = format!("{} steps are more than {STEPS_MAX}", STEPS_MAX + 1);
+    check(wide(STEPS_MAX + 1), &[&too_many]);
+
+    let within = |span| {
+        let begun = Choreography::define("slow", 1).starts("a", "begin").emits("begun");
+        begun.no_effect().ends_with("begun").ends_within(span, "expired")
+    };
+    within(WAIT_MAX).build().unwrap();
+    let too_long = "its deadline is not between nothing and a year";
+    check(within(WAIT_MAX + Duration::from_nanos(1)), &[too_long]);
+    let twice = within(WAIT_MAX).ends_within(WAIT_MAX, "over");
+    check(twice, &["it is said twice by when it ends"]);
+}
+
+#[test]
+fn it_says_what_it_is_called_who_takes_part_and_who_says_what_where() {
+    let order = order().publishes("orders", "shop").build().unwrap();
+
+    assert_eq!((order.name(), order.version()), ("create-order", 1));
+    let other = one("other").ends_with("begun").build().unwrap();
+    assert_eq!((other.name(), other.version()), ("other", 1));
+    let next = Choreography::define("next", 2).starts("a", "begin").emits("begun").no_effect();
+    let next = next.ends_with("begun").ends_within(Duration::from_secs(1), "expired");
+    assert_eq!(next.build().unwrap().version(), 2);
+    assert_eq!(Vec::from_iter(order.services()), ["customers", "orders", "payments", "warehouse"]);
+    assert_eq!((order.topic_of("orders"), order.topic_of("payments")), ("shop", "payments"));
+    assert_eq!(Vec::from_iter(order.topics()), ["customers", "payments", "shop", "warehouse"]);
+    let events = order.events();
+    assert_eq!(events.len(), 11);
+    assert_eq!((events["order.expired"], events["credit.released"]), ("orders", "customers"));
+    assert_eq!(&*order.map().definition(), "create-order/1");
+    for (definition, is_known) in [
+        ("create-order/1", true),
+        ("create-order/9", true),
+        ("order/1", false),
+        ("create-order", false),
+    ] {
+        assert_eq!(order.map().knows(definition), is_known, "{definition}");
+    }
+}
+
+#[test]
+fn where_a_saga_stands_is_read_as_it_is_written() {
+    let all = [
+        (Status::Running, "running"),
+        (Status::Expiring, "expiring"),
+        (Status::Completed, "completed"),
+        (Status::Undone, "undone"),
+    ];
+    for (status, text) in all {
+        assert_eq!((status.as_str(), Status::parse(text)), (text, Some(status)));
+    }
+    assert_eq!(Status::parse("over"), None);
 }
 
 #[test]

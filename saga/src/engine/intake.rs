@@ -147,8 +147,8 @@ async fn parts(
         let topic = core.bare_topic(&item.meta.position().topic);
         let cause = item.cause().into_iter().collect();
         let part = Part { instruction, topic, data: item.message, cause };
-        if !asked.take(core, conn, part, SystemTime::now()).await? {
-            return Ok(Outcome::reject("nobody here knows the saga that it asks for"));
+        if let Err(why) = asked.take(core, conn, part, SystemTime::now()).await? {
+            return Ok(Outcome::reject(why));
         }
     }
     settle(core, conn, asked.begun, asked.told).await
@@ -162,6 +162,9 @@ pub(super) struct Part<'t> {
     pub(super) cause: Cause,
 }
 
+const FORGOTTEN: &str =
+    "the saga is older than barrier rows are kept: whether its part was undone is not known";
+
 /// What such commands come to.
 #[derive(Debug, Default)]
 pub(super) struct Parted {
@@ -170,15 +173,15 @@ pub(super) struct Parted {
 }
 
 impl Parted {
-    /// A saga that is there is told; another one begins, unless it was compensated before it came. False where nobody
-    /// knows its definition.
+    /// A saga that is there is told; another one begins, unless it was compensated before it came. Fails inside with why
+    /// the command is to be rejected.
     pub(super) async fn take(
         &mut self,
         core: &Core,
         conn: &mut PgConnection,
         part: Part<'_>,
         now: SystemTime,
-    ) -> Result<bool, BoxError> {
+    ) -> Result<Result<(), &'static str>, BoxError> {
         let Part { instruction, topic, data, cause } = part;
         let of = &instruction.correlation;
         let saga = part_id(of.saga, &of.step);
@@ -188,19 +191,25 @@ impl Parted {
             || store::read(conn, saga).await?.is_some();
         if is_there {
             self.told.push(Told { saga, input: Input::Part(instruction), cause, ticket: None });
-            return Ok(true);
+            return Ok(Ok(()));
+        }
+        if held.forgotten {
+            // To begin it would be to guess that it was never undone.
+            return Ok(Err(FORGOTTEN));
         }
         let (operation, epoch) = (of.operation, of.epoch);
         let request = barrier::Request { operation, epoch, late: false };
         let decision = held.barrier.decide(request);
         let answer = match (decision, operation) {
             (Decision::Run, Operation::Action) => {
-                let Some(definition) = definition_of(core, of, topic) else { return Ok(false) };
+                let Some(definition) = definition_of(core, of, topic) else {
+                    return Ok(Err("nobody here knows the saga that it asks for"));
+                };
                 let Instruction { reply_to, correlation, .. } = instruction;
                 let instance = Instance::new(definition, saga, data, now)
                     .part_of(Parent { reply_to, correlation });
                 self.begun.push(Begun { instance, definition: definition.clone(), cause });
-                return Ok(true);
+                return Ok(Ok(()));
             }
             (Decision::Void, _) => Answer::Done,
             (Decision::Repeat(answer), _) => answer,
@@ -209,7 +218,7 @@ impl Parted {
         let reply = reply(core, &instruction, answer, cause)?;
         let after = held.barrier.after(request, decision, Ended::Done);
         barrier::rows::remember(conn, &core.outbox, of, after, None, &reply).await?;
-        Ok(true)
+        Ok(Ok(()))
     }
 }
 

@@ -9,7 +9,7 @@ const PORTION_TIMERS: i64 = 1_000;
 /// Statements in one round, while they find something.
 const PORTIONS_MAX: u32 = 20;
 
-/// Goes through the timers that are not due soon, in the order in which they are due, a bounded number at a time, and
+/// Goes through the timers that are not due about now, in the order in which they are due, a bounded number at a time, and
 /// begins anew at the end. So it costs the same however many there are, and no index but the one by which they are taken.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
@@ -24,13 +24,21 @@ pub(super) struct Swept {
     deleted: i64,
 }
 
-/// What is due before that goes by itself. A timer that somebody takes at this moment is passed over.
+/// What is due about now goes by itself, and what somebody takes at this moment is passed over. What has been due for longer
+/// is of a definition that no engine runs any more: if its saga is over, nobody would ever take it.
 ///
 /// Row by row, as in [`store::lock`](crate::store::lock): a join that the planner is free to turn around reads all timers
 /// there are to find a thousand of them by where they stand.
 const SWEEP: &str = "WITH looked AS MATERIALIZED (
-         SELECT due_at, saga_id, ctid AS at FROM tailrace.saga_timer
-         WHERE due_at >= coalesce(to_timestamp($1 / 1000000.0), now() + interval '1 minute')
+         SELECT due_at, saga_id, at FROM (
+             (SELECT due_at, saga_id, ctid AS at FROM tailrace.saga_timer
+              WHERE due_at >= coalesce(to_timestamp($1 / 1000000.0), '-infinity')
+                AND due_at < now() - interval '1 minute'
+              ORDER BY due_at LIMIT $2)
+             UNION ALL
+             (SELECT due_at, saga_id, ctid FROM tailrace.saga_timer
+              WHERE due_at >= greatest(to_timestamp($1 / 1000000.0), now() + interval '1 minute')
+              ORDER BY due_at LIMIT $2)) AS not_now
          ORDER BY due_at LIMIT $2),
      over AS MATERIALIZED (
          SELECT looked.at FROM looked

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::apply::{Begun, Told, apply};
 use super::intake::{Part, Parted};
 use super::*;
+use crate::barrier;
 use crate::bed::{Bed, installed};
 use crate::correlation::{Answer, Correlation, Epoch, Instruction, Operation, SagaId};
 use crate::definition::{Forward, OnTimeout};
@@ -295,17 +296,25 @@ async fn timers_of_sagas_that_are_over_are_swept_and_no_other_ones() {
         .unwrap();
     let mut conn = shop.conn().await;
 
+    // Of a definition that no engine has any more, so that nobody has taken them.
+    let long_due = "INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
+        SELECT now() - interval '1 hour' + row_number() OVER (ORDER BY id) * interval '1 second', id, '{}'
+        FROM tailrace.saga_instance";
+    shop.bed.execute(long_due).await;
+
     let mut sweep = sweep::Sweep::default();
-    sweep.portion(&mut conn, 2).await.unwrap();
-    sweep.portion(&mut conn, 2).await.unwrap();
-    sweep.portion(&mut conn, 2).await.unwrap();
+    for _ in 0..5 {
+        sweep.portion(&mut conn, 2).await.unwrap();
+    }
 
     let left: Vec<Uuid> =
-        sqlx::query_scalar("SELECT saga_id FROM tailrace.saga_timer ORDER BY saga_id")
+        sqlx::query_scalar("SELECT saga_id FROM tailrace.saga_timer ORDER BY due_at")
             .fetch_all(&shop.bed.pool)
             .await
             .unwrap();
-    assert_eq!(left, others.map(|saga| *saga.as_uuid()));
+    let mut others = others.map(|saga| *saga.as_uuid());
+    others.sort();
+    assert_eq!(left, [others, others].concat());
 }
 
 #[tokio::test]
@@ -328,6 +337,75 @@ async fn a_saga_whose_code_panics_waits_and_holds_up_no_other() {
     assert_eq!(shop.status(ids[2]).await, Status::Completed);
     // It is tried again later, not at once.
     assert_eq!((waiting, retried), (1, (0, 0)));
+}
+
+/// As a newer release would have written it, before it was rolled back.
+#[tokio::test]
+async fn what_can_not_be_read_of_one_saga_holds_up_no_other_and_is_not_lost() {
+    let shop = shop("engine_unreadable").await;
+    let ids = shop.started(4).await;
+    let [of_timer, of_row, of_input, good] = ids[..] else { panic!("{ids:?}") };
+    let spoil = [
+        format!(
+            "UPDATE tailrace.saga_timer SET tick = '{{\"at\": \"dawn\"}}' WHERE saga_id = '{of_timer}'"
+        ),
+        format!("UPDATE tailrace.saga_instance SET instance = '{{}}' WHERE id = '{of_row}'"),
+        format!(
+            "INSERT INTO tailrace.saga_input (saga_id, input) VALUES ('{of_input}', '\"sing\"')"
+        ),
+    ];
+    for statement in spoil {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&shop.bed.pool).await.unwrap();
+    }
+    let mut conn = shop.conn().await;
+    sagas(&shop).cancel(&mut conn, good).await.unwrap();
+
+    let due = SystemTime::now() + Duration::from_secs(30);
+    let timers = time::timers(&shop.core, &mut conn, due).await.unwrap();
+    let again = time::timers(&shop.core, &mut conn, due).await.unwrap();
+    let inputs = time::inputs(&shop.core, &mut conn).await.unwrap();
+
+    assert_eq!((timers, again, inputs), (4, 0, 3));
+    let attempts = async |saga| shop.find(saga).await.step("reserve-credit").unwrap().attempts();
+    assert_eq!((attempts(of_input).await, attempts(of_timer).await), (2, 1));
+    assert_eq!(shop.status(good).await, Status::Compensating);
+    let kept = "SELECT count(*) FROM tailrace.saga_timer WHERE tick::text LIKE '%dawn%' AND due_at > now() + interval '1 min'";
+    assert_eq!(shop.bed.count(kept).await, 1);
+    // Its tick waits with the others until somebody can read the saga.
+    let waits = "SELECT count(*) FROM tailrace.saga_input WHERE reason = 'foreign' AND not_before > inserted_at";
+    assert_eq!(shop.bed.count(waits).await, 2);
+}
+
+#[tokio::test]
+async fn a_saga_that_is_asked_for_again_and_again_keeps_no_release_from_going() {
+    let shop = shop("engine_upgrade").await;
+    let ids = shop.started(2).await;
+    shop.keep_time(Duration::from_secs(60)).await;
+    let file = serde_json::from_value(json!({ "from": "create-order/1", "to": "create-order/2" }));
+    let new = core(&[2]);
+    let mut conn = shop.conn().await;
+    let structures = [1, 2].map(|version| definition(version).definition().structure());
+    crate::operate::register(&mut conn, &structures).await.unwrap();
+    let by = || crate::operate::By::new("anna");
+    let [_, to] = structures;
+
+    // Nobody waits for the retries to end: the one goes on in the new release, the other one is ended by it.
+    let moves = crate::operate::Change::migrate(to, file.unwrap(), by(), "by id");
+    moves.make(&mut conn, &ids).await.unwrap();
+    let moved = moves::take(&new, &mut conn, SystemTime::now()).await.unwrap();
+    let ends = crate::operate::Change::verb(Verb::Abort, by(), "by id");
+    ends.make(&mut conn, &ids[1..]).await.unwrap();
+    time::inputs(&new, &mut conn).await.unwrap();
+    let due = SystemTime::now() + Duration::from_secs(600);
+    time::timers(&new, &mut conn, due).await.unwrap();
+
+    assert_eq!(moved, 2);
+    let goes_on = shop.find(ids[0]).await;
+    assert_eq!(goes_on.definition().version, 2);
+    assert_eq!(goes_on.step("reserve-credit").unwrap().attempts(), 3);
+    assert_eq!(shop.status(ids[1]).await, Status::Aborted);
+    let left = "SELECT count(*) FROM tailrace.saga_instance WHERE version = 1";
+    assert_eq!(shop.bed.count(left).await, 0);
 }
 
 #[tokio::test]
@@ -537,7 +615,7 @@ impl Shop {
         let mut asked = Parted::default();
         let now = SystemTime::now();
         for part in parts {
-            assert!(asked.take(&self.core, &mut tx, part, now).await.unwrap());
+            asked.take(&self.core, &mut tx, part, now).await.unwrap().unwrap();
         }
         let counts = (asked.begun.len(), asked.told.len());
         apply(&self.core, &mut tx, asked.begun, asked.told, now).await.unwrap();
@@ -570,6 +648,24 @@ async fn a_part_that_is_undone_before_it_came_never_begins() {
 
     assert_eq!((undone, late), ((0, 0), (0, 0)));
     assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_instance").await, 0);
+}
+
+#[tokio::test]
+async fn a_part_of_which_may_be_forgotten_that_it_was_undone_never_begins() {
+    let shop = shop("engine_part_forgotten").await;
+    let long_ago = uuid::Timestamp::from_unix(uuid::NoContext, 1_700_000_000, 0);
+    let parent = SagaId::from_uuid(Uuid::new_v7(long_ago));
+    shop.take_parts(vec![part(parent, Operation::Compensation, 2)]).await;
+    let mut conn = shop.conn().await;
+    let forgotten = barrier::rows::forget(&mut conn, SystemTime::now(), 100).await.unwrap();
+
+    let mut asked = Parted::default();
+    let late = part(parent, Operation::Action, 1);
+    let took = asked.take(&shop.core, &mut conn, late, SystemTime::now()).await.unwrap();
+
+    assert_eq!(forgotten, 1);
+    assert!(took.unwrap_err().contains("older than barrier rows are kept"));
+    assert!(asked.begun.is_empty() && asked.told.is_empty(), "{asked:?}");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::sweep::Sweep;
 use super::{Core, SILENCE_MAX, registry};
 use crate::engine::apply::{Applied, Told, apply};
 use crate::lock;
-use crate::store::{self, Cause, Deferred, Reason};
+use crate::store::{self, Cause, Deferred, Reason, Waiting};
 use crate::transition::Input;
 
 /// Between two looks at what is due.
@@ -57,32 +57,41 @@ struct Beaten {
     sweep: Sweep,
 }
 
+/// What is due comes before all that is only looked at: where a look fails each time, sagas go on all the same.
 async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<(), BoxError> {
     let mut conn = pool.acquire().await?;
-    if beaten.last.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
+    let looks = beaten.last.is_none_or(|at| at.elapsed() >= BEAT_EVERY);
+    if looks {
         core.registry.beat(&mut conn, SILENCE_MAX).await?;
-        let mine = core.registry.identities();
-        core.counters.quarantine(registry::quarantined(&mut conn, SILENCE_MAX, &mine).await?);
-        core.counters.look_at_locks(lock::rows::lines(&mut conn).await?);
-        let expired = store::expire(&mut conn, TAKE_MAX).await?;
-        if expired > 0 {
-            tracing::warn!(
-                inputs = expired,
-                "what came for unknown sagas has waited in vain, and is dropped"
-            );
-        }
-        if beaten.count.is_multiple_of(BEATS_PER_LOOK) {
-            super::metrics::look(&mut conn, &core.registry.names()).await?;
-        }
-        while super::moves::take(core, &mut conn, SystemTime::now()).await? > 0 {}
-        beaten.sweep.round(&mut conn).await?;
         beaten.last = Some(Instant::now());
-        beaten.count += 1;
     }
     while timers(core, &mut conn, SystemTime::now()).await? == TAKE_MAX as usize {}
     while locks(&mut conn).await? == TAKE_MAX as usize {}
     while inputs(core, &mut conn).await? == TAKE_MAX as usize {}
+    if looks {
+        look(core, &mut conn, beaten).await?;
+    }
     Ok(())
+}
+
+/// All that is looked at now and then.
+async fn look(core: &Core, conn: &mut PgConnection, beaten: &mut Beaten) -> Result<(), BoxError> {
+    while super::moves::take(core, conn, SystemTime::now()).await? > 0 {}
+    let mine = core.registry.identities();
+    core.counters.quarantine(registry::quarantined(conn, SILENCE_MAX, &mine).await?);
+    core.counters.look_at_locks(lock::rows::lines(conn).await?);
+    let expired = store::expire(conn, TAKE_MAX).await?;
+    if expired > 0 {
+        tracing::warn!(
+            inputs = expired,
+            "what came for unknown sagas has waited in vain, and is dropped"
+        );
+    }
+    beaten.count += 1;
+    if beaten.count % BEATS_PER_LOOK == 1 {
+        super::metrics::look(conn, &core.registry.names()).await?;
+    }
+    Ok(beaten.sweep.round(conn).await?)
 }
 
 /// Takes timers that are due, and says how many.
@@ -100,11 +109,8 @@ pub(super) async fn timers(
     if taken == 0 {
         return Ok(0);
     }
-    let told = due.into_iter().map(|(saga, tick)| Told {
-        saga,
-        input: Input::Tick(tick),
-        cause: Cause::new(),
-        ticket: None,
+    let told = due.into_iter().filter_map(|(saga, tick)| {
+        Some(Told { saga, input: Input::Tick(tick?), cause: Cause::new(), ticket: None })
     });
     let applied = apply(core, &mut tx, Vec::new(), told.collect(), now).await?;
     store::defer(&mut tx, &applied.deferred, core.unknown_for_secs()).await?;
@@ -136,14 +142,21 @@ pub(super) async fn inputs(core: &Core, conn: &mut PgConnection) -> Result<usize
     if taken == 0 {
         return Ok(0);
     }
-    let ids: Vec<i64> = waiting.iter().map(|input| input.id).collect();
-    let told = waiting.into_iter().map(|input| Told {
-        saga: input.saga,
-        input: input.input,
-        cause: input.cause,
-        ticket: Some(input.id),
-    });
-    let applied = apply(core, &mut tx, Vec::new(), told.collect(), now).await?;
+    let (mut ids, mut unread, mut told) = (Vec::new(), Vec::new(), Vec::new());
+    for Waiting { id, saga, input, cause, .. } in waiting {
+        match input {
+            Some(input) => {
+                ids.push(id);
+                told.push(Told { saga, input, cause, ticket: Some(id) });
+            }
+            None => {
+                tracing::error!(%saga, "what a saga is told can not be read, and waits: a newer release has written it");
+                unread.push(id);
+            }
+        }
+    }
+    store::put_off(&mut tx, &unread, Reason::Foreign).await?;
+    let applied = apply(core, &mut tx, Vec::new(), told, now).await?;
     let Applied { deferred, .. } = &applied;
     for reason in [Reason::Unknown, Reason::Foreign, Reason::Failed] {
         store::put_off(&mut tx, &tickets(deferred, reason), reason).await?;

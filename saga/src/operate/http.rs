@@ -39,10 +39,10 @@
 //! | `POST /changes` | one bounded transaction of a change, or with `dry_run`, which is the default, what it would come to |
 //!
 //! A change is `{"verb": "retry", "step": …, "sagas": [ID, …], "note": …, "actor": …, "dry_run": false}`, or with
-//! `query` instead of `sagas`: an object with the parameters of a list. Verbs are those of `tailrace saga`; `migrate` takes
-//! a [`MappingFile`] as `mapping`, and `signal` the message type as `signal`, the payload as `data`, and sagas that are
-//! named. Of a query one page is changed; `next` of the answer is `after` of
-//! the next request, until there is none.
+//! `query` instead of `sagas`: an object with the parameters of a list. Verbs are those of `tailrace saga`; `retry`, `skip`
+//! and `unlock` take a `step`, `migrate` a [`MappingFile`] as `mapping`, and `signal` the message type as `signal` and the
+//! payload as `data`; what a verb makes nothing of is refused. Sagas to `unlock` or to `signal` have to be named. Of a query
+//! one page is changed; `next` of the answer is `after` of the next request, until there is none.
 //!
 //! Errors are `application/problem+json` (RFC 9457). Pages have [`PAGE_MAX`] sagas at most, changes [`BATCH_SAGAS_MAX`],
 //! bodies [`BODY_BYTES_MAX`].
@@ -259,16 +259,31 @@ async fn list(
     Ok(Json(json!({ "sagas": sagas, "next": page.next.map(|id| id.to_string()) })))
 }
 
-async fn show(State(routes): State<Routes>, Path(id): Path<String>) -> Answer<Json<Value>> {
-    let saga = saga_id(&id)?;
+/// The parameters of what has none: who gives one expects something of it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+type NoQuery = Result<Query<Nothing>, QueryRejection>;
+
+async fn show(
+    State(routes): State<Routes>,
+    Path(id): Path<String>,
+    none: NoQuery,
+) -> Answer<Json<Value>> {
+    let (saga, Query(Nothing {})) = (saga_id(&id)?, none?);
     let mut conn = routes.connection().await?;
     let shown = super::show(&mut conn, saga).await?;
     let shown = shown.ok_or_else(|| Problem::no_such(&format!("saga {saga}")))?;
     Ok(Json(shown.to_json(routes.with_data)))
 }
 
-async fn timeline(State(routes): State<Routes>, Path(id): Path<String>) -> Answer<Json<Value>> {
-    let saga = saga_id(&id)?;
+async fn timeline(
+    State(routes): State<Routes>,
+    Path(id): Path<String>,
+    none: NoQuery,
+) -> Answer<Json<Value>> {
+    let (saga, Query(Nothing {})) = (saga_id(&id)?, none?);
     let mut conn = routes.connection().await?;
     let journal = super::journal(&mut conn, saga).await?;
     let story = story::timeline(&mut conn, saga).await?;
@@ -323,7 +338,8 @@ async fn saga_diagram(
     Ok(form.answer(found.instance.as_ref().map_or(drawing, |saga| drawing.at(saga))))
 }
 
-async fn definitions(State(routes): State<Routes>) -> Answer<Json<Value>> {
+async fn definitions(State(routes): State<Routes>, none: NoQuery) -> Answer<Json<Value>> {
+    let Query(Nothing {}) = none?;
     let mut conn = routes.connection().await?;
     let living = super::living(&mut conn).await?;
     let known = super::definitions(&mut conn).await?;
@@ -379,6 +395,7 @@ async fn change(
     wanted: Result<Json<Wanted>, JsonRejection>,
 ) -> Answer<Json<Value>> {
     let Json(wanted) = wanted?;
+    wanted.must_fit()?;
     let by = wanted.by(actor)?;
     let mut conn = routes.connection().await?;
     let (sagas, query, next) = wanted.sagas(&mut conn).await?;
@@ -391,7 +408,7 @@ async fn change(
                 to.ok_or_else(|| Problem::no_such(&format!("definition {} here", mapping.to)))?;
             Change::migrate(to, mapping.clone(), by, format!("{query}; mapping {}", json!(mapping)))
         }
-        ("signal", None) => wanted.signal(by, query)?,
+        ("signal", _) => wanted.signal(by, query)?,
         _ => Change::verb(wanted.verb()?, by, query),
     };
     let outcomes = match wanted.dry_run {
@@ -416,14 +433,45 @@ impl Wanted {
         })
     }
 
-    /// Which saga an event is for, nobody says in general.
+    /// Whoever gives something expects it to be heeded: what the verb makes nothing of is no part of a change.
+    fn must_fit(&self) -> Result<(), Problem> {
+        let verb = self.verb.as_str();
+        let taken: &[&str] = match verb {
+            "retry" | "skip" | "unlock" => &["step"],
+            "compensate" | "abort" => &[],
+            "signal" => &["signal", "data"],
+            "migrate" => &["mapping"],
+            _ => return Err(self.unknown()),
+        };
+        let given = [
+            ("step", self.step.is_some()),
+            ("mapping", self.mapping.is_some()),
+            ("signal", self.signal.is_some()),
+            ("data", self.data.is_some()),
+        ];
+        let unused = given.iter().filter(|(name, is_given)| *is_given && !taken.contains(name));
+        let unused: Vec<&str> = unused.map(|(name, _)| *name).collect();
+        if !unused.is_empty() {
+            return Err(Problem::wrong(format!("{verb} takes no {}", unused.join(" and no "))));
+        }
+        // Which saga an event is for nobody says in general, and whether it does harm to unlock one neither.
+        if self.query.is_some() && matches!(verb, "signal" | "unlock") {
+            return Err(Problem::wrong(format!("{verb} is for sagas that are named, not chosen")));
+        }
+        Ok(())
+    }
+
+    fn unknown(&self) -> Problem {
+        Problem::wrong(format!(
+            "{:?} is none of retry, skip, unlock, compensate, abort, signal, migrate",
+            self.verb
+        ))
+    }
+
     fn signal(&self, by: By, query: String) -> Result<Change, Problem> {
         let Some(signal) = &self.signal else {
             return Err(Problem::wrong("signal needs the message type of the signal"));
         };
-        if self.query.is_some() {
-            return Err(Problem::wrong("signal is for sagas that are named, and not chosen"));
-        }
         let data = self.data.clone().unwrap_or_default();
         Ok(Change::signal(signal, data, by, query))
     }
@@ -438,15 +486,10 @@ impl Wanted {
                 Err(Problem::wrong("unlock needs the step, which is named after the lock"))
             }
             ("skip", None) => Err(Problem::wrong("skip needs the step that is passed over")),
-            ("compensate", None) => Ok(Verb::Compensate),
-            ("abort", None) => Ok(Verb::Abort),
-            ("compensate" | "abort", Some(_)) => {
-                Err(Problem::wrong(format!("{} is of no step, but of a whole saga", self.verb)))
-            }
+            ("compensate", _) => Ok(Verb::Compensate),
+            ("abort", _) => Ok(Verb::Abort),
             ("migrate", _) => Err(Problem::wrong("migrate needs a mapping")),
-            (other, _) => Err(Problem::wrong(format!(
-                "{other:?} is none of retry, skip, unlock, compensate, abort, signal, migrate"
-            ))),
+            _ => Err(self.unknown()),
         }
     }
 

@@ -5,7 +5,7 @@ pub use std::time::Duration;
 use serde::{Deserialize, Serialize};
 pub use tailrace_saga::{
     Command, Compensable, Error, Forward, Irrefusable, LocalCx, Lock, OnRefused, OnTimeout, Retry,
-    Saga, local,
+    Saga, SagaId, Sagas, local,
 };
 
 #[derive(Serialize, Deserialize)]

@@ -37,6 +37,8 @@
 //! [`Postgres::proxy`] let the network fail, [`Postgres::standby`] can be promoted, and with
 //! [`Needs::tls`] clients have to prove who they are. With [`Needs::authorizer`] the Kafka lets them
 //! do no more than [`Kafka::allow`] says.
+//!
+//! For tests of pages, [`axe()`] is the script of axe-core.
 
 mod stack;
 
@@ -45,6 +47,7 @@ mod kafka;
 mod postgres;
 mod proxy;
 
+mod axe;
 mod cache;
 #[cfg(feature = "docker")]
 mod docker;
@@ -61,6 +64,7 @@ mod unique;
 #[cfg(test)]
 mod tests;
 
+pub use axe::axe;
 pub use certificates::Certificates;
 pub use error::{Error, Kind};
 pub use kafka::{Acl, Broker, Kafka, Mechanism, Operation};

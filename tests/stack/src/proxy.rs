@@ -65,6 +65,7 @@ struct Orders {
     to_client: Flow,
     to_server: Flow,
     connections: usize,
+    corrupted: u64,
     ended: bool,
 }
 
@@ -74,6 +75,8 @@ struct Flow {
     delay: Duration,
     /// How many bytes may still pass before everything is reset.
     budget: Option<u64>,
+    /// What is changed where it comes by.
+    corrupt: Option<Arc<str>>,
 }
 
 impl Orders {
@@ -218,6 +221,22 @@ impl Proxy {
         });
     }
 
+    /// Changes a byte of this text wherever it comes by within a piece towards the client, until
+    /// [`pass`](Proxy::pass): whoever looks at a checksum finds it damaged.
+    ///
+    /// # Panics
+    ///
+    /// When the text is empty.
+    pub fn corrupt(&self, text: &str) {
+        assert!(!text.is_empty(), "a text is to be changed");
+        self.change(|orders| orders.to_client.corrupt = Some(text.into()));
+    }
+
+    /// How often it has changed a text.
+    pub fn corrupted(&self) -> u64 {
+        self.orders.borrow().corrupted
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.orders.borrow().connections
@@ -316,6 +335,11 @@ async fn pump(
         if !delay.is_zero() {
             sleep(delay).await;
         }
+        let corrupt = orders.borrow().flow(towards).corrupt.clone();
+        if let (Some(text), Some(piece)) = (corrupt, buffer.get_mut(..length)) {
+            let times = damage(piece, text.as_bytes());
+            orders.send_modify(|orders| orders.corrupted += times);
+        }
         let mut left = buffer.get(..length).unwrap_or_default();
         if left.is_empty() {
             released(&mut seen, held).await;
@@ -336,6 +360,19 @@ async fn pump(
             }
         }
     }
+}
+
+/// Changes the first byte of each of these texts, and answers with how many there were.
+fn damage(mut piece: &mut [u8], text: &[u8]) -> u64 {
+    let mut times = 0;
+    while let Some(at) = piece.windows(text.len()).position(|window| window == text)
+        && let Some((byte, rest)) = piece.get_mut(at..).and_then(<[u8]>::split_first_mut)
+    {
+        *byte ^= 1;
+        times += 1;
+        piece = rest;
+    }
+    times
 }
 
 /// Waits until nothing holds this direction.

@@ -51,11 +51,11 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     let till: Shared = Arc::new(Till { provider, dies: AtomicBool::new(false) });
     let commands = Participant::on("payments.commands")
         .source("/payments")
-        .call(Outside::new(prepare, charge, record))
+        .call(Outside::new(prepare_on_command, charge, record_on_command))
         .done();
     let events = place_order::choreography()?
         .service("payments")
-        .handle("capture-payment", capture_by_event);
+        .call("capture-payment", Outside::new(prepare_by_event, charge, record_by_event));
     let routes = Router::new()
         .route("/failpoint", post(die_at_the_next_payment))
         .with_state(Arc::clone(&till));
@@ -110,15 +110,7 @@ async fn book(
     Ok(Ok(()))
 }
 
-/// In a transaction: nothing but the order is needed for the call.
-async fn prepare(
-    _: Cx<'_, Shared>,
-    CapturePayment(order): CapturePayment,
-) -> Result<Result<Order, String>, BoxError> {
-    Ok(Ok(order))
-}
-
-/// With no transaction open.
+/// With no transaction open, in both styles: a provider that is slow keeps no connection and no lock.
 async fn charge(
     cx: CallCx<'_, Shared>,
     order: Order,
@@ -126,12 +118,20 @@ async fn charge(
     let key = cx.key.to_string();
     Ok(match cx.state.provider.charge_or_stand_in(&key, &order).await {
         Ok(charge) => Answer::Done((key, charge)),
-        Err(_) => Answer::Retry { after: ASK_AGAIN },
+        Err(_) => Answer::retry(ASK_AGAIN),
     })
 }
 
-/// In a transaction again.
-async fn record(
+/// In a transaction before it: nothing but the order is needed for the call.
+async fn prepare_on_command(
+    _: Cx<'_, Shared>,
+    CapturePayment(order): CapturePayment,
+) -> Result<Result<Order, String>, BoxError> {
+    Ok(Ok(order))
+}
+
+/// In a transaction after it.
+async fn record_on_command(
     cx: Cx<'_, Shared>,
     order: Order,
     (key, charge): (String, Charge),
@@ -139,12 +139,18 @@ async fn record(
     book(cx.conn, cx.state, &key, &order, charge).await
 }
 
-/// A choreography has no steps outside of transactions: the provider is asked inside of one, whose length the time-outs
-/// and the breaker bound.
-async fn capture_by_event(cx: Cx<'_, Shared>, order: Order) -> Result<Reaction, BoxError> {
-    let key = format!("{}/capture-payment", cx.saga.saga);
-    let charge = cx.state.provider.charge_or_stand_in(&key, &order).await;
-    let charge = charge.map_err(|_| "the provider has not answered")?;
+async fn prepare_by_event(
+    _: Cx<'_, Shared>,
+    order: Order,
+) -> Result<Result<Order, Reaction>, BoxError> {
+    Ok(Ok(order))
+}
+
+async fn record_by_event(
+    cx: Cx<'_, Shared>,
+    order: Order,
+    (key, charge): (String, Charge),
+) -> Result<Reaction, BoxError> {
     Ok(match book(cx.conn, cx.state, &key, &order, charge).await? {
         Ok(()) => Reaction::emit("payment.captured.v1", &order),
         Err(_) => Reaction::refuse("payment.refused.v1", &order),

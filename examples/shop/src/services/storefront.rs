@@ -27,11 +27,13 @@ use crate::service::Service;
 use crate::services::control::ControlOrder;
 use crate::traces;
 
+mod brokers;
 mod embedded;
 mod letters;
 pub(crate) mod points;
 mod read_model;
 
+use brokers::Brokers;
 use read_model::{Hearers, ReadModel};
 
 /// Between two looks at what has changed.
@@ -50,6 +52,7 @@ const TEXT_BYTES_MAX: usize = 200;
 struct Front {
     model: ReadModel,
     hearers: Hearers,
+    brokers: Brokers,
     client: reqwest::Client,
     orders_url: String,
     control_url: String,
@@ -73,6 +76,7 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
     let front = Front {
         model: ReadModel::of(service.pool.clone()),
         hearers: Hearers::of_both(&place_order::choreography()?),
+        brokers: Brokers::watch(&service.surroundings.kafka_brokers)?,
         client: client.clone(),
         orders_url: service.surroundings.orders_url.clone(),
         control_url: service.surroundings.control_url.clone(),
@@ -245,12 +249,18 @@ impl Front {
     async fn state(&self) -> Value {
         let summary = tokio::time::timeout(SUMMARY_MAX, self.model.summary());
         let (stage, summary) = tokio::join!(self.stage(), summary);
-        let stage = stage.unwrap_or(Value::Null);
-        match summary.unwrap_or_else(|late| Err(late.into())) {
-            Ok(shop) => json!({ "shop": shop, "stage": stage }),
+        let (shop, problem) = match summary.unwrap_or_else(|late| Err(late.into())) {
+            Ok(shop) => (shop, None),
             // It says so rather than to show what is old as if it were new.
-            Err(error) => json!({ "shop": null, "stage": stage, "problem": error.to_string() }),
-        }
+            Err(error) => (Value::Null, Some(error.to_string())),
+        };
+        json!({
+            "shop": shop,
+            "problem": problem,
+            "kafka_away_since_ms": self.brokers.away_since_ms(),
+            "staged": !self.stage_url.is_empty(),
+            "stage": stage.unwrap_or(Value::Null),
+        })
     }
 
     async fn stage(&self) -> Result<Value, BoxError> {

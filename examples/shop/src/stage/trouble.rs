@@ -77,7 +77,7 @@ pub(crate) fn parse(text: &str) -> Result<Troubles, String> {
                 let known: Vec<String> =
                     Trouble::value_variants().iter().map(|it| it.name()).collect();
                 Trouble::from_str(name, true)
-                    .map_err(|_| format!("{name} is none of all, none, {}", known.join(", ")))
+                    .map_err(|_| format!("{name:?} is none of all, none, {}", known.join(", ")))
             })
             .collect::<Result<_, _>>()?,
     };

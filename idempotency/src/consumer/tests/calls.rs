@@ -354,6 +354,28 @@ async fn a_call_that_takes_its_process_along_is_stuck_in_the_end_and_the_others_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_record_always_meets_a_transient_fault_counts_once_each_time() {
+    async fn locked(cx: Cx<'_, Arc<Provider>>, _: Intent, _: String) -> Result<(), BoxError> {
+        sqlx::query("DO $$ BEGIN RAISE SQLSTATE '55P03'; END $$").execute(cx.conn).await?;
+        Ok(())
+    }
+    let bed = called_bed("calls_counted").await;
+    let topic = bed.topic("calls_counted", 1).await;
+    let provider = Provider::start(Mode::Well).await;
+    produce(bed.brokers(), &topic, &records(1, 1));
+
+    let config = paying(&bed, &topic, &provider).attempts_max(3);
+    let call = Call::new(prepare, charge, locked);
+    let running = start(Consumer::new(config).topic(&topic).on_call("numbered.v1", call));
+    let is_stuck = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'stuck'";
+    until(async || bed.count(is_stuck).await == 1).await;
+    running.stop().await.unwrap();
+
+    assert_eq!(bed.count("SELECT attempts::bigint FROM tailrace.parked_message").await, 3);
+    assert_eq!((provider.asked().len(), provider.effects().len()), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_process_was_calling_is_given_up_or_tried_again_by_force() {
     let bed = called_bed("calls_force").await;
     let topic = bed.topic("calls_force", 1).await;

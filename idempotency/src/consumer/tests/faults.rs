@@ -132,6 +132,8 @@ async fn records_that_break_the_contract_halt_and_are_named() {
         (numbered("k", 1).without("ce_type"), Kind::Record, "ce_type is missing"),
         (numbered("k", 1).with("ce_id", ""), Kind::MessageId, "is empty"),
         (numbered("k", 1).with("ce_id", nobodys), Kind::MessageId, "of no message"),
+        (numbered("k", 1).with("ce_id", " order-1"), Kind::MessageId, "with white space"),
+        (numbered("k", 1).with("ce_id", "order-1\n"), Kind::MessageId, "a control character"),
         (numbered("k", 1).with("ce_id", future), Kind::MessageId, "ahead of the database's clock"),
         (with_payload(r#"{"number":"top secret"}"#), Kind::Payload, "does not fit"),
         (with_payload("top secret"), Kind::Payload, "not JSON"),

@@ -99,16 +99,34 @@ async fn idle(conn: &mut sqlx::PgConnection, pool: &PgPool) -> Result<(), BoxErr
     Ok(())
 }
 
+async fn idles(cx: Cx<'_, PgPool>, message: Numbered) -> Result<Outcome, BoxError> {
+    let number = message.number;
+    effect(Cx { conn: &mut *cx.conn, meta: cx.meta, state: &() }, message).await?;
+    if number == 2 || number == 8 {
+        idle(cx.conn, cx.state).await?;
+    }
+    Ok(Outcome::Done)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_a_session_gone_is_not_given_up_for_it_also_where_nothing_is_tried_again() {
+    let bed = bed("overrun_finds").await;
+    let topic = bed.topic("overrun_finds", 1).await;
+    produce(bed.brokers(), &topic, &records(4, 4));
+
+    let config = config(&bed, &topic).batch_records_max(4).retries(0);
+    let config = config.on_failure(OnFailure::DeadLetter).handler_time_out(DEADLINE);
+    let config = config.rebalance_deadline(Duration::from_millis(300)).state(bed.pool.clone());
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", idles));
+    running.delivered(4).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.dead_lettered), (3, 1));
+    assert_eq!(numbers(&bed).await, "0 1 3");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_idles_its_session_away_is_blamed_and_not_who_finds_it_gone() {
-    async fn idles(cx: Cx<'_, PgPool>, message: Numbered) -> Result<Outcome, BoxError> {
-        let number = message.number;
-        effect(Cx { conn: &mut *cx.conn, meta: cx.meta, state: &() }, message).await?;
-        if number == 2 || number == 8 {
-            idle(cx.conn, cx.state).await?;
-        }
-        Ok(Outcome::Done)
-    }
     let bed = bed("overrun_idles").await;
     let topic = bed.topic("overrun_idles", 1).await;
     produce(bed.brokers(), &topic, &records(8, 8));

@@ -637,3 +637,36 @@ async fn a_dead_letter_that_is_put_back_is_applied_by_the_consumer_that_runs() {
     assert_eq!((bed.count(PARKED).await, bed.count(LETTERS).await), (0, 0));
     assert_eq!(bed.count(EFFECTS).await, 3);
 }
+
+/// MassTransit#4299: a transaction was held open across waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_transaction_is_open_while_a_message_waits_for_its_next_attempt() {
+    async fn fails(cx: Cx<'_, Arc<AtomicBool>>, message: Numbered) -> Result<Outcome, BoxError> {
+        effect(Cx { conn: &mut *cx.conn, meta: cx.meta, state: &() }, message).await?;
+        if !cx.state.load(Ordering::Relaxed) {
+            // Nobody's fault: the lane waits and repeats the batch.
+            sqlx::query("DO $$ BEGIN RAISE SQLSTATE '55P03'; END $$").execute(cx.conn).await?;
+        }
+        Ok(Outcome::retry(DEADLINE * 60))
+    }
+    let well = Arc::new(AtomicBool::new(false));
+    let bed = bed("parking_waits").await;
+    let topic = bed.topic("parking_waits", 1).await;
+    produce(bed.brokers(), &topic, &records(1, 1));
+    let config = config(&bed, &topic).retry_for(DEADLINE * 60).state(Arc::clone(&well));
+    let consumer = Consumer::new(config).topic(&topic).on("numbered.v1", fails);
+    let is_parked = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'waiting'";
+    let open = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()
+                  AND backend_type = 'client backend' AND xact_start IS NOT NULL";
+
+    let running = start(consumer);
+    // From here on each wait is longer than a look.
+    until(async || running.counters.report().retried_batches >= 6).await;
+    until(async || bed.count(open).await == 0).await;
+    assert_eq!(bed.count(is_parked).await, 0);
+    well.store(true, Ordering::Relaxed);
+    until(async || bed.count(is_parked).await == 1).await;
+    until(async || bed.count(open).await == 0).await;
+    running.stop().await.unwrap();
+}

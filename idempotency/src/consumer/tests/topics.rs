@@ -80,6 +80,39 @@ async fn a_topic_made_anew_under_its_name_halts_until_somebody_says_where_to_go_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_under_its_reader_is_a_fault_or_an_error() {
+    let bed = bed("topics_deleted").await;
+    let reader = async |protocol| {
+        let topic = bed.topic("topics_deleted", 1).await;
+        let kept = bed.topic("topics_kept", 1).await;
+        produce(bed.brokers(), &topic, &records(5, 5));
+        let config = Config::new(&topic, bed.brokers(), bed.pool.clone())
+            .group_protocol(protocol)
+            .kafka_property("topic.metadata.refresh.interval.ms", "1000");
+        let consumer = Consumer::new(config).topic(&topic).topic(&kept);
+        let running = start(consumer.on("numbered.v1", effect));
+        running.applied(5).await;
+        until(async || running.health.faults().is_empty()).await;
+        admin(&bed).delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
+        (topic, running)
+    };
+    let (classic, newer) =
+        tokio::join!(reader(GroupProtocol::Classic), reader(GroupProtocol::Consumer));
+
+    // The brokers that share the partitions out by themselves take the topic away without a word.
+    let (topic, running) = newer;
+    let gone = format!("the topic {topic} does not exist any more");
+    until(async || running.health.faults().contains(&gone)).await;
+    assert!(running.health.is_live());
+    running.stop().await.unwrap();
+    // The client of a classic group finds out, and has the consumer halt.
+    let (topic, running) = classic;
+    let error = running.end().await;
+    assert_eq!(error.kind(), Kind::Kafka);
+    assert!(error.to_string().contains(&topic), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_seek_makes_the_running_owner_look_again() {
     let bed = bed("topics_seek").await;
     let topic = bed.topic("topics_seek", 1).await;

@@ -32,6 +32,7 @@ async fn metrics_tell_what_was_processed_how_long_it_took_and_what_waits() {
         "tailrace_consumer_parked_keys 0",
         "tailrace_consumer_breaker_state 0",
         "tailrace_consumer_claim_days_ahead 2",
+        "tailrace_consumer_kafka_silent_seconds 0",
         "tailrace_consumer_ready 1",
     ] {
         let told = tokio::time::timeout(DEADLINE / 2, until(async || has(line))).await;

@@ -3,6 +3,7 @@ use std::time::Duration;
 use tailrace_outbox::Store;
 
 use super::*;
+use crate::barrier::many::Many;
 use crate::bed::{DEADLINE, installed};
 use crate::correlation::{Operation, SagaId};
 
@@ -99,12 +100,17 @@ async fn a_saga_whose_rows_may_be_gone_is_known_as_such() {
     }
 
     let deleted = forget(&mut conn, now - 30 * day, 1000).await.unwrap();
-    let again = forget(&mut conn, now - 35 * day, 1000).await.unwrap();
+    // The horizon never sinks: what is gone does not come back.
+    let again = forget(&mut conn, now - 45 * day, 1000).await.unwrap();
 
     assert_eq!((deleted, again), (1, 0));
     assert!(lock(&mut conn, &old, None).await.unwrap().forgotten);
     assert!(!lock(&mut conn, &young, None).await.unwrap().forgotten);
     assert!(!lock(&mut conn, &foreign, None).await.unwrap().forgotten);
+    let commands = [&old, &young, &foreign].map(crate::barrier::many::alone);
+    let rows = Many::lock(&mut conn, &commands).await.unwrap();
+    let forgotten = commands.map(|command| rows.held(&command).unwrap().forgotten);
+    assert_eq!(forgotten, [true, false, false]);
 }
 
 /// The id of a saga that began so long ago.
@@ -138,6 +144,65 @@ async fn who_makes_a_call_may_make_it_anew_and_everybody_else_waits_and_its_row_
     assert_eq!(held.decide(later, caller), Decision::Wait);
 }
 
+#[tokio::test]
+async fn what_is_stored_of_one_step_is_of_no_other_and_a_call_is_over_with_it() {
+    let bed = installed("barrier_steps").await;
+    let outbox = Outbox::new(Store::Wal);
+    let saga = Uuid::now_v7();
+    let reserve = correlation(saga, Operation::Compensation, 2);
+    let pay = Correlation { step: "pay".into(), ..reserve.clone() };
+    let other = Correlation { saga: SagaId::mint(), ..reserve.clone() };
+    let done = Past { epoch: Epoch::FIRST, ended: Ended::Done };
+    let acted = Barrier { action: Some(done), ..Barrier::default() };
+    let under_way = Barrier { undoing: Some(Epoch::new(2)), ..acted };
+    let undone = Barrier { compensation: Some(Epoch::new(2)), ..acted };
+    let caller: MessageId = "the one".parse().unwrap();
+    let mut conn = bed.pool.acquire().await.unwrap();
+    for step in [&reserve, &pay, &other] {
+        lock(&mut conn, step, None).await.unwrap();
+    }
+
+    remember(&mut conn, &outbox, &reserve, acted, Some(b"41"), &reply()).await.unwrap();
+    calls(&mut conn, &reserve, under_way, caller, None).await.unwrap();
+    let calling = lock(&mut conn, &reserve, None).await.unwrap();
+    remember(&mut conn, &outbox, &reserve, undone, Some(b"41"), &reply()).await.unwrap();
+    let over = lock(&mut conn, &reserve, None).await.unwrap();
+
+    let kept = |held: &Held| (held.barrier, held.reply.clone(), held.caller.clone());
+    let reply = Some(b"41".to_vec());
+    assert_eq!(kept(&calling), (under_way, reply.clone(), Some(caller.to_string())));
+    assert_eq!(kept(&over), (undone, reply, None));
+    for step in [&pay, &other] {
+        let held = lock(&mut conn, step, None).await.unwrap();
+        assert_eq!(kept(&held), (Barrier::default(), None, None));
+    }
+}
+
+#[tokio::test]
+async fn rows_are_forgotten_in_portions_the_oldest_first_and_none_whose_action_is_under_way() {
+    let bed = installed("barrier_portions").await;
+    let hours = |hours: u64| began_before(Duration::from_secs(3600 * hours));
+    let sagas = [hours(9), hours(8), hours(7), hours(6)];
+    let under_way = Past { epoch: Epoch::FIRST, ended: Ended::Calling };
+    let calling = Barrier { action: Some(under_way), ..Barrier::default() };
+    let mut conn = bed.pool.acquire().await.unwrap();
+    for saga in sagas {
+        lock(&mut conn, &correlation(saga, Operation::Action, 1), None).await.unwrap();
+    }
+    let first = correlation(sagas[0], Operation::Action, 1);
+    calls(&mut conn, &first, calling, "the one".parse().unwrap(), None).await.unwrap();
+
+    let before = SystemTime::now() - Duration::from_secs(3600);
+    let deleted = forget(&mut conn, before, 2).await.unwrap();
+    let left = "SELECT saga_id FROM tailrace.saga_barrier ORDER BY saga_id";
+    let left: Vec<Uuid> = sqlx::query_scalar(left).fetch_all(&mut *conn).await.unwrap();
+    let rest = forget(&mut conn, before, 2).await.unwrap();
+
+    assert_eq!((deleted, rest), (2, 1));
+    assert_eq!(left, [sagas[0], sagas[3]]);
+    assert_eq!(lock(&mut conn, &first, None).await.unwrap().barrier, calling);
+}
+
 /// The command has begun its statement, and waits for the row, before the horizon rises.
 #[tokio::test]
 async fn a_command_that_waits_for_a_row_that_is_being_forgotten_knows_that_it_was() {
@@ -151,13 +216,21 @@ async fn a_command_that_waits_for_a_row_that_is_being_forgotten_knows_that_it_wa
     let mut other = bed.begin().await;
     let command = old.clone();
     let asking = tokio::spawn(async move { lock(&mut other, &command, None).await.unwrap() });
+    let (mut another, command) = (bed.begin().await, crate::barrier::many::alone(&old));
+    let asking_many = tokio::spawn(async move {
+        let rows = Many::lock(&mut another, std::slice::from_ref(&command)).await.unwrap();
+        let held = rows.held(&command).unwrap();
+        another.rollback().await.unwrap();
+        held
+    });
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                    AND wait_event_type = 'Lock'";
-    let begun = async { while bed.count(waiting).await == 0 {} };
-    tokio::time::timeout(DEADLINE, begun).await.expect("the command waits");
+    let begun = async { while bed.count(waiting).await < 2 {} };
+    tokio::time::timeout(DEADLINE, begun).await.expect("the commands wait");
     forgetting.commit().await.unwrap();
 
     assert!(asking.await.unwrap().forgotten);
+    assert!(asking_many.await.unwrap().forgotten);
 }
 
 #[tokio::test]

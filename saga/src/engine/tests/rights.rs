@@ -146,7 +146,7 @@ impl Work for Driving {
         store::expire(conn, 10).await?;
         stand_in_line(conn).await?;
         let mut asked = Parted::default();
-        asked.take(core, conn, part(new_id(), Operation::Compensation, 1), now).await?;
+        asked.take(core, conn, part(new_id(), Operation::Compensation, 1), now).await?.unwrap();
         core.registry.leave(conn).await?;
         Ok(())
     }

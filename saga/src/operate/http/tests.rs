@@ -2,7 +2,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::builder::Saga;
+use crate::definition::OnTimeout;
+use crate::fixture::{CapturePayment, Confirmed, Order, SECOND, order};
+use crate::instance::Instance;
 use crate::operate::tests::{id, parked, running, stored, under};
+use crate::testing::Scenario;
 
 /// The routes as a service mounts them, and how to ask it.
 struct Site {
@@ -11,7 +16,11 @@ struct Site {
 }
 
 async fn site(name: &str, actor: Option<&str>) -> Site {
-    let bed = stored(name, vec![under(&running(), 1), under(&parked(), 2)]).await;
+    site_of(name, actor, vec![under(&running(), 1), under(&parked(), 2)]).await
+}
+
+async fn site_of(name: &str, actor: Option<&str>, sagas: Vec<Instance>) -> Site {
+    let bed = stored(name, sagas).await;
     let mut router = Router::new().nest("/operate", Routes::new(bed.pool.clone()).router());
     if let Some(actor) = actor {
         router = router.layer(Extension(Actor(actor.to_owned())));
@@ -79,6 +88,9 @@ async fn sagas_are_looked_at_over_http_and_what_is_wrong_is_a_problem_that_names
         ("/sagas?limit=1001".to_owned(), 400, "between 1 and 1000"),
         ("/sagas?older_than=soon".to_owned(), 400, "older_than is no time"),
         ("/sagas?stat=parked".to_owned(), 400, "stat"),
+        (format!("/sagas/{saga}?data=true"), 400, "unknown field `data`"),
+        (format!("/sagas/{saga}/timeline?messages=true"), 400, "unknown field `messages`"),
+        ("/definitions?name=refund".to_owned(), 400, "unknown field `name`"),
         ("/definitions/refund/1/diagram".to_owned(), 404, "refund/1"),
     ] {
         let (status, head, body) = site.get(&path).await;
@@ -118,10 +130,104 @@ async fn a_change_over_http_is_dry_unless_it_says_otherwise_and_the_router_knows
         (json!({ "verb": "stop", "sagas": [id(2)] }), 400, "none of retry, skip"),
         (json!({ "verb": "retry", "sagas": many }), 400, "at most 500 sagas"),
         (json!({ "verb": "retry", "saga": id(2) }), 422, "unknown field"),
+        (json!({ "verb": "migrate", "sagas": [id(2)] }), 400, "migrate needs a mapping"),
+        (json!({ "verb": "unlock", "sagas": [id(2)] }), 400, "unlock needs the step"),
+        (json!({ "verb": "stop", "step": "pay", "sagas": [id(2)] }), 400, "none of retry, skip"),
+        (json!({ "verb": "unlock", "step": "a", "query": {} }), 400, "that are named, not chosen"),
         (json!({ "verb": "retry", "note": "x".repeat(BODY_BYTES_MAX) }), 413, "length limit"),
     ] {
         let (status, body) = site.post(body).await;
         assert_eq!(status, code, "{body}");
         assert!(body["detail"].as_str().unwrap().contains(named), "{body}");
     }
+}
+
+#[tokio::test]
+async fn what_a_verb_makes_nothing_of_is_refused_over_http_and_nothing_is_changed() {
+    let site = site("http_unused", Some("anna")).await;
+    let mapping = json!({ "from": "create-order/4", "to": "create-order/5" });
+    let all = [
+        ("step", json!("send-mail")),
+        ("mapping", mapping),
+        ("signal", json!("parcel.collected.v1")),
+        ("data", json!({ "by": "ada" })),
+    ];
+    let verbs: [(&str, &[&str]); 7] = [
+        ("retry", &["step"]),
+        ("skip", &["step"]),
+        ("unlock", &["step"]),
+        ("compensate", &[]),
+        ("abort", &[]),
+        ("signal", &["signal", "data"]),
+        ("migrate", &["mapping"]),
+    ];
+
+    for (verb, taken) in verbs {
+        for (name, value) in all.iter().filter(|(name, _)| !taken.contains(name)) {
+            let mut body = json!({ "verb": verb, "sagas": [id(2)], "dry_run": false });
+            body[name] = value.clone();
+            let (status, said) = site.post(body).await;
+
+            assert_eq!((status, &said["detail"]), (400, &json!(format!("{verb} takes no {name}"))));
+        }
+    }
+    let both = json!({ "verb": "abort", "sagas": [id(2)], "step": "pay", "signal": "a.v1" });
+    let (_, both) = site.post(both).await;
+
+    assert_eq!(both["detail"], "abort takes no step and no signal");
+    assert_eq!(site.bed.count("SELECT count(*) FROM tailrace.saga_input").await, 0);
+    assert_eq!(site.bed.count("SELECT count(*) FROM tailrace.saga_migration").await, 0);
+}
+
+#[tokio::test]
+async fn a_signal_is_given_over_http_once_to_sagas_that_are_named() {
+    let saga = Saga::<Order>::define("confirm", 1)
+        .wait::<Confirmed>("confirmed", SECOND, OnTimeout::Compensate, |_, _| {})
+        .pivot("pay", CapturePayment::of)
+        .build()
+        .unwrap();
+    let waits = Scenario::given(&saga, &order()).instance().clone();
+    let site = site_of("http_signal", Some("anna"), vec![under(&waits, 1)]).await;
+    let mut conn = site.bed.pool.acquire().await.unwrap();
+    let structure = saga.definition().structure();
+    crate::operate::register(&mut conn, &[structure]).await.unwrap();
+    let signal = |more: Value| {
+        let mut body =
+            json!({ "verb": "signal", "signal": "order.confirmed.v1", "sagas": [id(1)] });
+        for (name, value) in more.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        body
+    };
+
+    let (told, dry) = site.post(signal(json!({}))).await;
+    let untouched = site.bed.count("SELECT count(*) FROM tailrace.saga_input").await;
+    let given = signal(json!({ "dry_run": false, "data": { "by": "ada" } }));
+    let (status, done) = site.post(given.clone()).await;
+    let (_, again) = site.post(given).await;
+    let (_, other) = site.post(signal(json!({ "signal": "order.cancelled.v1" }))).await;
+    let (chosen, why) =
+        site.post(json!({ "verb": "signal", "signal": "order.confirmed.v1", "query": {} })).await;
+    let (unnamed, lacks) = site.post(json!({ "verb": "signal", "sagas": [id(1)] })).await;
+
+    let takes = json!("confirmed takes order.confirmed.v1");
+    assert_eq!((told, &dry["outcomes"][0]["what"], untouched), (200, &takes, 0));
+    assert_eq!((status, &done["outcomes"][0]["what"]), (200, &takes), "{done}");
+    assert_eq!(again["outcomes"][0]["refused"], true, "{again}");
+    let nobody = "none of its steps waits for order.cancelled.v1";
+    assert_eq!(other["outcomes"][0]["what"], nobody, "{other}");
+    assert_eq!(
+        (chosen, &why["detail"]),
+        (400, &json!("signal is for sagas that are named, not chosen"))
+    );
+    assert_eq!(
+        (unnamed, &lacks["detail"]),
+        (400, &json!("signal needs the message type of the signal"))
+    );
+    let given = "SELECT count(*) FROM tailrace.saga_input
+        WHERE input #>> '{signal,signal_type}' = 'order.confirmed.v1' AND input #>> '{signal,payload,by}' = 'ada'";
+    assert_eq!(site.bed.count(given).await, 1);
+    let audited = "SELECT count(*) FROM tailrace.saga_audit
+        WHERE actor = 'anna' AND action = 'signal order.confirmed.v1'";
+    assert_eq!(site.bed.count(audited).await, 1);
 }

@@ -65,6 +65,19 @@ fn assert_reset(result: std::io::Result<String>) {
 }
 
 #[test]
+fn a_text_towards_the_client_is_changed_wherever_it_comes_by_until_it_passes() {
+    let proxy = Proxy::start(echo()).unwrap();
+    let mut client = client(&proxy);
+
+    proxy.corrupt("cup");
+    assert_eq!(ask(&mut client, "a cup, cup").unwrap(), "a bup, bup");
+    assert_eq!((ask(&mut client, "plate").unwrap().as_str(), proxy.corrupted()), ("plate", 2));
+    proxy.pass();
+
+    assert_eq!(ask(&mut client, "a cup").unwrap(), "a cup");
+}
+
+#[test]
 fn a_cut_resets_old_and_new_connections_until_it_passes() {
     let proxy = Proxy::start(echo()).unwrap();
     let mut old = client(&proxy);
