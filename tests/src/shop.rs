@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::endpoint::{Answer, Endpoint};
 
 /// It is open by then, on a busy machine and without optimisation. Those who break servers take turns, which is most of it.
-const OPEN_MAX: Duration = Duration::from_secs(1_200);
+const OPEN_MAX: Duration = Duration::from_secs(300);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// A server is stopped, or started again, by then.
 const SWITCH_MAX: Duration = Duration::from_secs(60);
