@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use crate::endpoint::{Answer, Endpoint};
 
-/// It is open by then, on a busy machine and without optimisation. Those who break servers take turns, which is most of it.
+/// It is open so long after it got its servers, on a busy machine and without optimisation. Those who break servers take
+/// turns before that, for which the stack has a bound of its own, and ends the shop.
 const OPEN_MAX: Duration = Duration::from_secs(300);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// A server is stopped, or started again, by then.
@@ -59,8 +60,10 @@ impl Shop {
         tokio::spawn(keep(child.stdout.take().expect("it is piped"), Arc::clone(&append)));
         tokio::spawn(keep(child.stderr.take().expect("it is piped"), append));
         let open = "the shop is open: http://";
-        let opening = log.wait_for(|log| log.contains(open));
-        let opened = matches!(timeout(OPEN_MAX, opening).await, Ok(Ok(_)));
+        let has_turn = log.wait_for(|log| log.contains("stack: Postgres")).await.is_ok();
+        let is_open = |log: &String| log.contains(open);
+        let opened =
+            has_turn && matches!(timeout(OPEN_MAX, log.wait_for(is_open)).await, Ok(Ok(_)));
         let said = log.borrow().clone();
         assert!(opened, "the shop has not opened within {OPEN_MAX:?}:\n{said}");
         let (_, address) = said.split_once(open).expect("it says so");
