@@ -156,6 +156,10 @@ impl Effects {
         let mut patience = Backoff::new(self.shared.retry_for);
         let mut uncertain = None;
         while !plan.is_done() {
+            if self.shared.gate.is_shut() {
+                // From before the database was away, and as dead: found out later it would shut the gate once more.
+                self.give_back();
+            }
             let permit = self.shared.gate.turn(&mut self.stop).await?;
             let attempt = self.attempt(batch, &mut plan, uncertain.take()).await;
             let fault = match &attempt {

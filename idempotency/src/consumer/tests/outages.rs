@@ -95,6 +95,34 @@ async fn a_dead_database_is_not_bombarded_and_the_consumer_stays_in_its_group_an
     assert_eq!(bed.count(ORDER_VIOLATIONS).await, 0);
 }
 
+/// A lane that was idle when its connection died, and finds the gate shut, does not shut it once more afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn outages_one_behind_the_other_are_each_told_once() {
+    const OUTAGES: u64 = 4;
+    let bed = bed("outage_series").await;
+    let topic = bed.topic("outage_series", 4).await;
+    let door = Door::to(bed.stack.postgres().port()).await;
+    let config = Config::new(&topic, bed.brokers(), door.pool(&bed)).lanes(2);
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", effect));
+    let records = records(100 * OUTAGES.cast_signed(), 40);
+
+    for (outage, records) in (1..).zip(records.chunks(100)) {
+        let (before, meanwhile) = records.split_at(50);
+        produce(bed.brokers(), &topic, before);
+        running.applied(100 * outage - 50).await;
+        door.open.send_replace(false);
+        produce(bed.brokers(), &topic, meanwhile);
+        until(async || !running.health.faults().is_empty()).await;
+        door.open.send_replace(true);
+        running.applied(100 * outage).await;
+        until(async || running.health.faults().is_empty()).await;
+        assert_eq!(running.counters.report().outages, outage);
+    }
+
+    running.stop().await.unwrap();
+    assert_eq!(bed.count(DOUBLE_EFFECTS).await, 0);
+}
+
 /// Partitions that are assigned meanwhile are owned when it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_are_assigned_while_the_database_is_down_are_owned_when_it_is_back() {
