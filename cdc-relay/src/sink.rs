@@ -25,6 +25,7 @@ mod create_topic;
 mod exactly_once;
 pub(crate) mod inspect;
 mod kafka;
+mod left_open;
 pub mod memory;
 mod partitions;
 mod producer;
@@ -33,6 +34,7 @@ mod right;
 mod topic_rules;
 mod topics;
 pub(crate) mod turns;
+mod visible;
 
 pub(crate) use cluster::Cluster;
 pub use kafka::{Kafka, KafkaSink};

@@ -30,10 +30,7 @@ async fn a_relay_survives_the_death_of_kafka_and_of_postgres() {
     let mut relay = site.relay(Variant { die_at: Some(first), ..Variant::default() });
     relay.says("leading", LEAD_MAX).await;
 
-    // Kafka dies with a transaction open, and none between the decision to commit it and its
-    // markers. There a lone Kafka 4.3.1 was seen to come back and call the transaction complete
-    // without a marker (its coordinator takes a partition without a known leader for deleted);
-    // readers then wait until a person ends it. No relay can mend that: it waits and loses nothing.
+    // Kafka dies with a transaction open. Its death inside a commit has a proof of its own, `kafka-crash`.
     let mut written = site.write(60, 4, &mut dice).await;
     relay.says("reached", LEAD_MAX).await;
     stack.kafka().kill().await.unwrap();

@@ -18,6 +18,11 @@ async fn a_giant_transaction_is_published_once_in_order_in_little_memory() {
 }
 
 #[tokio::test]
+async fn a_relay_goes_on_by_itself_when_kafka_dies_inside_its_commits() {
+    check("kafka-crash").await;
+}
+
+#[tokio::test]
 async fn a_relay_that_is_killed_at_any_point_loses_and_doubles_nothing() {
     check("relay-crash").await;
 }

@@ -10,6 +10,7 @@
 pub mod consumer_chaos;
 pub mod foreign_wal;
 pub mod giant_transaction;
+pub mod kafka_crash;
 pub mod outbox_arrival;
 pub mod proof;
 pub mod relay_crash;

@@ -7,8 +7,8 @@ use tailrace_stack::Stack;
 
 use crate::process::Node;
 use crate::{
-    consumer_chaos, foreign_wal, giant_transaction, outbox_arrival, relay_crash, relay_shapes,
-    relay_zombies, saga_chaos, saga_deploy, shop_run, soak,
+    consumer_chaos, foreign_wal, giant_transaction, kafka_crash, outbox_arrival, relay_crash,
+    relay_shapes, relay_zombies, saga_chaos, saga_deploy, shop_run, soak,
 };
 
 /// How much of the same work a proof does.
@@ -81,6 +81,12 @@ pub const PROOFS: &[Proof] = &[
         claim: "ten million rows of one transaction are published once and in order within 96 MB, \
                 received while it is in progress or after it",
         body: |bench| Box::pin(giant_transaction::prove(bench)),
+    },
+    Proof {
+        name: "kafka-crash",
+        claim: "a Kafka that is killed again and again under a relay in full swing, inside its commits too, \
+                loses and doubles nothing, and the relay goes on by itself",
+        body: |bench| Box::pin(kafka_crash::prove(bench)),
     },
     Proof {
         name: "outbox-arrival",

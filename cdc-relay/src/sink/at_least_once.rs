@@ -52,10 +52,12 @@ impl AtLeastOnce {
 impl Sink for AtLeastOnce {
     async fn take_over(&mut self) -> Result<Saved, Error> {
         self.checkpoint.take_over().await?;
-        for other in std::mem::take(&mut self.others) {
+        let others = std::mem::take(&mut self.others);
+        for other in &others {
             other.take_over().await?;
         }
-        self.topics.saved(&self.checkpoint).await
+        let all: Vec<&Producer> = std::iter::once(&self.checkpoint).chain(&others).collect();
+        self.topics.saved(&all).await
     }
 
     fn produce(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {

@@ -122,7 +122,11 @@ impl Cluster {
 
     pub(super) fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set("client.id", "cdc-relay").set("allow.auto.create.topics", "false");
+        config
+            .set("client.id", "cdc-relay")
+            .set("allow.auto.create.topics", "false")
+            // The client's default lets a broker that is back wait for up to 15 s.
+            .set("reconnect.backoff.max.ms", "1000");
         for (name, value) in &self.properties {
             config.set(name, value);
         }
