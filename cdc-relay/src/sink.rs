@@ -15,6 +15,7 @@ use std::future::Future;
 use crate::error::Error;
 pub use crate::record::Record;
 
+mod admin;
 mod at_least_once;
 pub(crate) mod checkpoint_topic;
 mod client;

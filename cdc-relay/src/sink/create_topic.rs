@@ -1,9 +1,10 @@
 //! Makes topics that are missing.
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
+use super::admin::Admin;
+use super::cluster::{ANSWER_TIMEOUT, Cluster};
 use super::right::{Right, is_denial};
 use crate::error::{Error, Kind};
 
@@ -33,10 +34,7 @@ pub(super) async fn validate(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(
 /// Whether it was made just now.
 async fn ask(cluster: &Cluster, wanted: &Wanted<'_>, only_asks: bool) -> Result<bool, Error> {
     let what = format!("creating topic {:?}", wanted.name);
-    let admin: AdminClient<Context> = cluster
-        .config()
-        .create_with_context(cluster.context())
-        .map_err(|error| cluster.error(&what, error))?;
+    let admin = Admin::new(cluster).map_err(|error| cluster.error(&what, error))?;
     let mut topic = NewTopic::new(
         wanted.name,
         wanted.partitions,

@@ -3,9 +3,10 @@
 //! A record that the brokers refuse costs its whole Kafka transaction, and finding it costs
 //! several sessions; so what can be known beforehand is.
 
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
+use rdkafka::admin::{AdminOptions, ConfigResource, ResourceSpecifier};
 
-use super::cluster::{ANSWER_TIMEOUT, Cluster, Context};
+use super::admin::Admin;
+use super::cluster::{ANSWER_TIMEOUT, Cluster};
 use crate::record::Record;
 
 /// The settings of a topic that decide about a record. What is not known is not checked.
@@ -27,15 +28,14 @@ impl TopicRules {
     /// The right to ask (DescribeConfigs) is not demanded: without an answer nothing is checked, and
     /// the brokers decide.
     pub(super) async fn ask(cluster: &Cluster, topic: &str) -> Self {
-        let admin: AdminClient<Context> =
-            match cluster.config().create_with_context(cluster.context()) {
-                Ok(admin) => admin,
-                Err(error) => {
-                    let error = cluster.error("creating the client", error);
-                    tracing::debug!(topic, %error, "no client to ask for a topic's settings");
-                    return TopicRules::default();
-                }
-            };
+        let admin = match Admin::new(cluster) {
+            Ok(admin) => admin,
+            Err(error) => {
+                let error = cluster.error("creating the client", error);
+                tracing::debug!(topic, %error, "no client to ask for a topic's settings");
+                return TopicRules::default();
+            }
+        };
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
         let resource = ResourceSpecifier::Topic(topic);
         match admin.describe_configs([&resource], &options).await.map(|mut answers| answers.pop()) {
