@@ -23,6 +23,7 @@ use crate::plan::{Aside, Next, Plan, Width};
 use crate::position::Offset;
 use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
+use crate::replay::REPLAYED_MAX;
 use crate::retry::{Backoff, OnFailure, chance};
 use crate::route::RouteId;
 use crate::sequence;
@@ -39,6 +40,8 @@ pub(crate) struct Effects {
     pub(crate) looked_for_put_back: Instant,
     /// How many calls are recorded in one transaction.
     pub(crate) answers: Width,
+    /// How many messages of a queue are replayed in one.
+    pub(crate) replays: Width,
     width: Width,
     kept: Option<Kept>,
     was_full: bool,
@@ -116,6 +119,7 @@ impl Effects {
             stop,
             looked_for_put_back: now,
             answers: Width::new(TOGETHER_MAX),
+            replays: Width::new(REPLAYED_MAX),
             width,
             kept: None,
             was_full: false,

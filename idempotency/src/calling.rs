@@ -18,7 +18,7 @@ use crate::attempt::{Effects, call_of, commit, head_of, roll_back};
 use crate::breaker::Permit;
 use crate::call::Answer;
 use crate::calls::{Called, Start};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, in_time};
 use crate::metrics::Tally;
@@ -118,7 +118,8 @@ impl Effects {
                 Ok(Some(together)) => return self.settled(together).await,
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err(Stumble::Blame(_) | Stumble::Again) => {}
-                Err(Stumble::Error(error)) if in_handler(&error) => {}
+                Err(Stumble::Error(error))
+                    if in_handler(&error) || error.verdict() == Verdict::RetryFewer => {}
                 Err(Stumble::Error(error)) => {
                     let heads = queues.into_iter().map(|queue| (self.parked.head(&queue), queue));
                     let heads = heads.filter_map(|(head, queue)| Some((queue, head?))).collect();

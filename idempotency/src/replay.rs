@@ -9,13 +9,13 @@ use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::attempt::{Effects, acquire, call_of, commit, head_of, roll_back};
 use crate::consumer::Unhandled;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, in_time};
 use crate::metrics::Tally;
 use crate::parked_rows::{Ready, Row};
 use crate::parking::{Head, Queue};
-use crate::plan::{Aside, Next, Plan, Width};
+use crate::plan::{Aside, Next, Plan};
 use crate::position::Offset;
 use crate::progress;
 use crate::record::Record;
@@ -24,11 +24,20 @@ use crate::trial::{Mark, Stumble, Trial, Work};
 /// Queues that are replayed before the next batch has its turn.
 const QUEUES_MAX: usize = 16;
 /// Messages of a queue in one transaction.
-const RECORDS_MAX: usize = 100;
+pub(crate) const REPLAYED_MAX: usize = 100;
 /// How often it is looked whether a person has put dead letters back. The lane knows of its own what it has parked.
 const PUT_BACK_EVERY: Duration = Duration::from_secs(5);
 /// How long a queue is left alone after the database failed its replay.
 pub(crate) const FAULT_WAIT: Duration = Duration::from_secs(1);
+
+/// A replay that failed.
+struct Failed {
+    error: Error,
+    /// The head that the queue has at least until somebody looks again.
+    head: Option<Head>,
+    /// How many messages the transaction held.
+    tried: usize,
+}
 
 /// What a replay did, if it commits.
 #[derive(Debug)]
@@ -106,12 +115,18 @@ impl Effects {
     /// Replays a queue; a fault of the database only postpones it.
     pub(crate) async fn replay_one(&mut self, queue: Queue) -> Result<(), LaneEnd> {
         let replayed = match self.replay_queue(&queue).await {
-            Ok(Some(replayed)) => replayed,
+            Ok(Some(replayed)) => {
+                self.replays.grow(usize::try_from(replayed.tally.replayed).unwrap_or(0));
+                replayed
+            }
             Ok(None) => return Err(LaneEnd::NotOurs),
-            Err((error, head)) if error.is_transient() => {
+            Err(Failed { error, head, tried }) if error.is_transient() => {
+                if error.verdict() == Verdict::RetryFewer {
+                    self.replays.halve(tried);
+                }
                 Replayed::idle(self.postponed(&queue, &error, head).await?)
             }
-            Err((error, _)) => return Err(LaneEnd::Failed(error)),
+            Err(Failed { error, .. }) => return Err(LaneEnd::Failed(error)),
         };
         if replayed.head.is_none() {
             tracing::info!(
@@ -218,14 +233,18 @@ impl Effects {
         .await
     }
 
-    /// One transaction; none when the partition has another owner. An error comes with the head that the queue has
-    /// at least until somebody looks again.
-    async fn replay_queue(&self, queue: &Queue) -> Result<Option<Replayed>, (Error, Option<Head>)> {
+    /// One transaction; none when the partition has another owner.
+    async fn replay_queue(&self, queue: &Queue) -> Result<Option<Replayed>, Failed> {
         let head = self.parked.head(queue);
-        let failed = |error| (error, head);
-        let mut tx = self.begin().await.map_err(failed)?;
-        let replayed = self.replay_in(&mut tx, queue).await;
-        self.end(tx, replayed).await.map_err(failed)
+        let mut tried = self.replays.now();
+        let replayed = match self.begin().await {
+            Ok(mut tx) => {
+                let replayed = self.replay_in(&mut tx, queue, &mut tried).await;
+                self.end(tx, replayed).await
+            }
+            Err(error) => Err(error),
+        };
+        replayed.map_err(|error| Failed { error, head, tried })
     }
 
     /// Commits what was done, if the partition is still ours.
@@ -251,13 +270,14 @@ impl Effects {
         &self,
         conn: &mut PgConnection,
         queue: &Queue,
+        tried: &mut usize,
     ) -> Result<Option<Replayed>, Error> {
         let holding = progress::hold(conn, &self.shared.consumer, &self.owned);
         let Some(fenced) = in_time("the partition cannot be held", holding).await? else {
             return Ok(None);
         };
         let table = self.table();
-        let reading = table.read(conn, queue, RECORDS_MAX);
+        let reading = table.read(conn, queue, self.replays.now());
         let mut rows = in_time("parked messages cannot be read", reading).await?;
         let Some(first) = rows.first() else { return Ok(Some(Replayed::idle(None))) };
         let offset = Offset::new(first.stored.offset);
@@ -283,7 +303,8 @@ impl Effects {
         let discarded: Vec<bool> = rows.iter().map(|row| row.discarded).collect();
         let work = self.restore(rows)?;
         let keys = work.records.iter().map(|_| Some(&b"one queue"[..])).collect();
-        let mut plan = Plan::suspicious(keys, Width::new(RECORDS_MAX));
+        *tried = work.records.len();
+        let mut plan = Plan::suspicious(keys, self.replays);
         for (at, route) in work.routes.iter().enumerate() {
             let fate = match (discarded.get(at), route, self.shared.unhandled) {
                 (Some(true), ..) => Fate::Bury(Cause::new(Reason::Discarded)),
