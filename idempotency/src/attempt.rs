@@ -288,7 +288,7 @@ impl Effects {
         batch: &'b Batch,
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
-        let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
+        let mut trial = Trial::new(&self.shared, &self.owned, &batch.work, Mark::Open);
         let span = tracing::debug_span!(
             "batch", topic = %self.owned.partition.topic, partition = self.owned.partition.number,
             lane = self.owned.lane, messages = plan.reach().unwrap_or(batch.len()) - plan.start(),
@@ -373,7 +373,7 @@ impl Effects {
         let at = batch.offset(to);
         let fenced = match reach.map(|reach| start..reach) {
             Some(all) if trial.can_be_fenced_and_claimed(all.clone()) => {
-                trial.fence_and_claim(conn, plan, all, (&self.owned, at)).await?
+                trial.fence_and_claim(conn, plan, all, at).await?
             }
             _ => self.advance(conn, batch, to).await?,
         };

@@ -231,7 +231,7 @@ impl Effects {
             true => Plan::each(count),
             false => Plan::new(vec![None; count], |_: &&[u8]| false, Width::new(count.max(1)), 0),
         };
-        let mut trial = Trial::new(&self.shared, work, Mark::First);
+        let mut trial = Trial::new(&self.shared, &self.owned, work, Mark::First);
         for (at, intent) in intents {
             let broken_off = chosen.get(at).filter(|chosen| chosen.broken_off);
             plan.condemn(at, broken_off.map_or(Fate::Call, |chosen| self.after_break(chosen)));
@@ -374,7 +374,7 @@ impl Effects {
         fenced: &Fenced,
     ) -> Result<Vec<End>, Stumble> {
         let mut plan = Plan::each(chosen.len());
-        let mut trial = Trial::new(&self.shared, work, Mark::First);
+        let mut trial = Trial::new(&self.shared, &self.owned, work, Mark::First);
         for (at, ((called, given_up), chosen)) in answers.into_iter().zip(&mut *chosen).enumerate()
         {
             let Called { intent, answer, .. } = called;

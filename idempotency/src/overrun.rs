@@ -1,13 +1,12 @@
 //! Handlers that take too long: they are cut off, or found out by the session that they have lost.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{Connection as _, PgConnection};
 
 use crate::error::{Error, Kind};
 use crate::lane::Shared;
-use crate::progress::{self, Partition};
+use crate::progress::{self, Owned};
 use crate::record::Meta;
 
 /// How long Postgres may take to end the session of a handler that was cut off.
@@ -20,10 +19,11 @@ const END_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Postgres does not answer at all: then it is nobody's fault that the handler got no further.
 pub(crate) async fn cut_off(
     shared: &Shared,
+    owned: &Owned,
     first: &Meta,
     messages: usize,
 ) -> Result<Error, Error> {
-    let ended = tokio::time::timeout(END_WAIT_MAX, end_session(shared, first)).await;
+    let ended = tokio::time::timeout(END_WAIT_MAX, end_session(shared, owned)).await;
     match ended {
         Ok(Ok(_)) => {}
         // It answers.
@@ -48,15 +48,11 @@ pub(crate) async fn cut_off(
 const AWAY: &str = "postgres does not answer while a handler runs";
 
 /// On a connection of its own: the pool may have no other, and all of its connections may be in such hands.
-async fn end_session(shared: &Shared, first: &Meta) -> Result<bool, sqlx::Error> {
-    let position = first.position();
-    let lane = shared.lanes.of(first.key(), position.offset);
-    let partition = Partition { topic: Arc::clone(&position.topic), number: position.partition };
+async fn end_session(shared: &Shared, owned: &Owned) -> Result<bool, sqlx::Error> {
     let mut conn = PgConnection::connect_with(&shared.pool.connect_options()).await?;
     // The clocks may differ a little.
     let age = shared.handler_time_out.mul_f32(0.9);
-    let lane = i32::try_from(lane).unwrap_or(i32::MAX);
-    progress::end_holder(&mut conn, &shared.consumer, &partition, lane, age).await
+    progress::end_holder(&mut conn, &shared.consumer, owned, age).await
 }
 
 /// Whether a session that is found gone was lost by a handler that took so long. Many that took a moment each, without a

@@ -314,7 +314,7 @@ impl Effects {
             };
             plan.condemn(at, fate);
         }
-        let mut trial = Trial::new(&self.shared, &work, Mark::First);
+        let mut trial = Trial::new(&self.shared, &self.owned, &work, Mark::First);
         let until = self.run(conn, &mut trial, &mut plan).await.map_err(Stumble::into_error)?;
         let open = progress::still_open(conn, &fenced);
         in_time("the replay's transaction cannot be checked", open).await?;
