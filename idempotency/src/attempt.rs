@@ -272,8 +272,10 @@ impl Effects {
         });
         let tx = tx.await?;
         let attempt = self.attempt_in(tx, batch, plan).await;
-        if matches!(attempt, Ok(Attempt::Lost)) {
-            return attempt;
+        match &attempt {
+            Ok(Attempt::Lost) => return attempt,
+            Err(error) if error.breaks_off() => return attempt,
+            _ => {}
         }
         // After a commit it is as it was before.
         let committed = matches!(attempt, Ok(Attempt::Committed(_)));
@@ -312,6 +314,8 @@ impl Effects {
             }
             Err(Stumble::Error(error)) => match trial.overran.clone() {
                 Some(call) => self.overran(&mut trial, plan, call, error),
+                // Nobody answers, and whatever the handler has asked for is still under way.
+                None if error.breaks_off() => Err(error),
                 None => {
                     roll_back(tx).await;
                     Err(error)

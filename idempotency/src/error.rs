@@ -27,6 +27,7 @@ struct Inner {
     source: Option<BoxError>,
     /// Where the kind does not tell.
     verdict: Option<Verdict>,
+    breaks_off: bool,
 }
 
 /// The class of an [`Error`].
@@ -87,6 +88,7 @@ impl Error {
             message_id: None,
             source: None,
             verdict: None,
+            breaks_off: false,
         }))
     }
 
@@ -155,11 +157,18 @@ impl Error {
         self
     }
 
-    /// A handler's error that took the transaction along: whatever else is to be done needs another one.
+    /// A handler was broken off, whatever its connection is in the middle of: what else is to be done needs another one.
     #[cfg(feature = "kafka")]
-    pub(crate) fn losing_the_transaction(mut self) -> Self {
+    pub(crate) fn breaking_off(mut self) -> Self {
         self.0.verdict = Some(Verdict::Retry);
+        self.0.breaks_off = true;
         self
+    }
+
+    /// Whether a handler was broken off.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn breaks_off(&self) -> bool {
+        self.0.breaks_off
     }
 
     /// Whatever stands among the sources, the message itself failed.

@@ -30,8 +30,8 @@ pub(crate) async fn cut_off(
         Ok(Err(error @ sqlx::Error::Database(_))) => {
             tracing::debug!(%error, "the session of a handler that was cut off is left to its end");
         }
-        Ok(Err(error)) => return Err(Error::database(AWAY, error)),
-        Err(_) => return Err(Error::database_silent(AWAY, END_WAIT_MAX)),
+        Ok(Err(error)) => return Err(Error::database(AWAY, error).breaking_off()),
+        Err(_) => return Err(Error::database_silent(AWAY, END_WAIT_MAX).breaking_off()),
     }
     let time = shared.handler_time_out.as_secs_f32();
     let text = format!(
@@ -86,6 +86,6 @@ fn of_many(messages: usize) -> String {
 }
 
 fn failed(text: String, first: &Meta) -> Error {
-    let error = Error::new(Kind::Handler, text).losing_the_transaction();
+    let error = Error::new(Kind::Handler, text).breaking_off();
     error.at(first.position()).about(first.message_id())
 }
