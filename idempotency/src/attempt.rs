@@ -45,6 +45,8 @@ pub(crate) struct Effects {
     width: Width,
     kept: Option<Kept>,
     was_full: bool,
+    /// A handler that was broken off has halted nothing, for once.
+    has_spared: bool,
 }
 
 /// A connection that goes from one batch to the next. To give it back costs two answers of the server, for the pool
@@ -123,6 +125,7 @@ impl Effects {
             width,
             kept: None,
             was_full: false,
+            has_spared: false,
         })
     }
 
@@ -274,6 +277,11 @@ impl Effects {
         let attempt = self.attempt_in(tx, batch, plan).await;
         match &attempt {
             Ok(Attempt::Lost) => return attempt,
+            // It may be this process that stood still, and its partition another's by now, which the fence tells.
+            Err(error) if self.is_spared(error) => {
+                plan.lost(false);
+                return Ok(Attempt::Lost);
+            }
             Err(error) if error.breaks_off() => return attempt,
             _ => {}
         }
@@ -282,6 +290,17 @@ impl Effects {
         let conn = used.unused();
         self.kept = (committed && since.elapsed() < KEPT_MAX).then_some(Kept { conn, since });
         attempt
+    }
+
+    /// Whether what would halt the consumer is tried once more: the first time that a handler is broken off since
+    /// something was committed.
+    fn is_spared(&mut self, error: &Error) -> bool {
+        let halts = error.breaks_off() && error.kind() == Kind::Handler;
+        let is_spared = halts && !std::mem::replace(&mut self.has_spared, true);
+        if is_spared {
+            self.shared.counters.count_retry();
+        }
+        is_spared
     }
 
     async fn attempt_in<'b>(
@@ -543,6 +562,7 @@ impl Effects {
 
     /// Remembers what is in the database now.
     fn committed(&mut self, sealed: Sealed) {
+        self.has_spared = false;
         let now = Instant::now();
         for (queue, head) in sealed.parked {
             self.parked.set(queue, Some(head), now);

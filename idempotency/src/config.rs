@@ -317,7 +317,8 @@ impl<S> Config<S> {
 
     /// How long a handler may take, for a message or, where it takes batches, for as many as it is given at once. One that
     /// takes longer is cut off: its transaction is rolled back, its connection closed, and its messages have failed as if
-    /// it had answered with an error. One that blocks its thread is not cut off, but told by
+    /// it had answered with an error; with [`OnFailure::Halt`] a batch is tried once more before the consumer halts, for it
+    /// may have been the process that stood still. One that blocks its thread is not cut off, but told by
     /// [`Health::faults`](crate::Health::faults).
     ///
     /// More than [`rebalance_deadline`](Self::rebalance_deadline) is of use for handlers whose statements take long:

@@ -455,7 +455,8 @@ impl<'s, 'a> Trial<'s, 'a> {
     fn overrun_in(&mut self, error: Error) -> Error {
         let Some((took, call)) = &self.slowest else { return error };
         let Some(first) = self.work.records.get(call.start) else { return error };
-        if self.overran.is_some() || !overrun::lost_by(&error, *took, self.shared) {
+        let is_told = self.overran.is_some() || error.breaks_off();
+        if is_told || !overrun::lost_by(&error, *took, self.shared) {
             return error;
         }
         self.overran = Some(call.clone());

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tailrace_stack::Proxy;
 
 use super::*;
 use crate::handler::{BatchCx, Item};
@@ -208,6 +210,112 @@ async fn a_halting_consumer_names_the_message_and_the_time_out_of_its_handler() 
 
     assert_eq!((error.kind(), error.position().unwrap().offset.get()), (Kind::Handler, 0));
     assert!(error.to_string().contains("handler_time_out of 1 s"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_halts_a_consumer_for_the_time_it_took_is_tried_once_more() {
+    async fn hangs_once(cx: Cx<'_, AtomicBool>, message: Numbered) -> Result<Outcome, BoxError> {
+        if !cx.state.swap(true, Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        effect(Cx { conn: cx.conn, meta: cx.meta, state: &() }, message).await
+    }
+    let bed = bed("overrun_spared").await;
+    let topic = bed.topic("overrun_spared", 1).await;
+    produce(bed.brokers(), &topic, &records(1, 1));
+
+    let config = config(&bed, &topic).on_failure(OnFailure::Halt).state(AtomicBool::new(false));
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", hangs_once));
+    running.applied(1).await;
+
+    running.stop().await.unwrap();
+}
+
+/// A Postgres that stands still for a while, from when a handler runs for the first time.
+struct Still {
+    proxy: Proxy,
+    time: Duration,
+    sessions: Mutex<Vec<i32>>,
+}
+
+async fn meets(cx: Cx<'_, Arc<Still>>, message: Numbered) -> Result<Outcome, BoxError> {
+    let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *cx.conn).await?;
+    let is_first = {
+        let mut sessions = cx.state.sessions.lock().unwrap();
+        sessions.push(pid);
+        sessions.len() == 1
+    };
+    if is_first {
+        let still = Arc::clone(cx.state);
+        still.proxy.hold();
+        tokio::spawn(async move {
+            tokio::time::sleep(still.time).await;
+            still.proxy.pass();
+        });
+    }
+    effect(Cx { conn: cx.conn, meta: cx.meta, state: &() }, message).await
+}
+
+/// The sessions in which the handler ran, after its message was applied: it is given up where it is blamed once.
+async fn standing_still(name: &str, time: Duration, idle_max: Duration) -> Vec<i32> {
+    let bed = bed(name).await;
+    let topic = bed.topic(name, 1).await;
+    produce(bed.brokers(), &topic, &records(1, 1));
+    let proxy = bed.stack.postgres().proxy().unwrap();
+    let pool = PgPoolOptions::new().max_connections(1);
+    let pool = pool.connect_lazy(&proxy.url(bed.database.url())).unwrap();
+    let still = Arc::new(Still { proxy, time, sessions: Mutex::default() });
+
+    let config = Config::new(&topic, bed.brokers(), pool).handler_time_out(TIME_OUT).retries(0);
+    let config = config.on_failure(OnFailure::DeadLetter).rebalance_deadline(idle_max);
+    let config = config.state(Arc::clone(&still));
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", meets));
+    running.delivered(1).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.applied, report.dead_lettered), (1, 0));
+    still.sessions.lock().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_met_a_postgres_which_stood_still_is_not_blamed() {
+    let sessions = standing_still("overrun_still", TIME_OUT * 4, TIME_OUT).await;
+
+    assert!(sessions.len() > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_of_a_handler_that_a_silent_postgres_broke_off_is_not_used_again() {
+    let sessions = standing_still("overrun_silent", TIME_OUT * 7, DEADLINE).await;
+
+    assert!(sessions.len() > 1 && sessions[1..].iter().all(|pid| *pid != sessions[0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_is_cut_off_by_a_connection_of_the_pool_where_no_other_can_be_had() {
+    async fn sleeps(cx: Cx<'_>, _: Numbered) -> Result<Outcome, BoxError> {
+        sqlx::query("SELECT pg_sleep(600)").execute(cx.conn).await?;
+        Ok(Outcome::Done)
+    }
+    let bed = bed("overrun_full").await;
+    let topic = bed.topic("overrun_full", 1).await;
+    produce(bed.brokers(), &topic, &records(1, 1));
+    let pool = PgPoolOptions::new().min_connections(6).max_connections(6);
+    let pool = pool.connect(bed.database.url()).await.unwrap();
+    until(async || pool.num_idle() == 6).await;
+    // There is no way to another one from here on.
+    pool.set_connect_options(pool.connect_options().as_ref().clone().host("127.0.0.1").port(1));
+
+    let mut config = config(&bed, &topic).attempts_max(2);
+    config.options.pool = pool;
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", sleeps));
+    running.delivered(1).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.parked, report.outages), (1, 0));
+    let sleep = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'active' AND query = 'SELECT pg_sleep(600)'";
+    until(async || bed.count(sleep).await == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
