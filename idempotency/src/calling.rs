@@ -136,7 +136,7 @@ impl Effects {
                     if !error.is_transient() {
                         return Err(LaneEnd::Failed(error));
                     }
-                    let head = self.postponed(&queue, &error, self.parked.head(&queue)).await?;
+                    let head = self.postponed(&queue, error, self.parked.head(&queue)).await?;
                     self.parked.set(queue, head, Instant::now());
                 }
             }
@@ -276,7 +276,7 @@ impl Effects {
             && count == 1
             && let Some((queue, head)) = heads.pop()
         {
-            let head = self.postponed(&queue, &error, Some(head)).await?;
+            let head = self.postponed(&queue, error, Some(head)).await?;
             self.parked.set(queue, head, Instant::now());
             return Ok(());
         }

@@ -19,6 +19,7 @@ use crate::plan::{Aside, Next, Plan};
 use crate::position::Offset;
 use crate::progress;
 use crate::record::Record;
+use crate::retry::OnFailure;
 use crate::trial::{Mark, Stumble, Trial, Work};
 
 /// Queues that are replayed before the next batch has its turn.
@@ -121,10 +122,11 @@ impl Effects {
             }
             Ok(None) => return Err(LaneEnd::NotOurs),
             Err(Failed { error, head, tried }) if error.is_transient() => {
-                if error.verdict() == Verdict::RetryFewer {
+                // Of several nobody is set aside for another one's fault: the head goes on alone in the end.
+                if error.verdict() == Verdict::RetryFewer || error.kind() == Kind::Handler {
                     self.replays.halve(tried);
                 }
-                Replayed::idle(self.postponed(&queue, &error, head).await?)
+                Replayed::idle(self.postponed(&queue, error, head).await?)
             }
             Err(Failed { error, .. }) => return Err(LaneEnd::Failed(error)),
         };
@@ -140,11 +142,11 @@ impl Effects {
     }
 
     /// What is next in a queue whose replay the database failed. In a handler such a fault counts as an attempt, so
-    /// that a message that always meets one is stuck in the end.
+    /// that a message that always meets one is stuck in the end; a handler that was broken off has failed like any other.
     pub(crate) async fn postponed(
         &self,
         queue: &Queue,
-        error: &Error,
+        error: Error,
         head: Option<Head>,
     ) -> Result<Option<Head>, LaneEnd> {
         tracing::warn!(
@@ -153,7 +155,7 @@ impl Effects {
         );
         self.shared.counters.count_retry();
         if error.kind() == Kind::Handler {
-            match self.note_failure(queue, &Cause::of(error)).await {
+            match self.note_failure(queue, error).await {
                 Ok(Some(noted)) => return Ok(noted),
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err(error) if error.is_transient() => {}
@@ -163,11 +165,11 @@ impl Effects {
         Ok(head.map(|head| Head { wait: Some(FAULT_WAIT), ..head }))
     }
 
-    /// A transaction that only notes a failed attempt of a queue's head; none when the partition has another owner.
+    /// A transaction that only notes the failure of a queue's head; none when the partition has another owner.
     async fn note_failure(
         &self,
         queue: &Queue,
-        cause: &Cause,
+        error: Error,
     ) -> Result<Option<Option<Head>>, Error> {
         let mut tx = self.begin().await?;
         let holding = progress::hold(&mut tx, &self.shared.consumer, &self.owned);
@@ -175,26 +177,33 @@ impl Effects {
             return Ok(None);
         }
         let table = self.table();
-        let noting = "a failed attempt cannot be noted";
-        let Some(row) = in_time(noting, table.read(&mut tx, queue, 1)).await?.into_iter().next()
-        else {
-            return Ok(Some(None));
-        };
+        let reading = table.read(&mut tx, queue, 1);
+        let row = in_time("a failed attempt cannot be noted", reading).await?.into_iter().next();
+        let Some(row) = row else { return Ok(Some(None)) };
+        let on_failure = self.shared.policy.on_failure;
+        if on_failure == OnFailure::Halt && error.breaks_off() {
+            return Err(error.halting());
+        }
         let offset = Offset::new(row.stored.offset);
-        // A call that was begun is counted already.
-        let attempts = row.attempts.saturating_add(u32::from(!row.calling));
-        let call = call_of(&self.shared, &row.stored.message_type);
-        if row.discarded {
+        let is_anothers = error.position().is_some_and(|position| position.offset != offset);
+        if row.discarded || is_anothers {
+            let call = call_of(&self.shared, &row.stored.message_type);
             return Ok(Some(Some(Head { offset, wait: Some(FAULT_WAIT), call })));
         }
-        let state = self.next_state(cause, attempts);
-        in_time(noting, table.postpone(&mut tx, offset, state, attempts, cause)).await?;
+        let fate = match on_failure {
+            OnFailure::DeadLetter if error.breaks_off() => Fate::Bury(Cause::of(&error)),
+            _ => Fate::Park(Cause::of(&error)),
+        };
+        // A call that was begun is counted already.
+        let attempts = row.attempts.saturating_add(u32::from(!row.calling));
+        let work = self.restore(vec![row])?;
+        let mut plan = Plan::each(1);
+        plan.condemn(0, fate);
+        let noted = self.release(&mut tx, queue, &work, &plan, &[attempts], 1).await?;
         commit(tx).await?;
         self.shared.counters.count_failure();
-        for record in &self.restore(vec![row])?.records {
-            self.tell_parked(record, cause, attempts, state);
-        }
-        Ok(Some(Some(Head { offset, wait: state.wait(), call })))
+        self.shared.counters.count_committed(noted.tally);
+        Ok(Some(noted.head))
     }
 
     /// Learns of messages that a person has put back: their keys wait behind them from now on.

@@ -1,7 +1,7 @@
 //! Handlers that take too long: cut off, or found out by the session that they have lost.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use sqlx::PgPool;
@@ -9,6 +9,7 @@ use sqlx::postgres::PgPoolOptions;
 use tailrace_stack::Proxy;
 
 use super::*;
+use crate::call::{Answer, CallCx};
 use crate::handler::{BatchCx, Item};
 use crate::retry::OnFailure;
 
@@ -209,6 +210,102 @@ async fn a_halting_consumer_names_the_message_and_the_time_out_of_its_handler() 
     let error = start(Consumer::new(config).topic(&topic).on("numbered.v1", hangs)).end().await;
 
     assert_eq!((error.kind(), error.position().unwrap().offset.get()), (Kind::Handler, 0));
+    assert!(error.to_string().contains("handler_time_out of 1 s"), "{error}");
+}
+
+/// Counts how often the first message is prepared, which never ends.
+async fn never_prepared(
+    cx: Cx<'_, Arc<AtomicU64>>,
+    message: Numbered,
+) -> Result<Prepared<i64>, BoxError> {
+    if message.number == 0 {
+        cx.state.fetch_add(1, Ordering::Relaxed);
+        std::future::pending::<()>().await;
+    }
+    Ok(Prepared::Call(message.number))
+}
+
+async fn calls<S>(_: CallCx<'_, S>, number: i64) -> Result<Answer<()>, BoxError> {
+    debug_assert!(number >= 0);
+    Ok(Answer::Done(()))
+}
+
+async fn records_call<S>(cx: Cx<'_, S>, number: i64, (): ()) -> Result<(), BoxError> {
+    effect(cx, Numbered { number }).await?;
+    Ok(())
+}
+
+fn calling(bed: &Bed, topic: &str, on_failure: OnFailure) -> (Started, Arc<AtomicU64>) {
+    let prepared = Arc::new(AtomicU64::new(0));
+    let config = config(bed, topic).on_failure(on_failure).state(Arc::clone(&prepared));
+    let call = Call::new(never_prepared, calls, records_call);
+    (start(Consumer::new(config).topic(topic).on_call("numbered.v1", call)), prepared)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_preparation_does_not_end_is_given_up_where_failures_are() {
+    let bed = bed("overrun_prepares").await;
+    let topic = bed.topic("overrun_prepares", 1).await;
+    produce(bed.brokers(), &topic, &records(4, 3));
+
+    let (running, prepared) = calling(&bed, &topic, OnFailure::DeadLetter);
+    running.applied(3).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.dead_lettered, numbers(&bed).await.as_str()), (1, "1 2 3"));
+    // In company, and alone.
+    assert_eq!((prepared.load(Ordering::Relaxed), bed.count(PARKED).await), (2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_preparation_does_not_end_halts_where_failures_do() {
+    let bed = bed("overrun_prepare_halts").await;
+    let topic = bed.topic("overrun_prepare_halts", 1).await;
+    produce(bed.brokers(), &topic, &records(4, 3));
+
+    let error = calling(&bed, &topic, OnFailure::Halt).0.end().await;
+
+    assert_eq!((error.kind(), error.position().unwrap().offset.get()), (Kind::Handler, 0));
+    assert!(error.to_string().contains("handler_time_out of 1 s"), "{error}");
+}
+
+/// The first message is put off once, and what is behind it with it; the second never ends.
+async fn put_off(cx: Cx<'_, AtomicBool>, message: Numbered) -> Result<Outcome, BoxError> {
+    match message.number {
+        0 if !cx.state.swap(true, Ordering::Relaxed) => return Ok(Outcome::retry(Duration::ZERO)),
+        1 => std::future::pending().await,
+        _ => {}
+    }
+    effect(Cx { conn: cx.conn, meta: cx.meta, state: &() }, message).await
+}
+
+fn putting_off(bed: &Bed, topic: &str, on_failure: OnFailure) -> Started {
+    produce(bed.brokers(), topic, &records(3, 1));
+    let config = config(bed, topic).on_failure(on_failure).state(AtomicBool::new(false));
+    start(Consumer::new(config).topic(topic).on("numbered.v1", put_off))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_message_whose_handler_does_not_end_is_given_up_where_failures_are_and_no_other() {
+    let bed = bed("overrun_parked").await;
+    let topic = bed.topic("overrun_parked", 1).await;
+
+    let running = putting_off(&bed, &topic, OnFailure::DeadLetter);
+    running.applied(2).await;
+    let report = running.stop().await.unwrap();
+
+    assert_eq!((report.dead_lettered, numbers(&bed).await.as_str()), (1, "0 2"));
+    assert_eq!(bed.count(PARKED).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_message_whose_handler_does_not_end_halts_where_failures_do() {
+    let bed = bed("overrun_parked_halts").await;
+    let topic = bed.topic("overrun_parked_halts", 1).await;
+
+    let error = putting_off(&bed, &topic, OnFailure::Halt).end().await;
+
+    assert_eq!((error.kind(), error.position().unwrap().offset.get()), (Kind::Handler, 1));
     assert!(error.to_string().contains("handler_time_out of 1 s"), "{error}");
 }
 
