@@ -118,6 +118,8 @@ impl Effects {
                 Ok(Some(together)) => return self.settled(together).await,
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err(Stumble::Blame(_) | Stumble::Again) => {}
+                // Behind savepoints it were cut off once more, and the others with it.
+                Err(Stumble::Error(error)) if in_handler(&error) && error.breaks_off() => break,
                 Err(Stumble::Error(error))
                     if in_handler(&error) || error.verdict() == Verdict::RetryFewer => {}
                 Err(Stumble::Error(error)) => {
@@ -128,6 +130,9 @@ impl Effects {
             }
         }
         for queue in queues {
+            if *self.stop.borrow() {
+                return Ok(());
+            }
             match self.prepare(std::slice::from_ref(&queue), true).await {
                 Ok(Some(together)) => self.settled(together).await?,
                 Ok(None) => return Err(LaneEnd::NotOurs),

@@ -269,6 +269,20 @@ async fn a_call_whose_preparation_does_not_end_halts_where_failures_do() {
     assert!(error.to_string().contains("handler_time_out of 1 s"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_waits_for_one_preparation_that_does_not_end_and_not_for_all() {
+    let bed = bed("overrun_shutdown").await;
+    let topic = bed.topic("overrun_shutdown", 1).await;
+    let never: Vec<Outgoing> = (0..6).map(|key| numbered(&format!("key-{key}"), 0)).collect();
+    produce(bed.brokers(), &topic, &never);
+
+    let (running, prepared) = calling(&bed, &topic, OnFailure::Park);
+    until(async || prepared.load(Ordering::Relaxed) == 2).await;
+    running.stop().await.unwrap();
+
+    assert!(prepared.load(Ordering::Relaxed) <= 3, "{prepared:?}");
+}
+
 /// The first message is put off once, and what is behind it with it; the second never ends.
 async fn put_off(cx: Cx<'_, AtomicBool>, message: Numbered) -> Result<Outcome, BoxError> {
     match message.number {
