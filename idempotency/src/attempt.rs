@@ -23,6 +23,7 @@ use crate::plan::{Aside, Next, Plan, Width};
 use crate::position::Offset;
 use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
+use crate::replay::REPLAYED_MAX;
 use crate::retry::{Backoff, OnFailure, chance};
 use crate::route::RouteId;
 use crate::sequence;
@@ -39,9 +40,13 @@ pub(crate) struct Effects {
     pub(crate) looked_for_put_back: Instant,
     /// How many calls are recorded in one transaction.
     pub(crate) answers: Width,
+    /// How many messages of a queue are replayed in one.
+    pub(crate) replays: Width,
     width: Width,
     kept: Option<Kept>,
     was_full: bool,
+    /// A handler that was broken off has halted nothing, for once.
+    has_spared: bool,
 }
 
 /// A connection that goes from one batch to the next. To give it back costs two answers of the server, for the pool
@@ -116,9 +121,11 @@ impl Effects {
             stop,
             looked_for_put_back: now,
             answers: Width::new(TOGETHER_MAX),
+            replays: Width::new(REPLAYED_MAX),
             width,
             kept: None,
             was_full: false,
+            has_spared: false,
         })
     }
 
@@ -272,8 +279,15 @@ impl Effects {
         });
         let tx = tx.await?;
         let attempt = self.attempt_in(tx, batch, plan).await;
-        if matches!(attempt, Ok(Attempt::Lost)) {
-            return attempt;
+        match &attempt {
+            Ok(Attempt::Lost) => return attempt,
+            // It may be this process that stood still, and its partition another's by now, which the fence tells.
+            Err(error) if self.is_spared(error) => {
+                plan.lost(false);
+                return Ok(Attempt::Lost);
+            }
+            Err(error) if error.breaks_off() => return attempt,
+            _ => {}
         }
         // After a commit it is as it was before.
         let committed = matches!(attempt, Ok(Attempt::Committed(_)));
@@ -282,13 +296,24 @@ impl Effects {
         attempt
     }
 
+    /// Whether what would halt the consumer is tried once more: the first time that a handler is broken off since
+    /// something was committed.
+    fn is_spared(&mut self, error: &Error) -> bool {
+        let halts = error.breaks_off() && error.kind() == Kind::Handler;
+        let is_spared = halts && !std::mem::replace(&mut self.has_spared, true);
+        if is_spared {
+            self.shared.counters.count_retry();
+        }
+        is_spared
+    }
+
     async fn attempt_in<'b>(
         &self,
         mut tx: Transaction<'_, Postgres>,
         batch: &'b Batch,
         plan: &mut Plan<&'b [u8]>,
     ) -> Result<Attempt, Error> {
-        let mut trial = Trial::new(&self.shared, &batch.work, Mark::Open);
+        let mut trial = Trial::new(&self.shared, &self.owned, &batch.work, Mark::Open);
         let span = tracing::debug_span!(
             "batch", topic = %self.owned.partition.topic, partition = self.owned.partition.number,
             lane = self.owned.lane, messages = plan.reach().unwrap_or(batch.len()) - plan.start(),
@@ -312,6 +337,8 @@ impl Effects {
             }
             Err(Stumble::Error(error)) => match trial.overran.clone() {
                 Some(call) => self.overran(&mut trial, plan, call, error),
+                // Nobody answers, and whatever the handler has asked for is still under way.
+                None if error.breaks_off() => Err(error),
                 None => {
                     roll_back(tx).await;
                     Err(error)
@@ -373,7 +400,7 @@ impl Effects {
         let at = batch.offset(to);
         let fenced = match reach.map(|reach| start..reach) {
             Some(all) if trial.can_be_fenced_and_claimed(all.clone()) => {
-                trial.fence_and_claim(conn, plan, all, (&self.owned, at)).await?
+                trial.fence_and_claim(conn, plan, all, at).await?
             }
             _ => self.advance(conn, batch, to).await?,
         };
@@ -539,6 +566,7 @@ impl Effects {
 
     /// Remembers what is in the database now.
     fn committed(&mut self, sealed: Sealed) {
+        self.has_spared = false;
         let now = Instant::now();
         for (queue, head) in sealed.parked {
             self.parked.set(queue, Some(head), now);

@@ -18,7 +18,7 @@ use crate::attempt::{Effects, call_of, commit, head_of, roll_back};
 use crate::breaker::Permit;
 use crate::call::Answer;
 use crate::calls::{Called, Start};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, in_time};
 use crate::metrics::Tally;
@@ -118,7 +118,10 @@ impl Effects {
                 Ok(Some(together)) => return self.settled(together).await,
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err(Stumble::Blame(_) | Stumble::Again) => {}
-                Err(Stumble::Error(error)) if in_handler(&error) => {}
+                // Behind savepoints it were cut off once more, and the others with it.
+                Err(Stumble::Error(error)) if in_handler(&error) && error.breaks_off() => break,
+                Err(Stumble::Error(error))
+                    if in_handler(&error) || error.verdict() == Verdict::RetryFewer => {}
                 Err(Stumble::Error(error)) => {
                     let heads = queues.into_iter().map(|queue| (self.parked.head(&queue), queue));
                     let heads = heads.filter_map(|(head, queue)| Some((queue, head?))).collect();
@@ -127,6 +130,9 @@ impl Effects {
             }
         }
         for queue in queues {
+            if *self.stop.borrow() {
+                return Ok(());
+            }
             match self.prepare(std::slice::from_ref(&queue), true).await {
                 Ok(Some(together)) => self.settled(together).await?,
                 Ok(None) => return Err(LaneEnd::NotOurs),
@@ -135,7 +141,7 @@ impl Effects {
                     if !error.is_transient() {
                         return Err(LaneEnd::Failed(error));
                     }
-                    let head = self.postponed(&queue, &error, self.parked.head(&queue)).await?;
+                    let head = self.postponed(&queue, error, self.parked.head(&queue)).await?;
                     self.parked.set(queue, head, Instant::now());
                 }
             }
@@ -230,7 +236,7 @@ impl Effects {
             true => Plan::each(count),
             false => Plan::new(vec![None; count], |_: &&[u8]| false, Width::new(count.max(1)), 0),
         };
-        let mut trial = Trial::new(&self.shared, work, Mark::First);
+        let mut trial = Trial::new(&self.shared, &self.owned, work, Mark::First);
         for (at, intent) in intents {
             let broken_off = chosen.get(at).filter(|chosen| chosen.broken_off);
             plan.condemn(at, broken_off.map_or(Fate::Call, |chosen| self.after_break(chosen)));
@@ -275,7 +281,7 @@ impl Effects {
             && count == 1
             && let Some((queue, head)) = heads.pop()
         {
-            let head = self.postponed(&queue, &error, Some(head)).await?;
+            let head = self.postponed(&queue, error, Some(head)).await?;
             self.parked.set(queue, head, Instant::now());
             return Ok(());
         }
@@ -373,7 +379,7 @@ impl Effects {
         fenced: &Fenced,
     ) -> Result<Vec<End>, Stumble> {
         let mut plan = Plan::each(chosen.len());
-        let mut trial = Trial::new(&self.shared, work, Mark::First);
+        let mut trial = Trial::new(&self.shared, &self.owned, work, Mark::First);
         for (at, ((called, given_up), chosen)) in answers.into_iter().zip(&mut *chosen).enumerate()
         {
             let Called { intent, answer, .. } = called;

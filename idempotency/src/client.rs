@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread::Thread;
 use std::time::Duration;
 
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
@@ -30,17 +31,9 @@ pub(crate) fn join(
             .set("partition.assignment.strategy", "cooperative-sticky"),
         GroupProtocol::Auto | GroupProtocol::Consumer => config.set("group.protocol", "consumer"),
     };
+    let created = config.create_with_context(Group::new(is_classic));
     let mut client: BaseConsumer<Group> =
-        config.create_with_context(Group::new(is_classic)).map_err(|error| {
-            // Never its value, which may be a password.
-            let text = match &error {
-                KafkaError::ClientConfig(_, _, name, _) if !name.is_empty() => {
-                    format!("the kafka client refuses the property {name}")
-                }
-                _ => "the kafka client refuses its properties".to_owned(),
-            };
-            Error::new(Kind::Config, text).caused_by(error)
-        })?;
+        created.map_err(|error| refused_properties(&config, &error))?;
     client.set_nonempty_callback(move || thread.unpark());
     for topic in &settings.topics {
         exists(&client, topic, &settings.brokers, settings.start_deadline)?;
@@ -50,6 +43,40 @@ pub(crate) fn join(
         Error::new(Kind::Kafka, "the topics cannot be subscribed").caused_by(error)
     })?;
     Ok(client)
+}
+
+/// The client takes none of its properties, or not one of them. What it says has their values in it, of which each may be
+/// a password, also one under a name that is misspelt: so the cause is not kept.
+pub(crate) fn refused_properties(config: &ClientConfig, error: &KafkaError) -> Error {
+    let text = match error {
+        KafkaError::ClientConfig(_, said, name, value) if !name.is_empty() => {
+            let text = format!("the kafka client refuses the property {name}");
+            let without_name = said.replace(name.as_str(), "");
+            let mut parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+            // Numbers are bounds that it names.
+            let is_number = value.parse::<f64>().is_ok();
+            match is_number || !parts.any(|part| without_name.contains(part)) {
+                true => format!("{text}: {}", said.trim_end()),
+                false => text,
+            }
+        }
+        KafkaError::ClientCreation(said) => {
+            let properties = config.config_map().into_iter();
+            let secrets = properties.filter(|(name, value)| is_secret(name) && !value.is_empty());
+            let values = secrets.map(|(_, value)| value);
+            let said = values.fold(said.clone(), |said, value| said.replace(value, "(hidden)"));
+            format!("the kafka client refuses its properties: {}", said.trim_end())
+        }
+        _ => "the kafka client refuses its properties".to_owned(),
+    };
+    Error::new(Kind::Config, text)
+}
+
+fn is_secret(name: &str) -> bool {
+    const PARTS: &[&str] =
+        &["password", "secret", "pem", "jaas", "oauthbearer.config", "token", "credential"];
+    let name = name.to_lowercase();
+    PARTS.iter().any(|part| name.contains(part))
 }
 
 /// Whether the brokers answered that they do not serve the group protocol.
@@ -144,4 +171,33 @@ pub(crate) fn add(
 
 pub(crate) fn kafka_offset(offset: Option<Offset>) -> KafkaOffset {
     offset.map_or(KafkaOffset::Beginning, |offset| KafkaOffset::Offset(offset.get()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_of_a_property_is_repeated_in_an_error() {
+        for (name, value, said) in [
+            ("sasl.pasword", "SECRET", "No such configuration property"),
+            ("sasl.jaas.config", "a password=\"SECRET\";", "sasl.jaas.config"),
+            // A secret in the place of another setting.
+            ("debug", "all,SECRET", "debug"),
+            ("security.protocol", "SECRET", "security.protocol"),
+            ("linger.ms", "SECRET", "linger.ms"),
+            ("linger.ms", "900001000", "outside allowed range"),
+            ("ssl.key.pem", "SECRET", "the kafka client refuses its properties: "),
+        ] {
+            let mut config = ClientConfig::new();
+            config.set("security.protocol", "ssl").set(name, value);
+            let created: Result<BaseConsumer, KafkaError> = config.create();
+
+            let error = refused_properties(&config, &created.err().unwrap());
+
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains(said) && !shown.contains("SECRET"), "{name}: {shown}");
+            assert!(std::error::Error::source(&error).is_none(), "{shown}");
+        }
+    }
 }

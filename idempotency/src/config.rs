@@ -39,6 +39,12 @@ const RETRIES_LIMIT: u32 = 10;
 /// Each call is a task, and its record is held in memory.
 const CALLS_LIMIT: usize = 1000;
 
+/// What is shorter has no room for the parts that it is divided into.
+const REBALANCE_DEADLINE_MIN: Duration = Duration::from_millis(100);
+
+/// `idle_in_transaction_session_timeout` is 31 bits of milliseconds, which are almost 25 days.
+const REBALANCE_DEADLINE_MAX: Duration = Duration::from_secs(24 * 86_400);
+
 /// Kafka's bound on the length of a group id is that of its protocol's strings; this one keeps keys short.
 const CONSUMER_NAME_LENGTH_MAX: usize = 200;
 
@@ -155,7 +161,7 @@ impl Config {
 impl Options {
     /// By default some time is left before Postgres ends the session, so that it is known whose fault it was.
     pub(crate) fn handler_time_out(&self) -> Duration {
-        self.handler_time_out.unwrap_or(self.rebalance_deadline * 3 / 4)
+        self.handler_time_out.unwrap_or(self.rebalance_deadline / 4 * 3)
     }
 
     pub(crate) fn has_classic_properties(&self) -> bool {
@@ -305,8 +311,8 @@ impl<S> Config<S> {
         self
     }
 
-    /// How long a former owner of a partition that is stopped inside its transaction can hold up the next one, at
-    /// least 100 ms. A quarter of it is left to the former owner to finish, then its session is ended. It is also the
+    /// How long a former owner of a partition that is stopped inside its transaction can hold up the next one, 100 ms
+    /// to 24 days. A quarter of it is left to the former owner to finish, then its session is ended. It is also the
     /// `idle_in_transaction_session_timeout` of a batch: a handler that does something else for longer than this between
     /// two statements loses its transaction, and has failed. Default: 20 s.
     #[must_use]
@@ -317,7 +323,8 @@ impl<S> Config<S> {
 
     /// How long a handler may take, for a message or, where it takes batches, for as many as it is given at once. One that
     /// takes longer is cut off: its transaction is rolled back, its connection closed, and its messages have failed as if
-    /// it had answered with an error. One that blocks its thread is not cut off, but told by
+    /// it had answered with an error; with [`OnFailure::Halt`] a batch is tried once more before the consumer halts, for it
+    /// may have been the process that stood still. One that blocks its thread is not cut off, but told by
     /// [`Health::faults`](crate::Health::faults).
     ///
     /// More than [`rebalance_deadline`](Self::rebalance_deadline) is of use for handlers whose statements take long:
@@ -412,8 +419,9 @@ impl<S> Config<S> {
             "dead_letter_topic is empty".to_owned(),
         );
         check(
-            self.options.rebalance_deadline >= Duration::from_millis(100),
-            "rebalance_deadline must be at least 100 ms".to_owned(),
+            (REBALANCE_DEADLINE_MIN..=REBALANCE_DEADLINE_MAX)
+                .contains(&self.options.rebalance_deadline),
+            "rebalance_deadline must be 100 ms to 24 days".to_owned(),
         );
         let time_out = self.options.handler_time_out();
         check(!time_out.is_zero(), "handler_time_out must not be zero".to_owned());
@@ -493,5 +501,19 @@ mod tests {
             assert!(text.contains(part), "{part} is not in: {text}");
         }
         assert!(!format!("{config:?} {text}").contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_postgres_has_no_time_for_is_a_fault_and_no_panic() {
+        let pool = PgPool::connect_lazy("postgres://localhost/none").unwrap();
+        let config = |deadline| Config::new("c", "b:1", pool.clone()).rebalance_deadline(deadline);
+
+        for wrong in [Duration::MAX, Duration::from_secs(25 * 86_400), Duration::from_millis(99)] {
+            let error = config(wrong).validate().unwrap_err().to_string();
+            assert!(error.contains("rebalance_deadline must be 100 ms to 24 days"), "{error}");
+            assert!(format!("{:?}", config(wrong)).contains("handler_time_out"));
+        }
+        assert!(config(Duration::from_secs(24 * 86_400)).validate().is_ok());
+        assert_eq!(config(Duration::from_secs(20)).options.handler_time_out().as_secs(), 15);
     }
 }

@@ -613,7 +613,7 @@ pub(crate) async fn prepare(
     let prepared = async {
         let mut patience = Backoff::new(deadline);
         loop {
-            let error = match prepare_once(pool, sends_letters).await {
+            let error = match prepare_once(pool, &mut last, sends_letters).await {
                 Err(error) if error.is_transient() => error,
                 ended => return ended,
             };
@@ -628,15 +628,16 @@ pub(crate) async fn prepare(
     };
     match tokio::time::timeout(deadline, prepared).await {
         Ok(prepared) => prepared,
-        Err(_) => {
-            let silence = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-            Err(last.unwrap_or_else(|| reaching::failed(pool, silence())))
-        }
+        Err(_) => Err(last.unwrap_or_else(|| reaching::failed(pool, reaching::silence()))),
     }
 }
 
-async fn prepare_once(pool: &PgPool, sends_letters: bool) -> Result<(), Error> {
-    let mut conn = reaching::reach(pool).await?;
+async fn prepare_once(
+    pool: &PgPool,
+    last: &mut Option<Error>,
+    sends_letters: bool,
+) -> Result<(), Error> {
+    let mut conn = reaching::reach(pool, last).await?;
     schema::check(&mut conn).await?;
     if sends_letters {
         dead_letter::check(&mut conn).await?;

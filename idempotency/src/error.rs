@@ -27,6 +27,7 @@ struct Inner {
     source: Option<BoxError>,
     /// Where the kind does not tell.
     verdict: Option<Verdict>,
+    breaks_off: bool,
 }
 
 /// The class of an [`Error`].
@@ -69,20 +70,12 @@ pub enum Kind {
 pub(crate) enum Verdict {
     /// Roll back, wait, and do the same again.
     Retry,
-    /// Two transactions collided: the same, with fewer records.
+    /// Two transactions collided, or one was too much at once: the same, with fewer records.
     RetryFewer,
     /// The message itself failed; others may go on.
     Message,
     /// Stop and tell the operator.
     Stop,
-}
-
-/// How a session was lost.
-#[cfg(feature = "kafka")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lost {
-    ForIdling,
-    Silently,
 }
 
 impl Error {
@@ -95,6 +88,7 @@ impl Error {
             message_id: None,
             source: None,
             verdict: None,
+            breaks_off: false,
         }))
     }
 
@@ -163,11 +157,18 @@ impl Error {
         self
     }
 
-    /// A handler's error that took the transaction along: whatever else is to be done needs another one.
+    /// A handler was broken off, whatever its connection is in the middle of: what else is to be done needs another one.
     #[cfg(feature = "kafka")]
-    pub(crate) fn losing_the_transaction(mut self) -> Self {
+    pub(crate) fn breaking_off(mut self) -> Self {
         self.0.verdict = Some(Verdict::Retry);
+        self.0.breaks_off = true;
         self
+    }
+
+    /// Whether a handler was broken off.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn breaks_off(&self) -> bool {
+        self.0.breaks_off
     }
 
     /// Whatever stands among the sources, the message itself failed.
@@ -247,20 +248,21 @@ impl Error {
         }
     }
 
-    /// The session is gone: told by Postgres for having been idle inside a transaction, or found by its silence.
+    /// The session is gone for having been idle inside a transaction, or without a word: what Postgres says as it closes
+    /// the connection may not arrive.
     #[cfg(feature = "kafka")]
-    pub(crate) fn lost_session(&self) -> Option<Lost> {
+    pub(crate) fn lost_its_session(&self) -> bool {
         let mut cause = self.source();
         while let Some(error) = cause {
             match error.downcast_ref() {
                 Some(sqlx::Error::Database(error)) if error.code().as_deref() == Some("25P03") => {
-                    return Some(Lost::ForIdling);
+                    return true;
                 }
-                Some(sqlx::Error::Io(_)) => return Some(Lost::Silently),
+                Some(sqlx::Error::Io(_)) => return true,
                 _ => cause = error.source(),
             }
         }
-        None
+        false
     }
 
     /// Somebody else held a row until patience ended.
@@ -319,11 +321,11 @@ fn transient(error: &sqlx::Error) -> Option<Verdict> {
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default();
             let retry = match code.as_ref() {
-                // Serialization failure, deadlock.
-                "40001" | "40P01" => return Some(Verdict::RetryFewer),
-                // Lock timeout, cancelled statement, idle in a transaction for too long, server shutting down or
-                // starting, a primary that has just become a standby.
-                "55P03" | "57014" | "25P03" | "57P01" | "57P02" | "57P03" | "25006" => true,
+                // Serialization failure, deadlock, idle in a transaction for too long: handlers took that long together.
+                "40001" | "40P01" | "25P03" => return Some(Verdict::RetryFewer),
+                // Lock timeout, cancelled statement, server shutting down or starting, a primary that has just become a
+                // standby.
+                "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "25006" => true,
                 // The day's partition was attached while the statement was being planned.
                 "23514" => error.table() == Some("processed_message"),
                 // Connection lost; out of memory, disk or connections.

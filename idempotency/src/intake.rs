@@ -23,7 +23,7 @@ use crate::assignment::{Group, Rebalance};
 use crate::beginning::{self, BROKER_WAIT_MAX};
 use crate::client::{self, add, complain, interned, kafka_offset, list_of, refused};
 use crate::config::{GroupProtocol, Start};
-use crate::error::{Error, Kind, Verdict};
+use crate::error::{Error, Kind};
 use crate::known::{self, Inspector};
 use crate::lane::{Lane, LaneEnd, Shared, in_time};
 use crate::lanes::AppliedBefore;
@@ -572,7 +572,7 @@ impl Intake {
                 Err(error) => error,
             };
             // Brokers that are just restarting are waited for like the database.
-            let passes = error.verdict() == Verdict::Retry || error.kind() == Kind::Kafka;
+            let passes = error.is_transient() || error.kind() == Kind::Kafka;
             if passes && self.stop.is_set() {
                 tracing::info!(error = %error, "partitions are left to the next owner");
                 return Ok(Vec::new());

@@ -1,37 +1,35 @@
 //! Handlers that take too long: they are cut off, or found out by the session that they have lost.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection as _, PgConnection};
 
-use crate::error::{Error, Kind, Lost};
+use crate::error::{Error, Kind};
 use crate::lane::Shared;
-use crate::progress::{self, Partition};
+use crate::progress::{self, Owned};
 use crate::record::Meta;
+use crate::used::Used;
 
 /// How long Postgres may take to end the session of a handler that was cut off.
 const END_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A Postgres that takes longer for it may have been away until now.
+const END_WAIT: Duration = Duration::from_secs(1);
 
 /// A handler has not ended in time, and its future is gone. Its session is ended, for a statement of it that still runs
 /// keeps its locks, whoever waits for the answer, and the next attempt would wait for them.
 ///
 /// # Errors
-/// Postgres does not answer at all: then it is nobody's fault that the handler got no further.
+/// Postgres does not answer, or has stood still: then it is nobody's fault that the handler got no further.
 pub(crate) async fn cut_off(
     shared: &Shared,
+    owned: &Owned,
     first: &Meta,
     messages: usize,
 ) -> Result<Error, Error> {
-    let ended = tokio::time::timeout(END_WAIT_MAX, end_session(shared, first)).await;
-    match ended {
-        Ok(Ok(_)) => {}
-        // It answers.
-        Ok(Err(error @ sqlx::Error::Database(_))) => {
-            tracing::debug!(%error, "the session of a handler that was cut off is left to its end");
-        }
-        Ok(Err(error)) => return Err(Error::database(AWAY, error)),
-        Err(_) => return Err(Error::database_silent(AWAY, END_WAIT_MAX)),
+    if let Err(error) = has_answered(shared, owned).await {
+        tracing::warn!(error = %error, "a handler is cut off, which waited for postgres");
+        return Err(error.breaking_off());
     }
     let time = shared.handler_time_out.as_secs_f32();
     let text = format!(
@@ -47,26 +45,67 @@ pub(crate) async fn cut_off(
 
 const AWAY: &str = "postgres does not answer while a handler runs";
 
-/// On a connection of its own: the pool may have no other, and all of its connections may be in such hands.
-async fn end_session(shared: &Shared, first: &Meta) -> Result<bool, sqlx::Error> {
-    let position = first.position();
-    let lane = shared.lanes.of(first.key(), position.offset);
-    let partition = Partition { topic: Arc::clone(&position.topic), number: position.partition };
-    let mut conn = PgConnection::connect_with(&shared.pool.connect_options()).await?;
-    // The clocks may differ a little.
-    let age = shared.handler_time_out.mul_f32(0.9);
-    let lane = i32::try_from(lane).unwrap_or(i32::MAX);
-    progress::end_holder(&mut conn, &shared.consumer, &partition, lane, age).await
+/// Ends the session, and tells by the way whether Postgres has answered while the handler ran.
+///
+/// One that was away and comes back while this waits has answered the handler's statement as late. It is known by the time
+/// that this took, and told from one that is always so slow, far away or on a busy machine, by doing it once more.
+async fn has_answered(shared: &Shared, owned: &Owned) -> Result<(), Error> {
+    let began = Instant::now();
+    end_session(shared, owned).await?;
+    let took = began.elapsed();
+    if took < END_WAIT {
+        return Ok(());
+    }
+    let again = Instant::now();
+    end_session(shared, owned).await?;
+    if again.elapsed() < took / 2 { Err(Error::database_silent(AWAY, took)) } else { Ok(()) }
 }
 
-/// Whether a session that is found gone was lost by a handler that took so long.
-pub(crate) fn lost_by(error: &Error, took: Duration, shared: &Shared) -> bool {
-    match error.lost_session() {
-        Some(Lost::ForIdling) => true,
-        // What Postgres said as it closed the connection may not have arrived.
-        Some(Lost::Silently) => took >= shared.rebalance_deadline,
-        None => false,
+async fn end_session(shared: &Shared, owned: &Owned) -> Result<(), Error> {
+    match tokio::time::timeout(END_WAIT_MAX, end_session_once(shared, owned)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => {
+            let error = Error::database(AWAY, error);
+            if error.is_outage() && !has_no_place(&error) {
+                return Err(error);
+            }
+            tracing::warn!(
+                error = %error, code = error.database_code(),
+                "the session of a handler that was cut off is left to its end"
+            );
+            Ok(())
+        }
+        Err(_) => Err(Error::database_silent(AWAY, END_WAIT_MAX)),
     }
+}
+
+/// On a connection of its own: the pool may have no other, and all of its connections may be in such hands. Where Postgres
+/// has no place for one more, the pool may have one that nobody uses.
+async fn end_session_once(shared: &Shared, owned: &Owned) -> Result<bool, sqlx::Error> {
+    // The clocks may differ a little.
+    let age = shared.handler_time_out.mul_f32(0.9);
+    match PgConnection::connect_with(&shared.pool.connect_options()).await {
+        Ok(mut conn) => progress::end_holder(&mut conn, &shared.consumer, owned, age).await,
+        Err(error) => {
+            let Some(conn) = shared.pool.try_acquire() else { return Err(error) };
+            let mut used = Used::new(conn);
+            let ended = progress::end_holder(&mut used, &shared.consumer, owned, age).await?;
+            drop(used.unused());
+            Ok(ended)
+        }
+    }
+}
+
+/// It answers, that there are as many connections as it may have.
+fn has_no_place(error: &Error) -> bool {
+    error.database_code().as_deref() == Some("53300")
+}
+
+/// Whether a session that is found gone was lost by a handler that took so long. Many that took a moment each, without a
+/// statement, leave it idle for as long together: that is nobody's failure, and fewer of them share the next transaction.
+pub(crate) fn lost_by(error: &Error, took: Duration, shared: &Shared) -> bool {
+    // The server has looked at another clock.
+    error.lost_its_session() && took >= shared.rebalance_deadline / 10 * 9
 }
 
 /// The error of a handler for whose waiting Postgres has ended the session.
@@ -93,6 +132,6 @@ fn of_many(messages: usize) -> String {
 }
 
 fn failed(text: String, first: &Meta) -> Error {
-    let error = Error::new(Kind::Handler, text).losing_the_transaction();
+    let error = Error::new(Kind::Handler, text).breaking_off();
     error.at(first.position()).about(first.message_id())
 }

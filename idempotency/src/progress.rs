@@ -473,12 +473,11 @@ pub(crate) async fn end_holders(
 }
 
 /// Ends the session whose transaction holds a lane's row and was begun at least so long ago, and answers whether there was
-/// one. That of a newer owner is younger.
+/// one. None is ended once another process owns the partition, however old the transaction is.
 pub(crate) async fn end_holder(
     conn: &mut PgConnection,
     consumer: &str,
-    partition: &Partition,
-    lane: i32,
+    owned: &Owned,
     age: Duration,
 ) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
@@ -489,13 +488,14 @@ pub(crate) async fn end_holder(
                ON held.locktype = 'transactionid' AND held.granted AND held.transactionid = stored.xmax
              JOIN pg_catalog.pg_stat_activity AS session ON session.pid = held.pid
              WHERE stored.consumer = $1 AND stored.topic = $2 AND stored.partition = $3 AND stored.lane = $4
-               AND session.xact_start <= clock_timestamp() - make_interval(secs => $5))
+               AND stored.epoch = $5 AND session.xact_start <= clock_timestamp() - make_interval(secs => $6))
          SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) > 0 FROM holder",
     )
     .bind(consumer)
-    .bind(&*partition.topic)
-    .bind(partition.number)
-    .bind(lane)
+    .bind(&*owned.partition.topic)
+    .bind(owned.partition.number)
+    .bind(owned.lane)
+    .bind(owned.epoch.0)
     .bind(age.as_secs_f64())
     .fetch_one(conn)
     .await
@@ -665,6 +665,45 @@ fn settled(row: Option<(Epoch, Option<Offset>)>, mine: Epoch, next_offset: Offse
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_session_that_holds_a_lane_is_ended_while_the_partition_is_ours() {
+        let bed = crate::fixture::installed("progress_holder").await;
+        bed.execute(
+            "INSERT INTO tailrace.consumer_progress (consumer, topic, partition, lane, epoch)
+             VALUES ('billing', 'orders', 3, 1, 7), ('billing', 'orders', 3, 0, 7)",
+        )
+        .await;
+        let mut holder = bed.begin().await;
+        let pid: i32 =
+            sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *holder).await.unwrap();
+        let of = |epoch, lane| Owned {
+            partition: Partition { topic: "orders".into(), number: 3 },
+            lane,
+            epoch: Epoch(epoch),
+            next_offset: None,
+        };
+        let held = hold(&mut holder, "billing", &of(7, 1)).await.unwrap();
+        assert!(held.is_some());
+        let mut conn = bed.pool.acquire().await.unwrap();
+        let mut ended = async |owned: Owned, age: u64| {
+            let age = Duration::from_secs(age);
+            end_holder(&mut conn, "billing", &owned, age).await.unwrap()
+        };
+
+        // A former owner's, another lane's, and before its time.
+        assert!(!ended(of(6, 1), 0).await);
+        assert!(!ended(of(7, 0), 0).await);
+        assert!(!ended(of(7, 1), 3600).await);
+        assert!(ended(of(7, 1), 0).await);
+
+        let lives = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)";
+        crate::fixture::until(async || {
+            let lives = sqlx::query_scalar(lives).bind(pid).fetch_one(&bed.pool).await;
+            !lives.unwrap_or(true)
+        })
+        .await;
+    }
 
     fn check(row: Option<(i64, Option<i64>)>, expected: Settled) {
         let row = row.map(|(epoch, next)| (Epoch(epoch), next.map(Offset::new)));

@@ -1,8 +1,10 @@
 //! Reaching Postgres at the start, and saying why it can not be reached.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 
 use crate::error::{Error, Kind};
@@ -11,29 +13,53 @@ use crate::error::{Error, Kind};
 /// of its own patience, it is looked which of the two it is.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// A connection of the pool.
+/// A connection of the pool. `last` is why the start waits, for whoever gives this up at a deadline of its own.
+///
+/// The pool is asked once and not anew after each look: a connection that takes long to be let in would begin at nothing
+/// each time, and who waits for one that others have would go to the end of the queue.
 ///
 /// # Errors
 /// The true reason why there is none, with the address.
-pub(crate) async fn reach(pool: &PgPool) -> Result<PoolConnection<Postgres>, Error> {
+pub(crate) async fn reach(
+    pool: &PgPool,
+    last: &mut Option<Error>,
+) -> Result<PoolConnection<Postgres>, Error> {
+    let mut acquiring = pin!(pool.acquire());
     let wait = WAIT_MAX.min(pool.options().get_acquire_timeout() / 3);
-    match tokio::time::timeout(wait, pool.acquire()).await {
-        Ok(Ok(conn)) => return Ok(conn),
-        Ok(Err(error)) if !matches!(error, sqlx::Error::PoolTimedOut) => {
-            return Err(failed(pool, error));
-        }
-        Ok(Err(_)) | Err(_) => {}
+    if let Ok(acquired) = tokio::time::timeout(wait, &mut acquiring).await {
+        return acquired.map_err(|error| failed(pool, error));
     }
     let options = pool.connect_options();
-    let alone = PgConnection::connect_with(&options);
-    match tokio::time::timeout(WAIT_MAX, alone).await {
-        Ok(Ok(conn)) => {
-            drop(conn.close().await);
-            Err(failed(pool, sqlx::Error::PoolTimedOut))
+    let acquired = tokio::select! {
+        biased;
+        acquired = &mut acquiring => match acquired {
+            // The look has no answer either.
+            Err(sqlx::Error::PoolTimedOut) => Err(silence()),
+            acquired => acquired,
+        },
+        looked = look(&options) => match looked {
+            Ok(()) => {
+                let error = failed(pool, sqlx::Error::PoolTimedOut);
+                tracing::warn!(error = %error, "the start waits for postgres");
+                *last = Some(error);
+                acquiring.await
+            }
+            Err(error) => Err(error),
         }
-        Ok(Err(error)) => Err(failed(pool, error)),
-        Err(_) => Err(failed(pool, sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
-    }
+    };
+    acquired.map_err(|error| failed(pool, error))
+}
+
+/// Nobody has answered.
+pub(crate) fn silence() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
+/// Whether a connection can be had beside the pool. Where Postgres is slow to let it in, the pool is let in first.
+async fn look(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
+    let alone = PgConnection::connect_with(options).await?;
+    drop(alone.close().await);
+    Ok(())
 }
 
 /// Why it is not reached, and where it was looked for. The text has no password.
@@ -66,4 +92,77 @@ pub(crate) fn failed(pool: &PgPool, error: sqlx::Error) -> Error {
     };
     let text = format!("postgres cannot be reached at {host}, database {database}: {why}");
     Error::new(Kind::Database, text).caused_by(error).mended_by(mend)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use sqlx::postgres::PgPoolOptions;
+
+    use super::*;
+    use crate::fixture::{Bed, DEADLINE, bare, until};
+
+    /// A pool with one connection, and the way to it.
+    async fn one(bed: &Bed, patience: Duration) -> (PgPool, tailrace_stack::Proxy) {
+        let proxy = bed.stack.postgres().proxy().unwrap();
+        let options = PgPoolOptions::new().max_connections(1).acquire_timeout(patience);
+        (options.connect_lazy(&proxy.url(bed.database.url())).unwrap(), proxy)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_postgres_that_takes_long_to_let_anybody_in_is_reached() {
+        let bed = bare("reaching_slow").await;
+        let (pool, proxy) = one(&bed, DEADLINE).await;
+        // One question and its answer take longer than is waited before the look.
+        proxy.delay(WAIT_MAX * 3 / 4);
+
+        let mut last = None;
+        let reached = reach(&pool, &mut last).await;
+
+        assert!(reached.is_ok() && last.is_none(), "{reached:?} {last:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_postgres_that_does_not_answer_is_not_told_as_a_pool_in_use() {
+        let bed = bare("reaching_silent").await;
+        let (pool, proxy) = one(&bed, WAIT_MAX * 2).await;
+        proxy.hold();
+
+        let error = reach(&pool, &mut None).await.unwrap_err();
+
+        assert!(error.to_string().contains("it does not answer"), "{error}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_waits_for_a_connection_that_others_have_keeps_its_place_and_says_what_it_waits_for()
+     {
+        let bed = bare("reaching_busy").await;
+        let (pool, proxy) = one(&bed, DEADLINE).await;
+        let held = pool.acquire().await.unwrap();
+        // So that the look is seen.
+        proxy.delay(WAIT_MAX / 10);
+
+        let (mut last, served) = (None, Mutex::new(Vec::new()));
+        let first = async {
+            let reached = reach(&pool, &mut last).await;
+            served.lock().unwrap().push("first");
+            reached.map(drop)
+        };
+        let second = async {
+            drop(pool.acquire().await.unwrap());
+            served.lock().unwrap().push("second");
+        };
+        let given_back = async {
+            until(async || proxy.connections() == 2).await;
+            until(async || proxy.connections() == 1).await;
+            drop(held);
+        };
+        let (reached, (), ()) = tokio::join!(first, second, given_back);
+
+        assert!(reached.is_ok(), "{reached:?}");
+        assert_eq!(*served.lock().unwrap(), ["first", "second"]);
+        let said = last.unwrap().to_string();
+        assert!(said.contains("all connections of the pool are in use"), "{said}");
+    }
 }

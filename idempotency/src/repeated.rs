@@ -24,7 +24,12 @@ impl Repeated {
     /// Whether it is told now; then, how often it was kept back since the last time.
     pub(crate) fn say(&self, about: &str, now: Instant) -> Option<u64> {
         let mut things = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let about = match things.len() < THINGS_MAX || things.contains_key(about) {
+        let is_known = things.contains_key(about);
+        if !is_known && things.len() >= THINGS_MAX {
+            // Or what names hosts and members would fill it in time, and whatever is new share a place for good.
+            things.retain(|_, said| now.saturating_duration_since(said.told_at) < TELL_EVERY);
+        }
+        let about = match is_known || things.len() < THINGS_MAX {
             true => about,
             false => "",
         };
@@ -72,5 +77,10 @@ mod tests {
         let told = (0..THINGS_MAX * 10).filter(|n| repeated.say(&n.to_string(), now).is_some());
 
         assert_eq!(told.count(), THINGS_MAX + 1);
+        // Those are over by then, however often they were said.
+        assert_eq!(repeated.say("0", now), None);
+        let later = now + TELL_EVERY;
+        assert_eq!(repeated.say("a broker refuses the password", later), Some(0));
+        assert_eq!(repeated.say("a certificate has expired", later), Some(0));
     }
 }

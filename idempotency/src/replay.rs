@@ -9,26 +9,36 @@ use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::attempt::{Effects, acquire, call_of, commit, head_of, roll_back};
 use crate::consumer::Unhandled;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::lane::{LaneEnd, in_time};
 use crate::metrics::Tally;
 use crate::parked_rows::{Ready, Row};
 use crate::parking::{Head, Queue};
-use crate::plan::{Aside, Next, Plan, Width};
+use crate::plan::{Aside, Next, Plan};
 use crate::position::Offset;
 use crate::progress;
 use crate::record::Record;
+use crate::retry::OnFailure;
 use crate::trial::{Mark, Stumble, Trial, Work};
 
 /// Queues that are replayed before the next batch has its turn.
 const QUEUES_MAX: usize = 16;
 /// Messages of a queue in one transaction.
-const RECORDS_MAX: usize = 100;
+pub(crate) const REPLAYED_MAX: usize = 100;
 /// How often it is looked whether a person has put dead letters back. The lane knows of its own what it has parked.
 const PUT_BACK_EVERY: Duration = Duration::from_secs(5);
 /// How long a queue is left alone after the database failed its replay.
 pub(crate) const FAULT_WAIT: Duration = Duration::from_secs(1);
+
+/// A replay that failed.
+struct Failed {
+    error: Error,
+    /// The head that the queue has at least until somebody looks again.
+    head: Option<Head>,
+    /// How many messages the transaction held.
+    tried: usize,
+}
 
 /// What a replay did, if it commits.
 #[derive(Debug)]
@@ -106,12 +116,19 @@ impl Effects {
     /// Replays a queue; a fault of the database only postpones it.
     pub(crate) async fn replay_one(&mut self, queue: Queue) -> Result<(), LaneEnd> {
         let replayed = match self.replay_queue(&queue).await {
-            Ok(Some(replayed)) => replayed,
-            Ok(None) => return Err(LaneEnd::NotOurs),
-            Err((error, head)) if error.is_transient() => {
-                Replayed::idle(self.postponed(&queue, &error, head).await?)
+            Ok(Some(replayed)) => {
+                self.replays.grow(usize::try_from(replayed.tally.replayed).unwrap_or(0));
+                replayed
             }
-            Err((error, _)) => return Err(LaneEnd::Failed(error)),
+            Ok(None) => return Err(LaneEnd::NotOurs),
+            Err(Failed { error, head, tried }) if error.is_transient() => {
+                // Of several nobody is set aside for another one's fault: the head goes on alone in the end.
+                if error.verdict() == Verdict::RetryFewer || error.kind() == Kind::Handler {
+                    self.replays.halve(tried);
+                }
+                Replayed::idle(self.postponed(&queue, error, head).await?)
+            }
+            Err(Failed { error, .. }) => return Err(LaneEnd::Failed(error)),
         };
         if replayed.head.is_none() {
             tracing::info!(
@@ -125,11 +142,11 @@ impl Effects {
     }
 
     /// What is next in a queue whose replay the database failed. In a handler such a fault counts as an attempt, so
-    /// that a message that always meets one is stuck in the end.
+    /// that a message that always meets one is stuck in the end; a handler that was broken off has failed like any other.
     pub(crate) async fn postponed(
         &self,
         queue: &Queue,
-        error: &Error,
+        error: Error,
         head: Option<Head>,
     ) -> Result<Option<Head>, LaneEnd> {
         tracing::warn!(
@@ -138,7 +155,7 @@ impl Effects {
         );
         self.shared.counters.count_retry();
         if error.kind() == Kind::Handler {
-            match self.note_failure(queue, &Cause::of(error)).await {
+            match self.note_failure(queue, error).await {
                 Ok(Some(noted)) => return Ok(noted),
                 Ok(None) => return Err(LaneEnd::NotOurs),
                 Err(error) if error.is_transient() => {}
@@ -148,11 +165,11 @@ impl Effects {
         Ok(head.map(|head| Head { wait: Some(FAULT_WAIT), ..head }))
     }
 
-    /// A transaction that only notes a failed attempt of a queue's head; none when the partition has another owner.
+    /// A transaction that only notes the failure of a queue's head; none when the partition has another owner.
     async fn note_failure(
         &self,
         queue: &Queue,
-        cause: &Cause,
+        error: Error,
     ) -> Result<Option<Option<Head>>, Error> {
         let mut tx = self.begin().await?;
         let holding = progress::hold(&mut tx, &self.shared.consumer, &self.owned);
@@ -160,26 +177,33 @@ impl Effects {
             return Ok(None);
         }
         let table = self.table();
-        let noting = "a failed attempt cannot be noted";
-        let Some(row) = in_time(noting, table.read(&mut tx, queue, 1)).await?.into_iter().next()
-        else {
-            return Ok(Some(None));
-        };
+        let reading = table.read(&mut tx, queue, 1);
+        let row = in_time("a failed attempt cannot be noted", reading).await?.into_iter().next();
+        let Some(row) = row else { return Ok(Some(None)) };
+        let on_failure = self.shared.policy.on_failure;
+        if on_failure == OnFailure::Halt && error.breaks_off() {
+            return Err(error.halting());
+        }
         let offset = Offset::new(row.stored.offset);
-        // A call that was begun is counted already.
-        let attempts = row.attempts.saturating_add(u32::from(!row.calling));
-        let call = call_of(&self.shared, &row.stored.message_type);
-        if row.discarded {
+        let is_anothers = error.position().is_some_and(|position| position.offset != offset);
+        if row.discarded || is_anothers {
+            let call = call_of(&self.shared, &row.stored.message_type);
             return Ok(Some(Some(Head { offset, wait: Some(FAULT_WAIT), call })));
         }
-        let state = self.next_state(cause, attempts);
-        in_time(noting, table.postpone(&mut tx, offset, state, attempts, cause)).await?;
+        let fate = match on_failure {
+            OnFailure::DeadLetter if error.breaks_off() => Fate::Bury(Cause::of(&error)),
+            _ => Fate::Park(Cause::of(&error)),
+        };
+        // A call that was begun is counted already.
+        let attempts = row.attempts.saturating_add(u32::from(!row.calling));
+        let work = self.restore(vec![row])?;
+        let mut plan = Plan::each(1);
+        plan.condemn(0, fate);
+        let noted = self.release(&mut tx, queue, &work, &plan, &[attempts], 1).await?;
         commit(tx).await?;
         self.shared.counters.count_failure();
-        for record in &self.restore(vec![row])?.records {
-            self.tell_parked(record, cause, attempts, state);
-        }
-        Ok(Some(Some(Head { offset, wait: state.wait(), call })))
+        self.shared.counters.count_committed(noted.tally);
+        Ok(Some(noted.head))
     }
 
     /// Learns of messages that a person has put back: their keys wait behind them from now on.
@@ -218,14 +242,18 @@ impl Effects {
         .await
     }
 
-    /// One transaction; none when the partition has another owner. An error comes with the head that the queue has
-    /// at least until somebody looks again.
-    async fn replay_queue(&self, queue: &Queue) -> Result<Option<Replayed>, (Error, Option<Head>)> {
+    /// One transaction; none when the partition has another owner.
+    async fn replay_queue(&self, queue: &Queue) -> Result<Option<Replayed>, Failed> {
         let head = self.parked.head(queue);
-        let failed = |error| (error, head);
-        let mut tx = self.begin().await.map_err(failed)?;
-        let replayed = self.replay_in(&mut tx, queue).await;
-        self.end(tx, replayed).await.map_err(failed)
+        let mut tried = self.replays.now();
+        let replayed = match self.begin().await {
+            Ok(mut tx) => {
+                let replayed = self.replay_in(&mut tx, queue, &mut tried).await;
+                self.end(tx, replayed).await
+            }
+            Err(error) => Err(error),
+        };
+        replayed.map_err(|error| Failed { error, head, tried })
     }
 
     /// Commits what was done, if the partition is still ours.
@@ -251,13 +279,14 @@ impl Effects {
         &self,
         conn: &mut PgConnection,
         queue: &Queue,
+        tried: &mut usize,
     ) -> Result<Option<Replayed>, Error> {
         let holding = progress::hold(conn, &self.shared.consumer, &self.owned);
         let Some(fenced) = in_time("the partition cannot be held", holding).await? else {
             return Ok(None);
         };
         let table = self.table();
-        let reading = table.read(conn, queue, RECORDS_MAX);
+        let reading = table.read(conn, queue, self.replays.now());
         let mut rows = in_time("parked messages cannot be read", reading).await?;
         let Some(first) = rows.first() else { return Ok(Some(Replayed::idle(None))) };
         let offset = Offset::new(first.stored.offset);
@@ -283,7 +312,8 @@ impl Effects {
         let discarded: Vec<bool> = rows.iter().map(|row| row.discarded).collect();
         let work = self.restore(rows)?;
         let keys = work.records.iter().map(|_| Some(&b"one queue"[..])).collect();
-        let mut plan = Plan::suspicious(keys, Width::new(RECORDS_MAX));
+        *tried = work.records.len();
+        let mut plan = Plan::suspicious(keys, self.replays);
         for (at, route) in work.routes.iter().enumerate() {
             let fate = match (discarded.get(at), route, self.shared.unhandled) {
                 (Some(true), ..) => Fate::Bury(Cause::new(Reason::Discarded)),
@@ -293,7 +323,7 @@ impl Effects {
             };
             plan.condemn(at, fate);
         }
-        let mut trial = Trial::new(&self.shared, &work, Mark::First);
+        let mut trial = Trial::new(&self.shared, &self.owned, &work, Mark::First);
         let until = self.run(conn, &mut trial, &mut plan).await.map_err(Stumble::into_error)?;
         let open = progress::still_open(conn, &fenced);
         in_time("the replay's transaction cannot be checked", open).await?;

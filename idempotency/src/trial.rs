@@ -54,6 +54,7 @@ pub(crate) struct Work {
 /// One transaction with records of a batch.
 pub(crate) struct Trial<'s, 'a> {
     pub(crate) shared: &'s Shared,
+    owned: &'s Owned,
     pub(crate) work: &'a Work,
     pub(crate) marks: Vec<Mark>,
     /// How far the calls of records are; what is not here is to be prepared.
@@ -114,9 +115,9 @@ impl From<Error> for Stumble {
 }
 
 impl<'s, 'a> Trial<'s, 'a> {
-    pub(crate) fn new(shared: &'s Shared, work: &'a Work, mark: Mark) -> Self {
+    pub(crate) fn new(shared: &'s Shared, owned: &'s Owned, work: &'a Work, mark: Mark) -> Self {
         let marks = vec![mark; work.records.len()];
-        Self { shared, work, marks, steps: BTreeMap::new(), slowest: None, overran: None }
+        Self { shared, owned, work, marks, steps: BTreeMap::new(), slowest: None, overran: None }
     }
 
     /// Runs the records of a segment that are to be run. After blame behind a savepoint, all that they did is undone.
@@ -205,12 +206,13 @@ impl<'s, 'a> Trial<'s, 'a> {
         conn: &mut PgConnection,
         plan: &mut Plan<&'a [u8]>,
         records: Range<usize>,
-        (owned, next_offset): (&Owned, Offset),
+        next_offset: Offset,
     ) -> Result<Option<Fenced>, Error> {
         let open: Vec<usize> = records.collect();
         let (metas, candidates) = self.candidates(&open);
         let consumer = &self.shared.consumer;
-        let taking = fenced::advance_and_claim(conn, consumer, owned, next_offset, &candidates);
+        let taking =
+            fenced::advance_and_claim(conn, consumer, self.owned, next_offset, &candidates);
         let taken = in_time("progress cannot be moved on", taking).await?;
         let Some(Taken { fenced, claims }) = taken else { return Ok(None) };
         if let Some(claims) = claims {
@@ -424,13 +426,15 @@ impl<'s, 'a> Trial<'s, 'a> {
         }
         match handled {
             Ok(handled) => Ok(handled),
-            Err(_) => match overrun::cut_off(shared, &first.meta, records.len()).await {
-                Ok(error) => {
-                    self.overran = Some(call);
-                    Err(Stumble::Error(error))
+            Err(_) => {
+                match overrun::cut_off(shared, self.owned, &first.meta, records.len()).await {
+                    Ok(error) => {
+                        self.overran = Some(call);
+                        Err(Stumble::Error(error))
+                    }
+                    Err(away) => Err(Stumble::Error(away)),
                 }
-                Err(away) => Err(Stumble::Error(away)),
-            },
+            }
         }
     }
 
@@ -451,7 +455,8 @@ impl<'s, 'a> Trial<'s, 'a> {
     fn overrun_in(&mut self, error: Error) -> Error {
         let Some((took, call)) = &self.slowest else { return error };
         let Some(first) = self.work.records.get(call.start) else { return error };
-        if self.overran.is_some() || !overrun::lost_by(&error, *took, self.shared) {
+        let is_told = self.overran.is_some() || error.breaks_off();
+        if is_told || !overrun::lost_by(&error, *took, self.shared) {
             return error;
         }
         self.overran = Some(call.clone());

@@ -15,6 +15,8 @@ enum Nature {
     Rejects,
     /// As many transactions collide on it.
     Collides(u32),
+    /// It takes as many transactions along, which those behind it find out, or the commit.
+    Loses(u32),
 }
 
 /// A batch's life in memory: what transactions do is undone when they are lost.
@@ -22,6 +24,8 @@ struct World {
     natures: Vec<Nature>,
     /// Whether a handler is called with all records of a segment at once.
     together: bool,
+    /// The call that has taken the open transaction along, which nobody has found out yet.
+    lost: Option<Range<usize>>,
     applied: Vec<usize>,
     parked: Vec<usize>,
     dead: Vec<usize>,
@@ -37,6 +41,7 @@ enum Ended {
     Well,
     Blamed(Range<usize>, Fate, bool),
     Collided,
+    Lost(Range<usize>),
 }
 
 impl World {
@@ -44,6 +49,7 @@ impl World {
         Self {
             natures: natures.to_vec(),
             together,
+            lost: None,
             applied: Vec::new(),
             parked: Vec::new(),
             dead: Vec::new(),
@@ -59,7 +65,7 @@ impl World {
         let call = *first..last + 1;
         for record in records {
             match &mut self.natures[*record] {
-                Nature::Good | Nature::Fails(0) | Nature::Collides(0) => {}
+                Nature::Good | Nature::Fails(0) | Nature::Collides(0) | Nature::Loses(0) => {}
                 Nature::Fails(times) => {
                     *times -= 1;
                     return Ended::Blamed(call, park(), true);
@@ -71,17 +77,28 @@ impl World {
                     *times -= 1;
                     return Ended::Collided;
                 }
+                Nature::Loses(times) => {
+                    *times -= 1;
+                    self.lost = Some(call);
+                    return Ended::Well;
+                }
             }
         }
         Ended::Well
     }
 
     fn run<K: Hash + Eq + Clone>(&mut self, plan: &Plan<K>, segment: Range<usize>) -> Ended {
+        if let Some(call) = self.lost.take() {
+            return Ended::Lost(call);
+        }
         let runnable: Vec<usize> = segment.filter(|at| plan.aside(*at).is_none()).collect();
         if self.together {
             return self.call(&runnable);
         }
         for record in runnable {
+            if let Some(call) = self.lost.take() {
+                return Ended::Lost(call);
+            }
             let ended = self.call(&[record]);
             if !matches!(ended, Ended::Well) {
                 return ended;
@@ -118,8 +135,19 @@ impl World {
                             savepoints = 0;
                             plan.lost(true);
                         }
+                        Ended::Lost(call) => {
+                            savepoints = 0;
+                            self.history.push(format!("l{}-{}", call.start, call.end));
+                            plan.failed_and_lost(call, park(), true);
+                        }
                     }
                     assert!(savepoints <= SAVEPOINTS_MAX);
+                }
+                Next::Commit { .. } if self.lost.is_some() => {
+                    savepoints = 0;
+                    let call = self.lost.take().unwrap();
+                    self.history.push(format!("l{}-{}", call.start, call.end));
+                    plan.failed_and_lost(call, park(), true);
                 }
                 Next::Commit { until } => {
                     self.history.push(format!("c{until}"));
@@ -152,7 +180,7 @@ fn check(natures: &[Nature], width: usize, history: &str) {
     assert_eq!(world.history.join(" "), history);
 }
 
-use Nature::{Collides, Fails, Good, Rejects};
+use Nature::{Collides, Fails, Good, Loses, Rejects};
 
 #[test]
 fn a_batch_in_which_nothing_fails_is_one_run_without_a_savepoint() {
@@ -175,6 +203,13 @@ fn a_collision_halves_the_transaction_down_to_one_record_and_success_adds_one() 
         8,
         "r0-8 r0-4 r0-2 r0-1 c1 r1-3 c3 r3-6 c6 r6-8 c8",
     );
+}
+
+#[test]
+fn who_took_the_transaction_along_is_tried_again_and_then_set_aside_whoever_found_it_out() {
+    check(&[Good, Loses(9), Good], 500, "r0-3 l1-2 s0-1 s1-2 s2-3 l1-2 s0-1 s1-2 s2-3 c3");
+    check(&[Good, Loses(1)], 500, "r0-2 l1-2 s0-1 s1-2 c2");
+    check(&[Loses(1), Rejects], 500, "r0-2 l0-1 s0-1 s1-2 s1-2 c2");
 }
 
 #[test]
@@ -274,6 +309,8 @@ fn nature() -> impl Strategy<Value = Nature> {
         1 => proptest::strategy::Just(Fails(u32::MAX)),
         1 => proptest::strategy::Just(Rejects),
         1 => (1..6_u32).prop_map(Collides),
+        1 => (1..6_u32).prop_map(Loses),
+        1 => proptest::strategy::Just(Loses(u32::MAX)),
     ]
 }
 

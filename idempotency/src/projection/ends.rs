@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 use super::Remaining;
 use crate::assignment::Group;
 use crate::beginning::BROKER_WAIT_MAX;
+use crate::client::refused_properties;
 use crate::config::Options;
 use crate::consumer::client_config;
 use crate::error::{Error, Kind};
@@ -30,10 +31,9 @@ pub(super) struct Ends {
 
 impl Ends {
     pub(super) fn new(options: &Options, topics: &[Arc<str>]) -> Result<Self, Error> {
-        let client = client_config(options).create_with_context(Group::default());
-        let client = client.map_err(|error| {
-            Error::new(Kind::Config, "the kafka client refuses its properties").caused_by(error)
-        })?;
+        let config = client_config(options);
+        let client = config.create_with_context(Group::default());
+        let client = client.map_err(|error| refused_properties(&config, &error))?;
         Ok(Self { client: Arc::new(client), topics: topics.to_vec(), known: None, told: false })
     }
 

@@ -330,6 +330,7 @@ async fn a_start_without_tables_topic_or_servers_is_one_clear_error() {
     ] {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(text), "{error}");
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use sqlx::Connection as _;
+
 use super::*;
 use crate::handler::{BatchCx, Item};
 use crate::inbox::{self, By};
@@ -641,19 +643,32 @@ async fn a_dead_letter_that_is_put_back_is_applied_by_the_consumer_that_runs() {
 /// MassTransit#4299: a transaction was held open across waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_transaction_is_open_while_a_message_waits_for_its_next_attempt() {
-    async fn fails(cx: Cx<'_, Arc<AtomicBool>>, message: Numbered) -> Result<Outcome, BoxError> {
+    #[derive(Default)]
+    struct Waits {
+        is_well: AtomicBool,
+        transactions: Mutex<Vec<String>>,
+    }
+    async fn fails(cx: Cx<'_, Arc<Waits>>, message: Numbered) -> Result<Outcome, BoxError> {
         effect(Cx { conn: &mut *cx.conn, meta: cx.meta, state: &() }, message).await?;
-        if !cx.state.load(Ordering::Relaxed) {
-            // Nobody's fault: the lane waits and repeats the batch.
-            sqlx::query("DO $$ BEGIN RAISE SQLSTATE '55P03'; END $$").execute(cx.conn).await?;
+        let current = sqlx::query_scalar("SELECT pg_current_xact_id()::text");
+        let current = current.fetch_one(&mut *cx.conn).await?;
+        cx.state.transactions.lock().unwrap().push(current);
+        if !cx.state.is_well.load(Ordering::Relaxed) {
+            // Nobody's fault: the lane waits and repeats the batch. Without the savepoint it is Postgres that aborts the
+            // transaction.
+            let mut savepoint = cx.conn.begin().await?;
+            let raise = sqlx::query("DO $$ BEGIN RAISE SQLSTATE '55P03'; END $$");
+            let raised = raise.execute(&mut *savepoint).await;
+            savepoint.rollback().await?;
+            raised?;
         }
         Ok(Outcome::retry(DEADLINE * 60))
     }
-    let well = Arc::new(AtomicBool::new(false));
+    let waits = Arc::new(Waits::default());
     let bed = bed("parking_waits").await;
     let topic = bed.topic("parking_waits", 1).await;
     produce(bed.brokers(), &topic, &records(1, 1));
-    let config = config(&bed, &topic).retry_for(DEADLINE * 60).state(Arc::clone(&well));
+    let config = config(&bed, &topic).retry_for(DEADLINE * 60).state(Arc::clone(&waits));
     let consumer = Consumer::new(config).topic(&topic).on("numbered.v1", fails);
     let is_parked = "SELECT count(*) FROM tailrace.parked_message WHERE state = 'waiting'";
     let open = "SELECT count(*) FROM pg_stat_activity
@@ -661,12 +676,19 @@ async fn no_transaction_is_open_while_a_message_waits_for_its_next_attempt() {
                   AND backend_type = 'client backend' AND xact_start IS NOT NULL";
 
     let running = start(consumer);
-    // From here on each wait is longer than a look.
-    until(async || running.counters.report().retried_batches >= 6).await;
-    until(async || bed.count(open).await == 0).await;
+    // Waits that are longer than a look; each is counted when it begins.
+    for attempt in 5..9 {
+        until(async || running.counters.report().retried_batches > attempt).await;
+        let attempt = usize::try_from(attempt).unwrap();
+        let before = waits.transactions.lock().unwrap()[attempt].clone();
+        let status = sqlx::query_scalar("SELECT pg_xact_status($1::text::xid8)").bind(&before);
+        let status: String = status.fetch_one(&bed.pool).await.unwrap();
+        assert_eq!(status, "aborted");
+    }
     assert_eq!(bed.count(is_parked).await, 0);
-    well.store(true, Ordering::Relaxed);
+    waits.is_well.store(true, Ordering::Relaxed);
     until(async || bed.count(is_parked).await == 1).await;
+    // No attempt comes for an hour.
     until(async || bed.count(open).await == 0).await;
     running.stop().await.unwrap();
 }
