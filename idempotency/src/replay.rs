@@ -44,6 +44,18 @@ impl Replayed {
     }
 }
 
+/// How a message stood before its replay.
+struct Before {
+    attempts: u32,
+    parked_for: Duration,
+}
+
+impl Before {
+    fn of(row: &Row) -> Self {
+        Self { attempts: row.attempts, parked_for: row.parked_for }
+    }
+}
+
 impl Effects {
     /// When to look for parked messages that may be tried.
     pub(crate) fn look_at(&self) -> Option<Instant> {
@@ -172,7 +184,7 @@ impl Effects {
         if row.discarded {
             return Ok(Some(Some(Head { offset, wait: Some(FAULT_WAIT), call })));
         }
-        let state = self.next_state(cause, attempts);
+        let state = self.next_state(cause, attempts, row.parked_for);
         in_time(noting, table.postpone(&mut tx, offset, state, attempts, cause)).await?;
         commit(tx).await?;
         self.shared.counters.count_failure();
@@ -279,7 +291,7 @@ impl Effects {
         if first_is_discarded {
             rows.truncate(rows.iter().position(|row| !row.discarded).unwrap_or(rows.len()));
         }
-        let attempts: Vec<u32> = rows.iter().map(|row| row.attempts).collect();
+        let before: Vec<Before> = rows.iter().map(Before::of).collect();
         let discarded: Vec<bool> = rows.iter().map(|row| row.discarded).collect();
         let work = self.restore(rows)?;
         let keys = work.records.iter().map(|_| Some(&b"one queue"[..])).collect();
@@ -297,7 +309,7 @@ impl Effects {
         let until = self.run(conn, &mut trial, &mut plan).await.map_err(Stumble::into_error)?;
         let open = progress::still_open(conn, &fenced);
         in_time("the replay's transaction cannot be checked", open).await?;
-        self.release(conn, queue, &work, &plan, &attempts, until).await.map(Some)
+        self.release(conn, queue, &work, &plan, &before, until).await.map(Some)
     }
 
     pub(crate) fn restore(&self, rows: Vec<Row>) -> Result<Work, Error> {
@@ -342,21 +354,21 @@ impl Effects {
         queue: &Queue,
         work: &Work,
         plan: &Plan<&[u8]>,
-        attempts: &[u32],
+        before: &[Before],
         until: usize,
     ) -> Result<Replayed, Error> {
         let mut tally = Tally::default();
         let (mut gone, mut letters) = (Vec::new(), Vec::new());
         let mut failed = None;
-        for (at, (record, before)) in work.records.iter().zip(attempts).enumerate().take(until) {
-            let attempts = before.saturating_add(plan.failures(at));
+        for (at, (record, before)) in work.records.iter().zip(before).enumerate().take(until) {
+            let attempts = before.attempts.saturating_add(plan.failures(at));
             match plan.aside(at) {
                 None => tally.replayed += 1,
                 Some(Aside::Fate(Fate::Bury(cause))) => {
                     letters.push(self.letter(record, cause, attempts.max(1)));
                 }
                 Some(Aside::Fate(Fate::Park(cause))) => {
-                    failed = Some((record, cause, attempts));
+                    failed = Some((record, cause, attempts, before.parked_for));
                     break;
                 }
                 Some(Aside::Behind | Aside::Fate(Fate::Call)) => break,
@@ -371,12 +383,12 @@ impl Effects {
             if !gone.is_empty() {
                 table.delete(conn, &gone).await?;
             }
-            let Some((record, cause, attempts)) = failed else {
+            let Some((record, cause, attempts, parked_for)) = failed else {
                 let next = table.promote(conn, queue).await?;
                 return Ok(next.map(|next| head_of(&self.shared, next)));
             };
             let offset = record.meta.position().offset;
-            let state = self.next_state(cause, attempts);
+            let state = self.next_state(cause, attempts, parked_for);
             self.tell_parked(record, cause, attempts, state);
             table.postpone(conn, offset, state, attempts, cause).await?;
             let call = call_of(&self.shared, record.meta.message_type());

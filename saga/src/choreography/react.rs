@@ -16,7 +16,7 @@ use crate::barrier::{Barrier, Decision, Ended, Request};
 use crate::correlation::{Answer as Answering, Correlation, Operation, SagaId};
 use crate::error::{Error, Kind as Fault};
 use crate::participant::Cx;
-use crate::participant::outside::{Answered, Intent, Limits, key, within};
+use crate::participant::outside::{Answered, Intent, Limits, key, waits, within};
 
 /// How a service speaks.
 #[derive(Debug, Clone)]
@@ -208,7 +208,7 @@ impl<S: Send + Sync + 'static> Reactor<S> {
         };
         let running = Cx::new(&mut *conn, &correlation, taken.meta, taken.state);
         let came = match (role, decision) {
-            (_, Decision::Wait) => return Ok(Played::Instead(Outcome::retry(WAIT))),
+            (_, Decision::Wait) => return Ok(Played::Instead(waits(&step.name))),
             (Role::Act(_), Decision::Run) => self.act(running, step, taken.payload).await?,
             (Role::Undo(_), Decision::Run) => {
                 self.undo(running, step, held.reply.as_deref()).await?
@@ -436,6 +436,3 @@ fn called_off(step: &Step, expired: &[u8]) -> Reaction {
     let emitted = Emitted { event: called_off.to_string(), payload, key: None };
     Reaction { refused: false, events: vec![emitted] }
 }
-
-/// How long an event waits that meets a call of its step.
-const WAIT: std::time::Duration = std::time::Duration::from_secs(1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tailrace_idempotency::{Answer, BoxError, Breaker, CallCx, CallHandler, MessageId};
+use tailrace_idempotency::{Answer, BoxError, Breaker, CallCx, CallHandler, MessageId, Outcome};
 
 use super::handler::{BoxFuture, Cx, Ran};
 use crate::command::Command;
@@ -29,8 +29,8 @@ use crate::error::{Error, Kind};
 /// [`Service::undo_call`](crate::choreography::Service::undo_call).
 ///
 /// Until the call is recorded nothing is decided about its step: repetitions, and what is to happen in the other
-/// direction, wait. Where the message that makes the call has become a dead letter, that is until a person has it tried
-/// again; it is prepared anew then.
+/// direction, wait, which is no attempt of theirs ([`Outcome::Wait`]). Where the message that makes the call is stuck or has
+/// become a dead letter, that is until a person has it tried again; a dead letter is prepared anew then.
 #[derive(Debug)]
 #[must_use = "it does nothing until a participant or a service has it"]
 pub struct Outside<P, K, R> {
@@ -363,6 +363,12 @@ pub(crate) fn own<A: 'static>(answered: Answered) -> Result<A, Error> {
 /// The key of an operation: each attempt of a saga is another message, and has the same one.
 pub(crate) fn key(of: &Correlation) -> Option<MessageId> {
     format!("{}/{}/{}", of.saga, of.step, of.operation.as_str()).parse().ok()
+}
+
+/// What becomes of a message that meets a call of its step. The call's message has bounds of its own, and ends, or a person
+/// ends it: until then this one is not to be given up, since it may be the only one that undoes what the call does.
+pub(crate) fn waits(step: &str) -> Outcome {
+    Outcome::wait(format!("a call of {step} was begun and is not recorded yet"))
 }
 
 /// Makes one of several calls about a message, which have a time-out together, within its own.
