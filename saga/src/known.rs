@@ -34,6 +34,23 @@ pub(crate) async fn claim(
     }
 }
 
+/// Gives a key back that was claimed for a saga which does not begin.
+pub(crate) async fn give_back(
+    conn: &mut PgConnection,
+    definition: &str,
+    key: &str,
+    saga: SagaId,
+) -> Result<(), Error> {
+    sqlx::query("DELETE FROM tailrace.saga_key WHERE definition = $1 AND key = $2 AND saga_id = $3")
+        .bind(definition)
+        .bind(key)
+        .bind(saga.as_uuid())
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(failed)
+}
+
 /// The saga that was started by a key.
 pub(crate) async fn find(
     conn: &mut PgConnection,

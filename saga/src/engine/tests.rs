@@ -241,6 +241,39 @@ async fn a_key_of_the_business_has_one_saga_also_where_both_wishes_come_at_once(
 }
 
 #[tokio::test]
+async fn a_key_whose_saga_does_not_begin_is_free_in_the_same_transaction() {
+    async fn pays(_: LocalCx<'_>, _: i64) -> Result<Result<(), String>, sqlx::Error> {
+        Ok(Ok(()))
+    }
+    fn panics(_: &Order) -> ReserveCredit {
+        panic!("planted")
+    }
+    let newer = Saga::<i64>::define("create-order", 2).pivot("pay", local(pays)).build().unwrap();
+    let broken = Saga::<Order>::define("broken", 1)
+        .step("reserve-credit", panics)
+        .compensate()
+        .pivot("approve", local(approve))
+        .build()
+        .unwrap();
+    let bed = installed("engine_key_free").await;
+    let definitions = [definition(1).definition().clone(), broken.definition().clone()];
+    let shop = Shop { bed, core: core_of(definitions.to_vec()) };
+    let (sagas, mut tx) = (sagas(&shop), shop.bed.begin().await);
+
+    let too_new = sagas.start_once(&mut tx, &newer, "order 7", &7, Vec::new()).await.unwrap_err();
+    let current = sagas.start_once(&mut tx, &definition(1), "order 7", &order(), Vec::new()).await;
+    let panicked = sagas.start_once(&mut tx, &broken, "order 8", &order(), Vec::new()).await;
+    tx.commit().await.unwrap();
+
+    assert_eq!(too_new.kind(), Kind::Definition);
+    let (saga, started) = current.unwrap();
+    assert_eq!(started, Started::Now);
+    assert_eq!(shop.status(saga).await, Status::Running);
+    assert!(panicked.is_err());
+    assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_key").await, 1);
+}
+
+#[tokio::test]
 async fn a_local_step_is_told_what_has_caused_it_and_how_the_saga_stands() {
     async fn tells(cx: LocalCx<'_>, _: Order) -> Result<Result<(), String>, sqlx::Error> {
         let cause: BTreeMap<String, String> = cx.cause().into_iter().collect();
