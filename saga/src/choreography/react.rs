@@ -313,7 +313,8 @@ impl<S: Send + Sync + 'static> Reactor<S> {
         for call in due {
             let (step, outside) = self.called(call)?;
             let (step, operation) = (step.name.clone(), call.operation);
-            cx.key = key(&Correlation { step, operation, ..of.clone() }).unwrap_or(cx.key);
+            let epoch = epoch(operation);
+            cx.key = key(&Correlation { step, operation, epoch, ..of.clone() }).unwrap_or(cx.key);
             let running = outside.call(cx, &call.intent)?;
             // Alone it has its time-out from the consumer, which tells it for what it is.
             let answer = match due.len() {
