@@ -233,9 +233,6 @@ pub(crate) async fn has_due(conn: &mut PgConnection, now: SystemTime) -> Result<
 /// Takes timers that are due, of sagas that one of these definitions runs, with the locks of their sagas. Those that
 /// somebody else works at are passed over.
 ///
-/// It is planned each time, for how many are due now. A plan for any number is one for a third of them all, and reads
-/// and sorts the table.
-///
 /// One that a newer release has written, so that it can not be read here, is put off: it would be the first one again in
 /// the next round, and none would ever be taken behind it.
 pub(crate) async fn take_timers(
@@ -244,7 +241,35 @@ pub(crate) async fn take_timers(
     now: SystemTime,
     max: u32,
 ) -> Result<Vec<(SagaId, Option<Tick>)>, Error> {
-    let rows = sqlx::query(
+    let rows = due_timers(conn, mine, now, max).await?;
+    let mut taken = Vec::with_capacity(rows.len());
+    let mut unread: Vec<(SagaId, &str)> = Vec::new();
+    for row in &rows {
+        let (saga, text) = timer(row)?;
+        let tick = serde_json::from_str(text).ok();
+        if tick.is_none() {
+            unread.push((saga, text));
+        }
+        taken.push((saga, tick));
+    }
+    put_off_timers(conn, &unread, now).await?;
+    for (saga, _) in unread {
+        tracing::error!(%saga, "a timer of a saga can not be read, and is put off: a newer release has written it");
+    }
+    Ok(taken)
+}
+
+/// Removes timers that are due, of sagas that one of these definitions runs, with the locks of their sagas.
+///
+/// It is planned each time, for how many are due now. A plan for any number is one for a third of them all, and reads
+/// and sorts the table.
+async fn due_timers(
+    conn: &mut PgConnection,
+    mine: &[Identity],
+    now: SystemTime,
+    max: u32,
+) -> Result<Vec<PgRow>, Error> {
+    sqlx::query(
         "WITH due AS (
              SELECT timer.ctid AS at
              FROM tailrace.saga_timer AS timer CROSS JOIN LATERAL (
@@ -266,32 +291,38 @@ pub(crate) async fn take_timers(
     .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
     .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
     .bind(i64::from(max))
-    .fetch_all(&mut *conn)
+    .fetch_all(conn)
     .await
-    .map_err(reading)?;
-    let mut taken = Vec::with_capacity(rows.len());
-    let mut unread: Vec<(Uuid, &str)> = Vec::new();
-    for row in &rows {
-        let (saga, text) = (row.try_get(0).map_err(reading)?, row.try_get(1).map_err(reading)?);
-        let tick = serde_json::from_str(text).ok();
-        if tick.is_none() {
-            unread.push((saga, text));
-        }
-        taken.push((SagaId::from_uuid(saga), tick));
-    }
-    put_off_timers(conn, &unread, now).await?;
-    Ok(taken)
+    .map_err(reading)
 }
 
-/// For how long a timer is put off that can not be read.
-const UNREAD_WAIT: Duration = Duration::from_secs(60);
+/// Puts the timer off that is due first, and says whose it is.
+pub(crate) async fn put_timer_off(
+    conn: &mut PgConnection,
+    mine: &[Identity],
+    now: SystemTime,
+) -> Result<Option<SagaId>, Error> {
+    let rows = due_timers(conn, mine, now, 1).await?;
+    let first = rows.iter().map(timer).collect::<Result<Vec<_>, _>>()?;
+    put_off_timers(conn, &first, now).await?;
+    Ok(first.first().map(|(saga, _)| *saga))
+}
+
+/// A row of [`due_timers`].
+fn timer(row: &PgRow) -> Result<(SagaId, &str), Error> {
+    let saga = SagaId::from_uuid(row.try_get(0).map_err(reading)?);
+    Ok((saga, row.try_get(1).map_err(reading)?))
+}
+
+/// For how long a timer is put off that can not be read, or loses its transaction each time.
+const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
 async fn put_off_timers(
     conn: &mut PgConnection,
-    unread: &[(Uuid, &str)],
+    timers: &[(SagaId, &str)],
     now: SystemTime,
 ) -> Result<(), Error> {
-    if unread.is_empty() {
+    if timers.is_empty() {
         return Ok(());
     }
     sqlx::query(
@@ -299,15 +330,12 @@ async fn put_off_timers(
          SELECT to_timestamp($1 / 1000000.0), saga_id, tick::json
          FROM unnest($2::uuid[], $3::text[]) AS given (saga_id, tick)",
     )
-    .bind(micros(now + UNREAD_WAIT))
-    .bind(unread.iter().map(|(saga, _)| *saga).collect::<Vec<_>>())
-    .bind(unread.iter().map(|(_, tick)| *tick).collect::<Vec<_>>())
+    .bind(micros(now + PUT_OFF_FOR))
+    .bind(timers.iter().map(|(saga, _)| *saga.as_uuid()).collect::<Vec<_>>())
+    .bind(timers.iter().map(|(_, tick)| *tick).collect::<Vec<_>>())
     .execute(conn)
     .await
     .map_err(writing)?;
-    for (saga, _) in unread {
-        tracing::error!(%saga, "a timer of a saga can not be read, and is put off: a newer release has written it");
-    }
     Ok(())
 }
 

@@ -308,15 +308,20 @@ impl Starter {
             let round = async {
                 let mut conn = pool.acquire().await.map_err(unread)?;
                 // Before the look, so that one that fails each time keeps no saga from its expiry.
-                while self.expire(&mut conn).await? == TAKE_MAX as usize {}
+                let mut left = PORTIONS_MAX;
+                while left > 0 && self.expire(&mut conn).await? == TAKE_MAX as usize {
+                    left -= 1;
+                }
                 if looked.is_none_or(|at| at.elapsed() >= OVERDUE_EVERY) {
                     self.look(&mut conn).await?;
                     looked = Some(Instant::now());
                 }
-                Ok::<(), Error>(())
+                Ok::<_, Error>(left)
             };
             let wait = match round.await {
-                Ok(()) => LOOK_EVERY,
+                // There is more: it is told to end in between, and looks at what is overdue.
+                Ok(0) => Duration::ZERO,
+                Ok(_) => LOOK_EVERY,
                 Err(error) => {
                     tracing::warn!(%error, "deadlines of sagas cannot be looked at, and are tried again");
                     ERROR_WAIT
@@ -397,6 +402,8 @@ const OVERDUE_EVERY: Duration = Duration::from_secs(15);
 const ERROR_WAIT: Duration = Duration::from_secs(1);
 /// What is taken in one transaction.
 const TAKE_MAX: i64 = 200;
+/// Transactions in a round.
+const PORTIONS_MAX: u32 = 20;
 
 /// Notes one of the events that end a saga, and says how it stands if that has changed.
 pub(super) async fn hears(
