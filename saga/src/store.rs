@@ -315,7 +315,42 @@ fn timer(row: &PgRow) -> Result<(SagaId, &str), Error> {
 }
 
 /// For how long a timer is put off that can not be read, or loses its transaction each time.
-const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+
+/// For how long timers are put off that nobody can run.
+const NOBODYS_FOR: Duration = Duration::from_secs(15);
+
+/// Puts timers off that are due and whose sagas no living engine can run, a bounded number of them: as long as they are
+/// due they are read at each look, ten times a second. Those of sagas that are over stay for the sweep.
+pub(crate) async fn put_off_nobodys_timers(
+    conn: &mut PgConnection,
+    silence_max: Duration,
+    max: u32,
+) -> Result<u64, Error> {
+    let put_off = sqlx::query(
+        "UPDATE tailrace.saga_timer SET due_at = now() + interval '1 s' * $1
+         WHERE ctid = ANY (ARRAY(
+             SELECT timer.ctid
+             FROM tailrace.saga_timer AS timer CROSS JOIN LATERAL (
+                 SELECT FROM tailrace.saga_instance AS kept
+                 WHERE kept.id = timer.saga_id AND kept.status IN ('running', 'compensating', 'parked')
+                   AND NOT EXISTS (SELECT FROM tailrace.saga_engine AS living
+                       WHERE living.seen_at > now() - interval '1 s' * $2
+                         AND (living.definition, living.version, living.hash) = (kept.definition, kept.version, kept.hash))
+                 OFFSET 0) AS saga
+             WHERE timer.due_at <= now()
+             ORDER BY timer.due_at LIMIT $3
+             FOR UPDATE OF timer SKIP LOCKED))",
+    )
+    .persistent(false)
+    .bind(NOBODYS_FOR.as_secs_f64())
+    .bind(silence_max.as_secs_f64())
+    .bind(i64::from(max))
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(put_off.rows_affected())
+}
 
 async fn put_off_timers(
     conn: &mut PgConnection,
@@ -368,31 +403,31 @@ pub(crate) async fn defer(
     Ok(())
 }
 
+/// Which of the inputs that wait are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// What was told or has failed, and is told as soon as its time has come: by an index in which nothing else is.
+    Ready,
+    /// What came for sagas that nobody knew, or nobody here could run. It waits for something else to happen, and there may
+    /// be any number of it: it is read from end to end.
+    Parked,
+}
+
 /// Inputs that can be told now, to sagas that one of these definitions runs, with the locks of both.
 pub(crate) async fn waiting(
     conn: &mut PgConnection,
     mine: &[Identity],
+    look: Look,
     max: u32,
 ) -> Result<Vec<Waiting>, Error> {
-    let rows = sqlx::query(
-        "SELECT input.id, input.saga_id, input.input::text, input.cause::text, input.attempts
-         FROM tailrace.saga_input AS input CROSS JOIN LATERAL (
-             SELECT FROM tailrace.saga_instance AS kept
-             WHERE kept.id = input.saga_id
-               AND EXISTS (SELECT FROM unnest($1::text[], $2::bigint[], $3::text[]) AS mine (name, version, hash)
-                   WHERE (kept.definition, kept.version, kept.hash) = (mine.name, mine.version, mine.hash))
-             FOR UPDATE SKIP LOCKED) AS saga
-         WHERE input.not_before <= now()
-         ORDER BY input.id LIMIT $4
-         FOR UPDATE OF input SKIP LOCKED",
-    )
-    .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
-    .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
-    .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
-    .bind(i64::from(max))
-    .fetch_all(conn)
-    .await
-    .map_err(reading)?;
+    let rows = sqlx::query(look.statement())
+        .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
+        .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
+        .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
+        .bind(i64::from(max))
+        .fetch_all(conn)
+        .await
+        .map_err(reading)?;
     rows.iter()
         .map(|row| {
             let text = |at| row.try_get::<&str, usize>(at).map_err(reading);
@@ -405,6 +440,34 @@ pub(crate) async fn waiting(
             })
         })
         .collect()
+}
+
+macro_rules! waiting {
+    ($of:literal) => {
+        concat!(
+            "SELECT input.id, input.saga_id, input.input::text, input.cause::text, input.attempts
+             FROM tailrace.saga_input AS input CROSS JOIN LATERAL (
+                 SELECT FROM tailrace.saga_instance AS kept
+                 WHERE kept.id = input.saga_id
+                   AND EXISTS (SELECT FROM unnest($1::text[], $2::bigint[], $3::text[]) AS mine (name, version, hash)
+                       WHERE (kept.definition, kept.version, kept.hash) = (mine.name, mine.version, mine.hash))
+                 FOR UPDATE SKIP LOCKED) AS saga
+             WHERE input.not_before <= now() AND ",
+            $of,
+            " LIMIT $4 FOR UPDATE OF input SKIP LOCKED"
+        )
+    };
+}
+
+impl Look {
+    fn statement(self) -> &'static str {
+        match self {
+            Self::Ready => {
+                waiting!("input.reason IN ('told', 'failed') ORDER BY input.not_before, input.id")
+            }
+            Self::Parked => waiting!("input.reason NOT IN ('told', 'failed') ORDER BY input.id"),
+        }
+    }
 }
 
 /// Removes inputs that were told.

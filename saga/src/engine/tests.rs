@@ -16,7 +16,7 @@ use crate::definition::{Forward, OnTimeout};
 use crate::fixture::{Order, ReserveCredit, order};
 use crate::instance::{Instance, Status};
 use crate::local::{LocalCx, local};
-use crate::store::{self, Cause, Reason};
+use crate::store::{self, Cause, Look, Reason};
 use crate::transition::{Input, Verb};
 use crate::verify;
 
@@ -106,6 +106,12 @@ fn reserved(saga: SagaId, hold: i64) -> Told {
     reply(saga, Answer::Done, json!({ "hold": hold }))
 }
 
+/// Everything that waits and can be told.
+async fn inputs(core: &Core, conn: &mut PgConnection) -> usize {
+    let ready = time::inputs(core, conn, Look::Ready, time::TAKE_MAX).await.unwrap();
+    ready + time::inputs(core, conn, Look::Parked, time::TAKE_MAX).await.unwrap()
+}
+
 impl Shop {
     async fn started(&self, count: usize) -> Vec<SagaId> {
         let mut tx = self.bed.begin().await;
@@ -165,7 +171,7 @@ impl Shop {
         let mut conn = self.conn().await;
         let due = SystemTime::now() + ahead;
         let timers = time::timers(&self.core, &mut conn, due, time::TAKE_MAX).await.unwrap();
-        let inputs = time::inputs(&self.core, &mut conn, time::TAKE_MAX).await.unwrap();
+        let inputs = inputs(&self.core, &mut conn).await;
         self.verify().await;
         (timers, inputs)
     }
@@ -452,7 +458,9 @@ async fn an_input_that_always_loses_its_transaction_holds_up_no_other_one() {
     drop(conn);
 
     let (mut portion, now) = (time::Portion::default(), SystemTime::now());
-    let left = time::take(&shop.core, &shop.bed.pool, time::Due::Inputs, &mut portion, now).await;
+    let left =
+        time::take(&shop.core, &shop.bed.pool, time::Due::Inputs(Look::Ready), &mut portion, now)
+            .await;
 
     assert_eq!(left.unwrap(), time::Left::Nothing);
     let all_but_one: Vec<bool> = (0..7).map(|at| at != 3).collect();
@@ -532,7 +540,7 @@ async fn what_can_not_be_read_of_one_saga_holds_up_no_other_and_is_not_lost() {
     let due = SystemTime::now() + Duration::from_secs(30);
     let timers = time::timers(&shop.core, &mut conn, due, time::TAKE_MAX).await.unwrap();
     let again = time::timers(&shop.core, &mut conn, due, time::TAKE_MAX).await.unwrap();
-    let inputs = time::inputs(&shop.core, &mut conn, time::TAKE_MAX).await.unwrap();
+    let inputs = inputs(&shop.core, &mut conn).await;
 
     assert_eq!((timers, again, inputs), (4, 0, 3));
     let attempts = async |saga| shop.find(saga).await.step("reserve-credit").unwrap().attempts();
@@ -564,7 +572,7 @@ async fn a_saga_that_is_asked_for_again_and_again_keeps_no_release_from_going() 
     let moved = moves::take(&new, &mut conn, SystemTime::now()).await.unwrap();
     let ends = crate::operate::Change::verb(Verb::Abort, by(), "by id");
     ends.make(&mut conn, &ids[1..]).await.unwrap();
-    time::inputs(&new, &mut conn, time::TAKE_MAX).await.unwrap();
+    inputs(&new, &mut conn).await;
     let due = SystemTime::now() + Duration::from_secs(600);
     time::timers(&new, &mut conn, due, time::TAKE_MAX).await.unwrap();
 
@@ -609,6 +617,62 @@ async fn an_answer_that_comes_before_its_saga_waits_for_it() {
     assert_eq!((too_early, then), ((0, 0), (0, 1)));
     assert_eq!(shop.status(id).await, Status::Completed);
     assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_input").await, 0);
+}
+
+#[tokio::test]
+async fn what_nobody_can_be_told_is_not_read_with_what_is_ready() {
+    let shop = shop("engine_ready").await;
+    let ids = shop.started(1).await;
+    let mut tx = shop.bed.begin().await;
+    sqlx::query(
+        "INSERT INTO tailrace.saga_input (saga_id, input, reason)
+         SELECT gen_random_uuid(), '{}', 'unknown' FROM generate_series(1, 3000)",
+    )
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    sagas(&shop).cancel(&mut tx, ids[0]).await.unwrap();
+    sqlx::query("ANALYZE tailrace.saga_input").execute(&mut *tx).await.unwrap();
+    let read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables
+        WHERE schemaname = 'tailrace' AND relname = 'saga_input'";
+    let read = async |tx: &mut PgConnection| -> i64 {
+        sqlx::query_scalar(read).fetch_one(tx).await.unwrap()
+    };
+    let mine = shop.core.registry.identities();
+    let before = read(&mut tx).await;
+
+    let ready = store::waiting(&mut tx, &mine, Look::Ready, 200).await.unwrap();
+    let rows = read(&mut tx).await - before;
+    let parked = store::waiting(&mut tx, &mine, Look::Parked, 200).await.unwrap();
+
+    assert_eq!((ready.len(), parked.len()), (1, 0));
+    assert!(rows < 10, "{rows} rows were read for one");
+}
+
+#[tokio::test]
+async fn timers_that_nobody_can_run_are_due_again_later_and_no_other_ones() {
+    let shop = shop("engine_nobodys").await;
+    let ids = shop.started(3).await;
+    let mut conn = shop.conn().await;
+    shop.core.registry.beat(&mut conn, SILENCE_MAX).await.unwrap();
+    let now = "UPDATE tailrace.saga_timer SET due_at = now() - interval '1 s'";
+    shop.bed.execute(now).await;
+    for (saga, change) in [(ids[0], "version = 9"), (ids[1], "version = 9, status = 'completed'")] {
+        let changing = format!("UPDATE tailrace.saga_instance SET {change} WHERE id = '{saga}'");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(changing)).execute(&mut *conn).await.unwrap();
+    }
+
+    let put_off = store::put_off_nobodys_timers(&mut conn, SILENCE_MAX, 10).await.unwrap();
+    let again = store::put_off_nobodys_timers(&mut conn, SILENCE_MAX, 10).await.unwrap();
+
+    assert_eq!((put_off, again), (1, 0));
+    let due: Vec<Uuid> =
+        sqlx::query_scalar("SELECT saga_id FROM tailrace.saga_timer WHERE due_at <= now()")
+            .fetch_all(&mut *conn)
+            .await
+            .unwrap();
+    assert_eq!(due.len(), 2);
+    assert!(!due.contains(ids[0].as_uuid()));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::sweep::Sweep;
 use super::{Core, SILENCE_MAX, registry};
 use crate::engine::apply::{Applied, Told, apply};
 use crate::lock;
-use crate::store::{self, Cause, Deferred, Reason, Waiting};
+use crate::store::{self, Cause, Deferred, Look, Reason, Waiting};
 use crate::transition::Input;
 
 /// Between two looks at what is due.
@@ -23,6 +23,8 @@ const BEATS_PER_LOOK: u64 = 5;
 const ERROR_WAIT: Duration = Duration::from_secs(1);
 /// What is taken in one transaction.
 pub(super) const TAKE_MAX: u32 = 200;
+/// Timers of sagas that nobody can run, put off in one statement.
+const NOBODYS_MAX: u32 = 1_000;
 /// Transactions of one kind in a round. Whoever has more to do gives signs of life and sees to all else in between: an
 /// engine that took all timers which an outage has left first would be silent for so long that others take it for gone.
 pub(super) const PORTIONS_MAX: u32 = 20;
@@ -61,6 +63,7 @@ struct Beaten {
     sweep: Sweep,
     timers: Portion,
     inputs: Portion,
+    parked: Portion,
 }
 
 /// Whether a round has left something that is due.
@@ -103,7 +106,7 @@ impl Portion {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Due {
     Timers,
-    Inputs,
+    Inputs(Look),
 }
 
 /// What is due comes before all that is only looked at: where a look fails each time, sagas go on all the same.
@@ -118,8 +121,9 @@ async fn round(core: &Core, pool: &PgPool, beaten: &mut Beaten) -> Result<Left, 
     let now = SystemTime::now();
     let mut left = take(core, pool, Due::Timers, &mut beaten.timers, now).await?;
     left = left.or(look_at_locks(pool).await?);
-    left = left.or(take(core, pool, Due::Inputs, &mut beaten.inputs, now).await?);
+    left = left.or(take(core, pool, Due::Inputs(Look::Ready), &mut beaten.inputs, now).await?);
     if looks {
+        left = left.or(take(core, pool, Due::Inputs(Look::Parked), &mut beaten.parked, now).await?);
         look(core, &mut *pool.acquire().await?, beaten).await?;
     }
     Ok(left)
@@ -141,7 +145,7 @@ pub(super) async fn take(
         let max = portion.0;
         let taken = match due {
             Due::Timers => timers(core, &mut conn, now, max).await,
-            Due::Inputs => inputs(core, &mut conn, max).await,
+            Due::Inputs(look) => inputs(core, &mut conn, look, max).await,
         };
         let error = match taken {
             Ok(taken) => {
@@ -179,8 +183,8 @@ async fn put_one_off(
     let mut tx = super::begin_transaction(conn).await?;
     let first = match due {
         Due::Timers => store::put_timer_off(&mut tx, &mine, now).await?,
-        Due::Inputs => {
-            let first = store::waiting(&mut tx, &mine, 1).await?.pop();
+        Due::Inputs(look) => {
+            let first = store::waiting(&mut tx, &mine, look, 1).await?.pop();
             let ids: Vec<i64> = first.iter().map(|first| first.id).collect();
             store::put_off(&mut tx, &ids, Reason::Failed).await?;
             first.map(|first| first.saga)
@@ -214,6 +218,7 @@ async fn look(core: &Core, conn: &mut PgConnection, beaten: &mut Beaten) -> Resu
     let mine = core.registry.identities();
     core.counters.quarantine(registry::quarantined(conn, SILENCE_MAX, &mine).await?);
     core.counters.look_at_locks(lock::rows::lines(conn).await?);
+    store::put_off_nobodys_timers(conn, SILENCE_MAX, NOBODYS_MAX).await?;
     let expired = store::expire(conn, TAKE_MAX).await?;
     if expired > 0 {
         tracing::warn!(
@@ -272,11 +277,12 @@ pub(super) async fn locks(conn: &mut PgConnection) -> Result<usize, BoxError> {
 pub(super) async fn inputs(
     core: &Core,
     conn: &mut PgConnection,
+    look: Look,
     max: u32,
 ) -> Result<usize, BoxError> {
     let now = SystemTime::now();
     let mut tx = super::begin_transaction(conn).await?;
-    let waiting = store::waiting(&mut tx, &core.registry.identities(), max).await?;
+    let waiting = store::waiting(&mut tx, &core.registry.identities(), look, max).await?;
     let taken = waiting.len();
     if taken == 0 {
         return Ok(0);

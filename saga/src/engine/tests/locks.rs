@@ -78,7 +78,7 @@ impl Shop {
     }
 
     async fn inputs(&self) -> usize {
-        time::inputs(&self.core, &mut *self.conn().await, time::TAKE_MAX).await.unwrap()
+        inputs(&self.core, &mut *self.conn().await).await
     }
 }
 
