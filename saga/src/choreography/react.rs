@@ -309,6 +309,9 @@ impl<S: Send + Sync + 'static> Reactor<S> {
     ) -> Result<Answer<Vec<Answered>>, BoxError> {
         let of = Correlation::read(|name| cx.meta.header(name))?
             .ok_or_else(|| Error::new(Fault::Record, "a call is made for no saga"))?;
+        // Alone it has its time-out from the consumer, which tells it for what it is. Else that is the sum of all which the
+        // event may lead to, and not only of those that are due.
+        let is_alone = self.calls(cx.meta.message_type()).len() == 1;
         let mut all = Vec::with_capacity(due.len());
         for call in due {
             let (step, outside) = self.called(call)?;
@@ -316,10 +319,9 @@ impl<S: Send + Sync + 'static> Reactor<S> {
             let epoch = epoch(operation);
             cx.key = key(&Correlation { step, operation, epoch, ..of.clone() }).unwrap_or(cx.key);
             let running = outside.call(cx, &call.intent)?;
-            // Alone it has its time-out from the consumer, which tells it for what it is.
-            let answer = match due.len() {
-                1 => running.await?,
-                _ => within(outside.limits().time_out, running).await?,
+            let answer = match is_alone {
+                true => running.await?,
+                false => within(outside.limits().time_out, running).await?,
             };
             let Answer::Done(answered) = answer else {
                 // The others are repeated with it, by the same keys.
