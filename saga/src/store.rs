@@ -141,6 +141,15 @@ pub(crate) async fn read(conn: &mut PgConnection, id: SagaId) -> Result<Option<I
     found.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
 }
 
+/// Whether there is such a saga, also where a newer release has written it.
+pub(crate) async fn is_there(conn: &mut PgConnection, id: SagaId) -> Result<bool, Error> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM tailrace.saga_instance WHERE id = $1)")
+        .bind(*id.as_uuid())
+        .fetch_one(conn)
+        .await
+        .map_err(reading)
+}
+
 /// Stores sagas that were locked, or are new, appends to the journal, and wishes for ticks: one round trip. A new saga
 /// whose id is taken is an error.
 ///

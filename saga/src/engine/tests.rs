@@ -872,6 +872,25 @@ async fn a_saga_that_is_a_step_of_another_one_begins_once_and_is_undone_with_it(
 }
 
 #[tokio::test]
+async fn a_part_that_a_newer_release_has_written_is_told_to_whoever_can_read_it() {
+    let shop = shop("engine_part_newer").await;
+    let parent = new_id();
+    shop.take_parts(vec![part(parent, Operation::Action, 1)]).await;
+    shop.bed.execute("UPDATE tailrace.saga_instance SET instance = '{}'").await;
+    let mut conn = shop.conn().await;
+
+    let mut asked = Parted::default();
+    let undone = part(parent, Operation::Compensation, 2);
+    asked.take(&shop.core, &mut conn, undone, SystemTime::now()).await.unwrap().unwrap();
+    let told = std::mem::take(&mut asked.told);
+    let applied = apply(&shop.core, &mut conn, Vec::new(), told, SystemTime::now()).await.unwrap();
+
+    assert!(asked.begun.is_empty());
+    let reasons: Vec<Reason> = applied.deferred.iter().map(|deferred| deferred.reason).collect();
+    assert_eq!(reasons, [Reason::Foreign]);
+}
+
+#[tokio::test]
 async fn a_part_that_is_undone_before_it_came_never_begins() {
     let shop = shop("engine_part_late").await;
     let parent = new_id();
