@@ -170,7 +170,7 @@ impl Starter {
     /// The key is known for as long as the saga is kept.
     ///
     /// # Errors
-    /// As there.
+    /// As there. [`Kind::Conflict`] for a key of more than 1,024 bytes, or with NUL in it.
     pub async fn start_once(
         &self,
         conn: &mut PgConnection,

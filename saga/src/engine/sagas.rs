@@ -123,7 +123,8 @@ impl Sagas {
     /// wish twice is the same saga, also where both come at once. Which one it is, is answered with whether it begins now.
     ///
     /// # Errors
-    /// As there; the key is nobody's then, and free for another try in the same transaction.
+    /// As there; the key is nobody's then, and free for another try in the same transaction. [`Kind::Conflict`] for a key of
+    /// more than 1,024 bytes, or with NUL in it.
     pub async fn start_once<D: Serialize + Sync + 'static>(
         &self,
         conn: &mut PgConnection,

@@ -281,6 +281,23 @@ async fn a_key_whose_saga_does_not_begin_is_free_in_the_same_transaction() {
 }
 
 #[tokio::test]
+async fn a_key_that_postgres_cannot_store_is_refused_and_fails_no_transaction() {
+    let shop = shop("engine_key_size").await;
+    let (sagas, saga, mut tx) = (sagas(&shop), definition(1), shop.bed.begin().await);
+    let long = "7".repeat(1_024);
+
+    for key in [format!("{long}7"), "order\07".to_owned()] {
+        let refused = sagas.start_once(&mut tx, &saga, &key, &order(), Vec::new()).await;
+        assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(sagas.find_by_key(&mut tx, &saga, &key).await.unwrap(), None);
+    }
+    let longest = sagas.start_once(&mut tx, &saga, &long, &order(), Vec::new()).await.unwrap();
+    tx.commit().await.unwrap();
+
+    assert_eq!(longest.1, Started::Now);
+}
+
+#[tokio::test]
 async fn a_local_step_is_told_what_has_caused_it_and_how_the_saga_stands() {
     async fn tells(cx: LocalCx<'_>, _: Order) -> Result<Result<(), String>, sqlx::Error> {
         let cause: BTreeMap<String, String> = cx.cause().into_iter().collect();
