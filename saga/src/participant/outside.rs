@@ -63,7 +63,12 @@ impl<P, K, R> Outside<P, K, R> {
 
     /// The breaker around the call, as with [`Call::breaker`](tailrace_idempotency::Call::breaker). Where one message can
     /// lead to several calls (an action and its compensation, or several steps of a service about one event), that of the
-    /// first one stands around all of them. Default: one of its own.
+    /// first one stands around all of them.
+    ///
+    /// It stands around all that such a message is about, since whether a call is needed is found in the transaction which
+    /// prepares it: while it is open, messages of that type wait also where they end without a call. So a compensation
+    /// within Postgres of an action that is a call, and what a service does about the event beside a call, are done once
+    /// the other side works again, or is tried again. Default: one of its own.
     pub fn breaker(mut self, breaker: Breaker) -> Self {
         self.limits.breaker = breaker;
         self
