@@ -8,7 +8,7 @@ use tailrace_idempotency::{BoxError, Ending};
 
 use super::sweep::Sweep;
 use super::{Core, SILENCE_MAX, registry};
-use crate::engine::apply::{Applied, Told, apply};
+use crate::engine::apply::{Applied, Told, apply, told};
 use crate::lock;
 use crate::store::{self, Cause, Deferred, Look, Reason, Waiting};
 use crate::transition::Input;
@@ -163,9 +163,10 @@ pub(super) async fn take(
             conn = pool.acquire().await?;
         }
         if portion.lost() {
-            put_one_off(core, &mut conn, due, now, &*error).await?;
+            put_one_off(core, &mut conn, due, now, &error).await?;
         } else {
-            tracing::warn!(%error, ?due, taken = max, "a transaction of sagas is lost, and fewer of them are taken");
+            tracing::warn!(error = %told(&*error), ?due, taken = max,
+                "a transaction of sagas is lost, and fewer of them are taken");
         }
     }
     Ok(Left::More)
@@ -177,7 +178,7 @@ async fn put_one_off(
     conn: &mut PgConnection,
     due: Due,
     now: SystemTime,
-    error: &(dyn std::error::Error + Send + Sync),
+    error: &BoxError,
 ) -> Result<(), BoxError> {
     let mine = core.registry.identities();
     let mut tx = super::begin_transaction(conn).await?;
@@ -192,7 +193,8 @@ async fn put_one_off(
     };
     tx.commit().await?;
     if let Some(saga) = first {
-        tracing::error!(%saga, %error, ?due, "what is due for a saga loses its transaction each time, and is put off");
+        tracing::error!(%saga, error = %told(&**error), ?due,
+            "what is due for a saga loses its transaction even alone, and is put off");
     }
     Ok(())
 }
