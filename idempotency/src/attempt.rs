@@ -377,7 +377,9 @@ impl Effects {
 
     pub(crate) fn blamed(&self, plan: &mut Plan<&[u8]>, blame: Blame) {
         let Blame { call, fate, again } = blame;
-        self.shared.counters.count_failure();
+        if fate.is_failure() {
+            self.shared.counters.count_failure();
+        }
         tracing::debug!(
             topic = %self.owned.partition.topic, partition = self.owned.partition.number, messages = call.len(),
             again, "messages failed and are tried one by one"
@@ -527,7 +529,7 @@ impl Effects {
         let state = match cause {
             None if is_parked => State::Queued,
             None => State::Waiting(Duration::ZERO),
-            Some(cause) => self.next_state(cause, attempts),
+            Some(cause) => self.next_state(cause, attempts, Duration::ZERO),
         };
         if !is_parked {
             let call = call_of(&self.shared, record.meta.message_type());
@@ -539,9 +541,10 @@ impl Effects {
         NewRow { stored: record.stored(), state, attempts, cause: cause.cloned() }
     }
 
-    /// What follows a failed attempt of a parked message.
-    pub(crate) fn next_state(&self, cause: &Cause, attempts: u32) -> State {
+    /// What follows for a message that has been parked for so long, and stays so by this cause.
+    pub(crate) fn next_state(&self, cause: &Cause, attempts: u32, parked_for: Duration) -> State {
         match cause.reason {
+            Reason::Waits => State::Waiting(self.shared.policy.waits_on(parked_for)),
             // Time does not mend these.
             Reason::TooOld | Reason::Future | Reason::Unhandled => State::Stuck,
             _ => State::after(self.shared.policy.wait(attempts, cause.after, chance())),
@@ -553,6 +556,10 @@ impl Effects {
         let (offset, id) = (record.meta.position().offset.get(), record.meta.message_id());
         let (reason, message_type) = (cause.reason.code(), record.meta.message_type());
         match state.wait() {
+            Some(wait) if !cause.is_failure() => tracing::info!(
+                %topic, partition = number, offset, message_id = %id, message_type, reason,
+                wait_ms = wait.as_millis(), "a message waits for another one, and its key behind it"
+            ),
             Some(wait) => tracing::warn!(
                 %topic, partition = number, offset, message_id = %id, message_type, reason, attempts,
                 wait_ms = wait.as_millis(), "a message is parked, and its key behind it"

@@ -58,6 +58,7 @@ struct Chosen {
     queue: Queue,
     route: RouteId,
     attempts: u32,
+    parked_for: Duration,
     /// Its call was begun, and nobody makes it any more.
     broken_off: bool,
 }
@@ -217,8 +218,8 @@ impl Effects {
             together.heads.push((queue, head(Some(Duration::ZERO))));
             return None;
         };
-        let (attempts, broken_off) = (row.attempts, row.calling);
-        Some((Chosen { queue, route, attempts, broken_off }, permit))
+        let Row { attempts, parked_for, calling: broken_off, .. } = *row;
+        Some((Chosen { queue, route, attempts, parked_for, broken_off }, permit))
     }
 
     /// Runs the first step of those calls that have no intent yet.
@@ -356,7 +357,8 @@ impl Effects {
             let (queue, route) = (called.queue.clone(), called.route);
             // The attempt that has ended was counted when it began.
             let attempts = row.attempts.saturating_sub(1);
-            chosen.push(Chosen { queue, route, attempts, broken_off: false });
+            let parked_for = row.parked_for;
+            chosen.push(Chosen { queue, route, attempts, parked_for, broken_off: false });
             let given_up = row.discarded && !matches!(called.answer, Ok(Answer::Done(_)));
             answers.push((called, given_up));
         }
@@ -447,7 +449,7 @@ impl Effects {
         let table = self.table();
         let (mut calling, mut intents) = (Vec::new(), Vec::new());
         let (mut gone, mut letters, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        for ((Chosen { queue, route, .. }, record), end) in
+        for ((Chosen { queue, route, parked_for, .. }, record), end) in
             chosen.iter().zip(&work.records).zip(ends)
         {
             let offset = record.meta.position().offset;
@@ -460,7 +462,7 @@ impl Effects {
                     continue;
                 }
                 End::Fails(cause, attempts) => {
-                    let state = self.next_state(cause, *attempts);
+                    let state = self.next_state(cause, *attempts, *parked_for);
                     self.tell_parked(record, cause, *attempts, state);
                     let postponing = table.postpone(conn, offset, state, *attempts, cause);
                     in_time("a failed attempt cannot be noted", postponing).await?;

@@ -19,6 +19,8 @@ pub(crate) enum Reason {
     Failed,
     /// Its handler asked for a later time.
     Later,
+    /// Its handler has it wait for another message.
+    Waits,
     /// No handler is registered for its type.
     Unhandled,
     /// Its id is older than claims are kept.
@@ -39,6 +41,7 @@ impl Reason {
             Self::Rejected => "rejected",
             Self::Failed => "failed",
             Self::Later => "later",
+            Self::Waits => "waits",
             Self::Unhandled => "unhandled",
             Self::TooOld => "too_old",
             Self::Future => "future",
@@ -71,6 +74,11 @@ impl Cause {
         Self { after: Some(after), ..Self::new(Reason::Later) }
     }
 
+    /// Whether an attempt has failed by it.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.reason != Reason::Waits
+    }
+
     pub(crate) fn of(error: &Error) -> Self {
         let reason = match error.kind() {
             Kind::Payload => Reason::Undecodable,
@@ -89,6 +97,16 @@ pub(crate) enum Fate {
     Bury(Cause),
     /// It waits there too, for its call to be made, which is no failure.
     Call,
+}
+
+impl Fate {
+    /// Whether what it is owed to counts as an attempt.
+    pub(crate) fn is_failure(&self) -> bool {
+        match self {
+            Self::Park(cause) | Self::Bury(cause) => cause.is_failure(),
+            Self::Call => false,
+        }
+    }
 }
 
 /// An error and its sources, without what Postgres quotes of a row.

@@ -55,6 +55,16 @@ pub enum Outcome {
         /// The time until the next attempt. What is longer than 365 days is taken for 365 days.
         after: Duration,
     },
+    /// Not yet, and by no failure: it waits for another message of this consumer. What the handler did is rolled back,
+    /// and the message is parked and handed in again, before the later ones of its key. It is no attempt, so that it
+    /// waits for as long as that takes: the other one has to end, by itself or by a person.
+    ///
+    /// It waits as long again as it has been parked, between the waits of [`parked_wait`](crate::Config::parked_wait) and
+    /// 30 s at most: by default 1, 1, 2, 4, 8, 16, 30, 30 … seconds.
+    Wait {
+        /// For people, stored while it waits: what it waits for. It must not repeat the payload.
+        reason: Cow<'static, str>,
+    },
     /// Never: what the handler did is rolled back, and the message becomes a dead letter. Its key goes on.
     Reject {
         /// For people, stored with the dead letter; it must not repeat the payload.
@@ -66,6 +76,11 @@ impl Outcome {
     /// [`Outcome::Retry`].
     pub fn retry(after: Duration) -> Self {
         Self::Retry { after }
+    }
+
+    /// [`Outcome::Wait`].
+    pub fn wait(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::Wait { reason: reason.into() }
     }
 
     /// [`Outcome::Reject`].

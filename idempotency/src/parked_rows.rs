@@ -66,6 +66,7 @@ pub(crate) struct NewRow {
 pub(crate) struct Row {
     pub(crate) stored: Stored,
     pub(crate) attempts: u32,
+    pub(crate) parked_for: Duration,
     /// A person gave it up.
     pub(crate) discarded: bool,
     /// Its call was begun, which counts as an attempt, and how it ended is not recorded.
@@ -232,7 +233,8 @@ impl Table<'_> {
             r#"SELECT "offset", key, message_id, message_type, payload, header_names, header_values,
                    (extract(epoch FROM written_at) * 1000)::bigint, attempts, state,
                    state IN ('discard', 'queued', 'calling') OR (state = 'waiting' AND retry_at <= now()),
-                   extract(epoch FROM retry_at - now())::float8, intent
+                   extract(epoch FROM retry_at - now())::float8, intent,
+                   extract(epoch FROM now() - parked_at)::float8
                FROM tailrace.parked_message AS parked WHERE consumer = "#,
         );
         query.push_bind(self.consumer);
@@ -467,6 +469,7 @@ type Columns = (
     bool,
     Option<f64>,
     Option<Vec<u8>>,
+    Option<f64>,
 );
 
 impl From<Columns> for Row {
@@ -479,9 +482,9 @@ impl From<Columns> for Row {
             columns.4,
             columns.5,
             columns.6,
-            (columns.7, columns.8, columns.9, columns.10, columns.11, columns.12),
+            (columns.7, columns.8, columns.9, columns.10, columns.11, columns.12, columns.13),
         );
-        let (written_at_ms, attempts, state, ready, seconds, intent) = rest;
+        let (written_at_ms, attempts, state, ready, seconds, intent, parked_for) = rest;
         let stored = Stored {
             offset,
             key,
@@ -495,6 +498,7 @@ impl From<Columns> for Row {
         Self {
             stored,
             attempts: u32::try_from(attempts).unwrap_or_default(),
+            parked_for: until(parked_for),
             discarded: state == "discard",
             calling: state == "calling",
             ready,

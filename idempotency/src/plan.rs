@@ -213,7 +213,7 @@ impl<K: Hash + Eq + Clone> Plan<K> {
         if call.len() <= 1 {
             let failures = self.failures.get_mut(call.start);
             let failures = failures.map_or(0, |failures| {
-                *failures += 1;
+                *failures += u32::from(fate.is_failure());
                 *failures
             });
             if !again || failures > self.retries {

@@ -54,6 +54,18 @@ impl Replayed {
     }
 }
 
+/// How a message stood before its replay.
+struct Before {
+    attempts: u32,
+    parked_for: Duration,
+}
+
+impl Before {
+    fn of(row: &Row) -> Self {
+        Self { attempts: row.attempts, parked_for: row.parked_for }
+    }
+}
+
 impl Effects {
     /// When to look for parked messages that may be tried.
     pub(crate) fn look_at(&self) -> Option<Instant> {
@@ -196,10 +208,11 @@ impl Effects {
         };
         // A call that was begun is counted already.
         let attempts = row.attempts.saturating_add(u32::from(!row.calling));
+        let before = Before { attempts, parked_for: row.parked_for };
         let work = self.restore(vec![row])?;
         let mut plan = Plan::each(1);
         plan.condemn(0, fate);
-        let noted = self.release(&mut tx, queue, &work, &plan, &[attempts], 1).await?;
+        let noted = self.release(&mut tx, queue, &work, &plan, &[before], 1).await?;
         commit(tx).await?;
         self.shared.counters.count_failure();
         self.shared.counters.count_committed(noted.tally);
@@ -308,7 +321,7 @@ impl Effects {
         if first_is_discarded {
             rows.truncate(rows.iter().position(|row| !row.discarded).unwrap_or(rows.len()));
         }
-        let attempts: Vec<u32> = rows.iter().map(|row| row.attempts).collect();
+        let before: Vec<Before> = rows.iter().map(Before::of).collect();
         let discarded: Vec<bool> = rows.iter().map(|row| row.discarded).collect();
         let work = self.restore(rows)?;
         let keys = work.records.iter().map(|_| Some(&b"one queue"[..])).collect();
@@ -327,7 +340,7 @@ impl Effects {
         let until = self.run(conn, &mut trial, &mut plan).await.map_err(Stumble::into_error)?;
         let open = progress::still_open(conn, &fenced);
         in_time("the replay's transaction cannot be checked", open).await?;
-        self.release(conn, queue, &work, &plan, &attempts, until).await.map(Some)
+        self.release(conn, queue, &work, &plan, &before, until).await.map(Some)
     }
 
     pub(crate) fn restore(&self, rows: Vec<Row>) -> Result<Work, Error> {
@@ -372,21 +385,21 @@ impl Effects {
         queue: &Queue,
         work: &Work,
         plan: &Plan<&[u8]>,
-        attempts: &[u32],
+        before: &[Before],
         until: usize,
     ) -> Result<Replayed, Error> {
         let mut tally = Tally::default();
         let (mut gone, mut letters) = (Vec::new(), Vec::new());
         let mut failed = None;
-        for (at, (record, before)) in work.records.iter().zip(attempts).enumerate().take(until) {
-            let attempts = before.saturating_add(plan.failures(at));
+        for (at, (record, before)) in work.records.iter().zip(before).enumerate().take(until) {
+            let attempts = before.attempts.saturating_add(plan.failures(at));
             match plan.aside(at) {
                 None => tally.replayed += 1,
                 Some(Aside::Fate(Fate::Bury(cause))) => {
                     letters.push(self.letter(record, cause, attempts.max(1)));
                 }
                 Some(Aside::Fate(Fate::Park(cause))) => {
-                    failed = Some((record, cause, attempts));
+                    failed = Some((record, cause, attempts, before.parked_for));
                     break;
                 }
                 Some(Aside::Behind | Aside::Fate(Fate::Call)) => break,
@@ -401,12 +414,12 @@ impl Effects {
             if !gone.is_empty() {
                 table.delete(conn, &gone).await?;
             }
-            let Some((record, cause, attempts)) = failed else {
+            let Some((record, cause, attempts, parked_for)) = failed else {
                 let next = table.promote(conn, queue).await?;
                 return Ok(next.map(|next| head_of(&self.shared, next)));
             };
             let offset = record.meta.position().offset;
-            let state = self.next_state(cause, attempts);
+            let state = self.next_state(cause, attempts, parked_for);
             self.tell_parked(record, cause, attempts, state);
             table.postpone(conn, offset, state, attempts, cause).await?;
             let call = call_of(&self.shared, record.meta.message_type());

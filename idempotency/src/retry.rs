@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// No message that waits for another one is left alone longer.
+const WAITING_MAX: Duration = Duration::from_secs(30);
+
 /// No parked message waits longer, whatever its handler asks for; times of Postgres have an end.
 pub(crate) const PARKED_WAIT_LIMIT: Duration = Duration::from_secs(365 * 86_400);
 
@@ -125,6 +128,13 @@ impl Policy {
         let full = self.parked_wait.saturating_mul(1 << doublings).min(self.parked_wait_max);
         Some(asked.unwrap_or_else(|| shortened(full, chance)).min(PARKED_WAIT_LIMIT))
     }
+
+    /// How long a message waits on that waits for another one and has been parked for so long: as long again, so that
+    /// neither a short wait takes long nor a long one many transactions. It ends with the other one and not by its own
+    /// attempts, of which it has none.
+    pub(crate) fn waits_on(&self, parked_for: Duration) -> Duration {
+        parked_for.max(self.parked_wait).min(self.parked_wait_max).min(WAITING_MAX)
+    }
 }
 
 /// Up to a half less, so that what failed together does not come back together.
@@ -176,5 +186,26 @@ mod tests {
         assert_eq!(policy.wait(3, Some(asked), 999), Some(asked));
         assert_eq!(policy.wait(11, Some(asked), 0), None);
         assert_eq!(policy.wait(1, Some(Duration::MAX), 0), Some(PARKED_WAIT_LIMIT));
+    }
+
+    #[test]
+    fn a_message_that_waits_for_another_one_waits_as_long_again_within_bounds() {
+        let waits = |policy: &Policy| {
+            let mut parked_for = Duration::ZERO;
+            [(); 9].map(|()| {
+                let wait = policy.waits_on(parked_for);
+                parked_for += wait;
+                wait.as_millis()
+            })
+        };
+        let of = |first, max| {
+            let [parked_wait, parked_wait_max] = [first, max].map(Duration::from_millis);
+            Policy { parked_wait, parked_wait_max, ..Policy::default() }
+        };
+
+        let seconds = waits(&Policy::default()).map(|wait| wait / 1000);
+        assert_eq!(seconds, [1, 1, 2, 4, 8, 16, 30, 30, 30]);
+        assert_eq!(waits(&of(20, 70)), [20, 20, 40, 70, 70, 70, 70, 70, 70]);
+        assert_eq!(waits(&of(60_000, 90_000)), [30_000; 9]);
     }
 }

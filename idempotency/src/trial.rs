@@ -382,6 +382,9 @@ impl<'s, 'a> Trial<'s, 'a> {
         let (fate, again) = match handled.ended {
             Ok(Outcome::Done) => return Ok(()),
             Ok(Outcome::Retry { after }) => (Fate::Park(Cause::later(after)), false),
+            Ok(Outcome::Wait { reason }) => {
+                (Fate::Park(Cause::with_detail(Reason::Waits, &reason)), false)
+            }
             Ok(Outcome::Reject { reason }) => {
                 (Fate::Bury(Cause::with_detail(Reason::Rejected, &reason)), false)
             }

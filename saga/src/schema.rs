@@ -64,6 +64,11 @@ pub const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/0007_calls.sql"),
     },
     Migration { version: 8, name: "0008_key.sql", sql: include_str!("../migrations/0008_key.sql") },
+    Migration {
+        version: 9,
+        name: "0009_waiting.sql",
+        sql: include_str!("../migrations/0009_waiting.sql"),
+    },
 ];
 
 const MEND: &str = "run tailrace_saga::schema::install or the files of its folder migrations";

@@ -141,6 +141,15 @@ pub(crate) async fn read(conn: &mut PgConnection, id: SagaId) -> Result<Option<I
     found.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
 }
 
+/// Whether there is such a saga, also where a newer release has written it.
+pub(crate) async fn is_there(conn: &mut PgConnection, id: SagaId) -> Result<bool, Error> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM tailrace.saga_instance WHERE id = $1)")
+        .bind(*id.as_uuid())
+        .fetch_one(conn)
+        .await
+        .map_err(reading)
+}
+
 /// Stores sagas that were locked, or are new, appends to the journal, and wishes for ticks: one round trip. A new saga
 /// whose id is taken is an error.
 ///
@@ -233,9 +242,6 @@ pub(crate) async fn has_due(conn: &mut PgConnection, now: SystemTime) -> Result<
 /// Takes timers that are due, of sagas that one of these definitions runs, with the locks of their sagas. Those that
 /// somebody else works at are passed over.
 ///
-/// It is planned each time, for how many are due now. A plan for any number is one for a third of them all, and reads
-/// and sorts the table.
-///
 /// One that a newer release has written, so that it can not be read here, is put off: it would be the first one again in
 /// the next round, and none would ever be taken behind it.
 pub(crate) async fn take_timers(
@@ -244,7 +250,35 @@ pub(crate) async fn take_timers(
     now: SystemTime,
     max: u32,
 ) -> Result<Vec<(SagaId, Option<Tick>)>, Error> {
-    let rows = sqlx::query(
+    let rows = due_timers(conn, mine, now, max).await?;
+    let mut taken = Vec::with_capacity(rows.len());
+    let mut unread: Vec<(SagaId, &str)> = Vec::new();
+    for row in &rows {
+        let (saga, text) = timer(row)?;
+        let tick = serde_json::from_str(text).ok();
+        if tick.is_none() {
+            unread.push((saga, text));
+        }
+        taken.push((saga, tick));
+    }
+    put_off_timers(conn, &unread, now).await?;
+    for (saga, _) in unread {
+        tracing::error!(%saga, "a timer of a saga can not be read, and is put off: a newer release has written it");
+    }
+    Ok(taken)
+}
+
+/// Removes timers that are due, of sagas that one of these definitions runs, with the locks of their sagas.
+///
+/// It is planned each time, for how many are due now. A plan for any number is one for a third of them all, and reads
+/// and sorts the table.
+async fn due_timers(
+    conn: &mut PgConnection,
+    mine: &[Identity],
+    now: SystemTime,
+    max: u32,
+) -> Result<Vec<PgRow>, Error> {
+    sqlx::query(
         "WITH due AS (
              SELECT timer.ctid AS at
              FROM tailrace.saga_timer AS timer CROSS JOIN LATERAL (
@@ -266,32 +300,73 @@ pub(crate) async fn take_timers(
     .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
     .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
     .bind(i64::from(max))
-    .fetch_all(&mut *conn)
+    .fetch_all(conn)
     .await
-    .map_err(reading)?;
-    let mut taken = Vec::with_capacity(rows.len());
-    let mut unread: Vec<(Uuid, &str)> = Vec::new();
-    for row in &rows {
-        let (saga, text) = (row.try_get(0).map_err(reading)?, row.try_get(1).map_err(reading)?);
-        let tick = serde_json::from_str(text).ok();
-        if tick.is_none() {
-            unread.push((saga, text));
-        }
-        taken.push((SagaId::from_uuid(saga), tick));
-    }
-    put_off_timers(conn, &unread, now).await?;
-    Ok(taken)
+    .map_err(reading)
 }
 
-/// For how long a timer is put off that can not be read.
-const UNREAD_WAIT: Duration = Duration::from_secs(60);
+/// Puts the timer off that is due first, and says whose it is.
+pub(crate) async fn put_timer_off(
+    conn: &mut PgConnection,
+    mine: &[Identity],
+    now: SystemTime,
+) -> Result<Option<SagaId>, Error> {
+    let rows = due_timers(conn, mine, now, 1).await?;
+    let first = rows.iter().map(timer).collect::<Result<Vec<_>, _>>()?;
+    put_off_timers(conn, &first, now).await?;
+    Ok(first.first().map(|(saga, _)| *saga))
+}
+
+/// A row of [`due_timers`].
+fn timer(row: &PgRow) -> Result<(SagaId, &str), Error> {
+    let saga = SagaId::from_uuid(row.try_get(0).map_err(reading)?);
+    Ok((saga, row.try_get(1).map_err(reading)?))
+}
+
+/// For how long a timer is put off that can not be read, or loses its transaction each time.
+pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+
+/// For how long timers are put off that nobody can run.
+const NOBODYS_FOR: Duration = Duration::from_secs(15);
+
+/// Puts timers off that are due and whose sagas no living engine can run, a bounded number of them: as long as they are
+/// due they are read at each look, ten times a second. Those of sagas that are over stay for the sweep.
+pub(crate) async fn put_off_nobodys_timers(
+    conn: &mut PgConnection,
+    silence_max: Duration,
+    max: u32,
+) -> Result<u64, Error> {
+    let put_off = sqlx::query(
+        "UPDATE tailrace.saga_timer SET due_at = now() + interval '1 s' * $1
+         WHERE ctid = ANY (ARRAY(
+             SELECT timer.ctid
+             FROM tailrace.saga_timer AS timer CROSS JOIN LATERAL (
+                 SELECT FROM tailrace.saga_instance AS kept
+                 WHERE kept.id = timer.saga_id AND kept.status IN ('running', 'compensating', 'parked')
+                   AND NOT EXISTS (SELECT FROM tailrace.saga_engine AS living
+                       WHERE living.seen_at > now() - interval '1 s' * $2
+                         AND (living.definition, living.version, living.hash) = (kept.definition, kept.version, kept.hash))
+                 OFFSET 0) AS saga
+             WHERE timer.due_at <= now()
+             ORDER BY timer.due_at LIMIT $3
+             FOR UPDATE OF timer SKIP LOCKED))",
+    )
+    .persistent(false)
+    .bind(NOBODYS_FOR.as_secs_f64())
+    .bind(silence_max.as_secs_f64())
+    .bind(i64::from(max))
+    .execute(conn)
+    .await
+    .map_err(writing)?;
+    Ok(put_off.rows_affected())
+}
 
 async fn put_off_timers(
     conn: &mut PgConnection,
-    unread: &[(Uuid, &str)],
+    timers: &[(SagaId, &str)],
     now: SystemTime,
 ) -> Result<(), Error> {
-    if unread.is_empty() {
+    if timers.is_empty() {
         return Ok(());
     }
     sqlx::query(
@@ -299,15 +374,12 @@ async fn put_off_timers(
          SELECT to_timestamp($1 / 1000000.0), saga_id, tick::json
          FROM unnest($2::uuid[], $3::text[]) AS given (saga_id, tick)",
     )
-    .bind(micros(now + UNREAD_WAIT))
-    .bind(unread.iter().map(|(saga, _)| *saga).collect::<Vec<_>>())
-    .bind(unread.iter().map(|(_, tick)| *tick).collect::<Vec<_>>())
+    .bind(micros(now + PUT_OFF_FOR))
+    .bind(timers.iter().map(|(saga, _)| *saga.as_uuid()).collect::<Vec<_>>())
+    .bind(timers.iter().map(|(_, tick)| *tick).collect::<Vec<_>>())
     .execute(conn)
     .await
     .map_err(writing)?;
-    for (saga, _) in unread {
-        tracing::error!(%saga, "a timer of a saga can not be read, and is put off: a newer release has written it");
-    }
     Ok(())
 }
 
@@ -340,31 +412,31 @@ pub(crate) async fn defer(
     Ok(())
 }
 
+/// Which of the inputs that wait are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// What was told or has failed, and is told as soon as its time has come: by an index in which nothing else is.
+    Ready,
+    /// What came for sagas that nobody knew, or nobody here could run. It waits for something else to happen, and there may
+    /// be any number of it: it is read from end to end.
+    Parked,
+}
+
 /// Inputs that can be told now, to sagas that one of these definitions runs, with the locks of both.
 pub(crate) async fn waiting(
     conn: &mut PgConnection,
     mine: &[Identity],
+    look: Look,
     max: u32,
 ) -> Result<Vec<Waiting>, Error> {
-    let rows = sqlx::query(
-        "SELECT input.id, input.saga_id, input.input::text, input.cause::text, input.attempts
-         FROM tailrace.saga_input AS input CROSS JOIN LATERAL (
-             SELECT FROM tailrace.saga_instance AS kept
-             WHERE kept.id = input.saga_id
-               AND EXISTS (SELECT FROM unnest($1::text[], $2::bigint[], $3::text[]) AS mine (name, version, hash)
-                   WHERE (kept.definition, kept.version, kept.hash) = (mine.name, mine.version, mine.hash))
-             FOR UPDATE SKIP LOCKED) AS saga
-         WHERE input.not_before <= now()
-         ORDER BY input.id LIMIT $4
-         FOR UPDATE OF input SKIP LOCKED",
-    )
-    .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
-    .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
-    .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
-    .bind(i64::from(max))
-    .fetch_all(conn)
-    .await
-    .map_err(reading)?;
+    let rows = sqlx::query(look.statement())
+        .bind(mine.iter().map(|mine| mine.name.to_string()).collect::<Vec<_>>())
+        .bind(mine.iter().map(|mine| i64::from(mine.version)).collect::<Vec<_>>())
+        .bind(mine.iter().map(|mine| mine.hash.to_string()).collect::<Vec<_>>())
+        .bind(i64::from(max))
+        .fetch_all(conn)
+        .await
+        .map_err(reading)?;
     rows.iter()
         .map(|row| {
             let text = |at| row.try_get::<&str, usize>(at).map_err(reading);
@@ -377,6 +449,34 @@ pub(crate) async fn waiting(
             })
         })
         .collect()
+}
+
+macro_rules! waiting {
+    ($of:literal) => {
+        concat!(
+            "SELECT input.id, input.saga_id, input.input::text, input.cause::text, input.attempts
+             FROM tailrace.saga_input AS input CROSS JOIN LATERAL (
+                 SELECT FROM tailrace.saga_instance AS kept
+                 WHERE kept.id = input.saga_id
+                   AND EXISTS (SELECT FROM unnest($1::text[], $2::bigint[], $3::text[]) AS mine (name, version, hash)
+                       WHERE (kept.definition, kept.version, kept.hash) = (mine.name, mine.version, mine.hash))
+                 FOR UPDATE SKIP LOCKED) AS saga
+             WHERE input.not_before <= now() AND ",
+            $of,
+            " LIMIT $4 FOR UPDATE OF input SKIP LOCKED"
+        )
+    };
+}
+
+impl Look {
+    fn statement(self) -> &'static str {
+        match self {
+            Self::Ready => {
+                waiting!("input.reason IN ('told', 'failed') ORDER BY input.not_before, input.id")
+            }
+            Self::Parked => waiting!("input.reason NOT IN ('told', 'failed') ORDER BY input.id"),
+        }
+    }
 }
 
 /// Removes inputs that were told.

@@ -91,6 +91,13 @@ pub const ENTRIES_MAX: u32 = 10_000;
 /// # Errors
 /// [`Kind::Database`]; [`Kind::Schema`] where the table holds what this version does not know.
 pub async fn timeline(conn: &mut PgConnection, saga: SagaId) -> Result<Timeline, Error> {
+    let entries = entries(conn, saga).await?;
+    let journal = inner::journal(conn, saga).await?;
+    Ok(Timeline::new(saga, entries).with(&journal))
+}
+
+/// The messages alone.
+pub(crate) async fn entries(conn: &mut PgConnection, saga: SagaId) -> Result<Vec<Entry>, Error> {
     let rows = sqlx::query(
         "SELECT message_id, (extract(epoch FROM at) * 1000000)::bigint, topic, source, type, definition, step,
              operation, outcome, cause
@@ -101,9 +108,7 @@ pub async fn timeline(conn: &mut PgConnection, saga: SagaId) -> Result<Timeline,
     .fetch_all(&mut *conn)
     .await
     .map_err(|error| Error::database("the story of a saga cannot be read", error))?;
-    let entries = rows.iter().map(Entry::of_row).collect::<Result<_, _>>()?;
-    let journal = inner::journal(conn, saga).await?;
-    Ok(Timeline::new(saga, entries).with(&journal))
+    rows.iter().map(Entry::of_row).collect()
 }
 
 /// Deletes the stories of sagas that began before this time, at most `rows_max` rows, and says how many. For a task that

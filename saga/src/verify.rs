@@ -10,7 +10,7 @@
 //! wrong with it.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
@@ -21,6 +21,7 @@ use crate::correlation::SagaId;
 use crate::definition::{Definition, Identity};
 use crate::error::Error;
 use crate::instance::{Instance, Phase, StepStatus};
+use crate::store::PUT_OFF_FOR;
 use crate::transition::{Entry, Happening, Input, Tick, Timer};
 
 mod lines;
@@ -34,7 +35,7 @@ use retell::retell;
 pub const PAGE_MAX: u32 = 500;
 
 /// Between a time in a saga and the same time as Postgres has it.
-const ROUNDING: std::time::Duration = std::time::Duration::from_micros(2);
+const ROUNDING: Duration = Duration::from_micros(2);
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -127,6 +128,7 @@ struct Stored {
     timers: Vec<Timer>,
     inputs: Vec<Input>,
     lines: Vec<Place>,
+    now: SystemTime,
 }
 
 /// What one input has left in the journal.
@@ -160,7 +162,8 @@ async fn look(
              SELECT saga_id, json_agg(json_build_object('lock', lock, 'key', key, 'is_held', held_at IS NOT NULL)) AS rows
              FROM tailrace.saga_lock WHERE saga_id IN (SELECT id FROM page) GROUP BY saga_id)
          SELECT page.id, page.status, page.revision, page.instance::text, coalesce(told.rows::text, '[]'),
-             coalesce(timed.rows::text, '[]'), coalesce(waiting.rows::text, '[]'), coalesce(lines.rows::text, '[]')
+             coalesce(timed.rows::text, '[]'), coalesce(waiting.rows::text, '[]'), coalesce(lines.rows::text, '[]'),
+             (extract(epoch FROM now()) * 1000000)::bigint
          FROM page LEFT JOIN told ON told.saga_id = page.id LEFT JOIN timed ON timed.saga_id = page.id
              LEFT JOIN waiting ON waiting.saga_id = page.id LEFT JOIN lines ON lines.saga_id = page.id
          ORDER BY page.id",
@@ -203,6 +206,8 @@ fn stored(
     let status = text(1)?.to_owned();
     let instance = serde_json::from_str(text(3)?).ok();
     let (journal, timers, inputs, lines) = (text(4)?, text(5)?, text(6)?, text(7)?);
+    let now: i64 = row.try_get(8)?;
+    let now = UNIX_EPOCH + Duration::from_micros(u64::try_from(now).unwrap_or_default());
     let read = || {
         Ok::<_, serde_json::Error>(Stored {
             id,
@@ -214,6 +219,7 @@ fn stored(
             timers: serde_json::from_str(timers)?,
             inputs: serde_json::from_str(inputs)?,
             lines: serde_json::from_str(lines)?,
+            now,
         })
     };
     Ok(read().map_err(|error| {
@@ -291,7 +297,9 @@ impl Stored {
     }
 
     fn will_come(&self, tick: &Tick, due: SystemTime) -> bool {
-        let is_it = |timer: &Timer| timer.tick == *tick && timer.due <= due + ROUNDING;
+        // One that nobody could take was put off.
+        let latest = due.max(self.now + PUT_OFF_FOR) + ROUNDING;
+        let is_it = |timer: &Timer| timer.tick == *tick && timer.due <= latest;
         let waits = |input: &Input| matches!(input, Input::Tick(waiting) if waiting == tick);
         self.timers.iter().any(is_it) || self.inputs.iter().any(waits)
     }

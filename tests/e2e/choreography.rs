@@ -1,6 +1,8 @@
 //! Sagas without an orchestrator over three services in databases of their own, on relays and Kafka.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -8,8 +10,11 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rustix::process::Signal;
 use sqlx::{PgPool, Row};
-use tailrace_idempotency::Config;
+use tailrace_idempotency::inbox::{self, By, Entry};
+use tailrace_idempotency::{Answer, BoxError, Breaker, CallCx, Config};
 use tailrace_saga::SagaId;
+use tailrace_saga::choreography::Reaction;
+use tailrace_saga::participant::{Cx, Outside};
 use tailrace_saga::story::{Observer, timeline};
 use tailrace_stack::{Database, Stack, unique};
 use tests::choreography_shop::{
@@ -251,6 +256,106 @@ async fn services_that_react_to_each_other_complete_a_saga_or_undo_it() {
     ending.send(()).unwrap();
     observing.await.unwrap().unwrap();
     for service in &mut services {
+        stop(service).await;
+    }
+}
+
+type Provider = Arc<AtomicBool>;
+
+async fn reserves(
+    cx: Cx<'_, Provider>,
+    order: OrderEvent,
+) -> Result<Result<(SagaId, OrderEvent), Reaction>, BoxError> {
+    Ok(Ok((cx.saga.saga, order)))
+}
+
+/// The provider is away until it is told to be back.
+async fn calls(cx: CallCx<'_, Provider>, _: (SagaId, OrderEvent)) -> Result<Answer<()>, BoxError> {
+    if cx.state.load(Ordering::Relaxed) { Ok(Answer::Done(())) } else { Err("it is away".into()) }
+}
+
+async fn reserved(
+    cx: Cx<'_, Provider>,
+    (saga, order): (SagaId, OrderEvent),
+    (): (),
+) -> Result<Reaction, BoxError> {
+    effect(cx.conn, saga, "reserve-credit").await;
+    Ok(Reaction::emit("credit.reserved.v1", &order))
+}
+
+async fn releases(cx: Cx<'_, Provider>, order: OrderEvent) -> Result<Reaction, BoxError> {
+    sqlx::query("INSERT INTO effect (saga, step, delta) VALUES ($1, 'reserve-credit', -1)")
+        .bind(cx.saga.saga.as_uuid())
+        .execute(cx.conn)
+        .await?;
+    Ok(Reaction::emit("credit.released.v1", &order))
+}
+
+/// What is parked in the database of a service, by the type of its message.
+async fn parked(pool: &PgPool) -> BTreeMap<String, Entry> {
+    let mut conn = pool.acquire().await.expect("the stack serves");
+    let parked = inbox::list(&mut conn, &inbox::Filter::default(), 9).await;
+    let parked = parked.expect("the stack serves").into_iter();
+    parked.map(|entry| (entry.message_type.clone().unwrap_or_default(), entry)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compensation_waits_for_the_call_of_its_step_however_often_that_fails() {
+    let shop = Shop::new("choreography_waits").await;
+    let mut others = ["orders", "payments"].map(|service| shop.start(service));
+    let provider = Provider::default();
+    let pool = shop.pool("customers");
+    let (short, name) = (Duration::from_millis(10), format!("{}customers", shop.prefix));
+    // As by default, but for the waits: 20 attempts. The breaker lets every call through.
+    let config = Config::new(name, shop.brokers.clone(), pool.clone())
+        .parked_wait(short, short * 2)
+        .state(Arc::clone(&provider));
+    let reserve = Outside::new(reserves, calls, reserved)
+        .breaker(Breaker::new().minimum_number_of_calls(100));
+    let customers = choreography(LONG).unwrap().service("customers").topic_prefix(&shop.prefix);
+    let customers = customers.call("reserve-credit", reserve).undo("release-credit", releases);
+    let (ending, ends) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(customers.run(config, async { ends.await.unwrap_or_default() }));
+
+    let saga = shop.place(order(1), Duration::from_millis(500)).await;
+    // The call has failed for good, and the compensation, or the failure that is to be undone for, was looked at more often
+    // than that: each time its row is written.
+    let mut looks = BTreeSet::new();
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    let waiting = async {
+        loop {
+            tick.tick().await;
+            let versions: Vec<i64> = sqlx::query_scalar(
+                "SELECT xmin::text::bigint FROM tailrace.parked_message WHERE message_type = $1",
+            )
+            .bind("payment.called-off.v1")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+            looks.extend(versions);
+            let is_stuck = |entry: &Entry| entry.state == inbox::State::Stuck;
+            let parked = parked(pool).await;
+            if looks.len() > 25 && parked.get("order.placed.v1").is_some_and(is_stuck) {
+                return parked;
+            }
+        }
+    };
+    let parked = tokio::time::timeout(END_MAX, waiting).await.expect("nothing waits");
+    let waits = &parked["payment.called-off.v1"];
+    provider.store(true, Ordering::Relaxed);
+    let mut conn = pool.acquire().await.unwrap();
+    let by = By::new("test");
+    inbox::retry(&mut conn, &parked["order.placed.v1"], 1, &by).await.unwrap();
+    drop(conn);
+
+    assert_eq!((waits.state, waits.attempts), (inbox::State::Waiting, 0));
+    assert_eq!(waits.reason.as_deref(), Some("waits"));
+    assert!(waits.detail.as_deref().unwrap().contains("reserve-credit"), "{:?}", waits.detail);
+    shop.is_undone(saga).await;
+    assert_eq!(shop.left(saga).await["reserve-credit"], (0, 1));
+    ending.send(()).unwrap();
+    running.await.unwrap().unwrap();
+    for service in &mut others {
         stop(service).await;
     }
 }

@@ -21,7 +21,8 @@ pub(crate) struct Timeline {
     /// The saga
     #[arg(value_parser = saga_id)]
     saga: SagaId,
-    /// Tell its messages, as an observer has kept them, and not the journal of its orchestrator
+    /// Tell its messages, as an observer has kept them, and between them what the journal has that no message tells of;
+    /// with --json its messages alone
     #[arg(long)]
     messages: bool,
     /// Draw its messages as a sequence diagram in Mermaid

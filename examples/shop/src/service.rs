@@ -137,7 +137,7 @@ impl Service {
             .rebalance_deadline(Duration::from_secs(2))
             // What fails because something else is away is tried again soon, and for as long as it takes.
             .parked_wait(Duration::from_millis(200), Duration::from_secs(2))
-            .attempts_max(10_000)
+            .attempts_max(1_000)
     }
 
     /// The configuration of a read model, whose name is that of a schema.

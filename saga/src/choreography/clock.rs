@@ -6,6 +6,7 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use tailrace_idempotency::Ending;
+use tailrace_outbox::Message;
 use uuid::Uuid;
 
 use super::decide::{self, Course, Status};
@@ -38,6 +39,14 @@ pub struct Starter {
     pub(super) map: Choreography,
     pub(super) voice: Voice,
     pub(super) counters: Counters,
+}
+
+/// What a saga begins with.
+struct Begins {
+    correlation: Correlation,
+    payload: Vec<u8>,
+    message: Message,
+    within: Duration,
 }
 
 /// A saga as the service sees it that has started it.
@@ -96,16 +105,17 @@ impl Starter {
         payload: &impl Serialize,
         cause: Vec<(String, String)>,
     ) -> Result<SagaId, Error> {
-        self.start_as(conn, SagaId::mint(), payload, cause).await
+        let begins = self.begins(SagaId::mint(), payload, &cause)?;
+        self.begin(conn, begins).await
     }
 
-    async fn start_as(
+    /// What a saga begins with: all that can be found to be wrong before anything is written.
+    fn begins(
         &self,
-        conn: &mut PgConnection,
         saga: SagaId,
         payload: &impl Serialize,
-        cause: Cause,
-    ) -> Result<SagaId, Error> {
+        cause: &Cause,
+    ) -> Result<Begins, Error> {
         let map = self.map.map();
         let (Some((_, step)), Some(expiry)) = (map.start(), &map.expiry) else {
             return Err(Error::definition("nothing starts it"));
@@ -126,7 +136,13 @@ impl Starter {
             Error::new(Kind::Unreadable, "what a saga starts with does not encode").caused_by(error)
         })?;
         let emitted = Emitted { event: event.to_owned(), payload: Ok(payload.clone()), key: None };
-        let message = self.voice.message(&self.map, emitted, &correlation, Answer::Done, &cause)?;
+        let message = self.voice.message(&self.map, emitted, &correlation, Answer::Done, cause)?;
+        Ok(Begins { correlation, payload, message, within: expiry.within })
+    }
+
+    async fn begin(&self, conn: &mut PgConnection, begins: Begins) -> Result<SagaId, Error> {
+        let Begins { correlation, payload, message, within } = begins;
+        let (map, saga) = (self.map.map(), correlation.saga);
         let held = rows::lock(conn, &correlation, None).await?;
         let request = decide::request(Operation::Action);
         let after = held.barrier.after(request, Decision::Run, Ended::Done);
@@ -139,7 +155,7 @@ impl Starter {
         .bind(saga.as_uuid())
         .bind(&*map.name)
         .bind(&*correlation.definition)
-        .bind(micros(expiry.within))
+        .bind(micros(within))
         .bind(payload)
         .execute(conn)
         .await
@@ -154,7 +170,7 @@ impl Starter {
     /// The key is known for as long as the saga is kept.
     ///
     /// # Errors
-    /// As there.
+    /// As there. [`Kind::Conflict`] for a key of more than 1,024 bytes, or with NUL in it.
     pub async fn start_once(
         &self,
         conn: &mut PgConnection,
@@ -163,12 +179,13 @@ impl Starter {
         cause: Vec<(String, String)>,
     ) -> Result<(SagaId, Started), Error> {
         let wanted = SagaId::mint();
+        // Behind the claim only Postgres can fail, with which the key goes too.
+        let begins = self.begins(wanted, payload, &cause)?;
         let saga = known::claim(conn, self.map.name(), key, wanted).await?;
         if saga != wanted {
             return Ok((saga, Started::Before));
         }
-        self.start_as(conn, saga, payload, cause).await?;
-        Ok((saga, Started::Now))
+        Ok((self.begin(conn, begins).await?, Started::Now))
     }
 
     /// How a saga stands, where it was started here and is not forgotten.
@@ -291,15 +308,20 @@ impl Starter {
             let round = async {
                 let mut conn = pool.acquire().await.map_err(unread)?;
                 // Before the look, so that one that fails each time keeps no saga from its expiry.
-                while self.expire(&mut conn).await? == TAKE_MAX as usize {}
+                let mut left = PORTIONS_MAX;
+                while left > 0 && self.expire(&mut conn).await? == TAKE_MAX as usize {
+                    left -= 1;
+                }
                 if looked.is_none_or(|at| at.elapsed() >= OVERDUE_EVERY) {
                     self.look(&mut conn).await?;
                     looked = Some(Instant::now());
                 }
-                Ok::<(), Error>(())
+                Ok::<_, Error>(left)
             };
             let wait = match round.await {
-                Ok(()) => LOOK_EVERY,
+                // There is more: it is told to end in between, and looks at what is overdue.
+                Ok(0) => Duration::ZERO,
+                Ok(_) => LOOK_EVERY,
                 Err(error) => {
                     tracing::warn!(%error, "deadlines of sagas cannot be looked at, and are tried again");
                     ERROR_WAIT
@@ -380,6 +402,8 @@ const OVERDUE_EVERY: Duration = Duration::from_secs(15);
 const ERROR_WAIT: Duration = Duration::from_secs(1);
 /// What is taken in one transaction.
 const TAKE_MAX: i64 = 200;
+/// Transactions in a round.
+const PORTIONS_MAX: u32 = 20;
 
 /// Notes one of the events that end a saga, and says how it stands if that has changed.
 pub(super) async fn hears(

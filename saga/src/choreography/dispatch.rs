@@ -1,6 +1,7 @@
 //! The handlers of a consumer that a service of a choreography is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tailrace_idempotency::{
     BoxError, Call, CallCx, CallHandler, Codec, Consumer, Handler, Outcome, Prepared, RecordHandler,
@@ -10,7 +11,7 @@ use super::outward::Due;
 use super::react::Reactor;
 use crate::error::{Error, Kind};
 use crate::participant::BoxFuture;
-use crate::participant::outside::Answered;
+use crate::participant::outside::{Answered, Limits};
 
 /// Registers what a service does about one event.
 pub(super) fn register<S: Send + Sync + 'static>(
@@ -20,8 +21,7 @@ pub(super) fn register<S: Send + Sync + 'static>(
 ) -> Consumer<S> {
     let dispatch = || Dispatch(Arc::clone(reactor));
     let calls = reactor.calls(event);
-    // Those of one event are made one after another.
-    let time_out = calls.iter().map(|limits| limits.time_out).sum();
+    let time_out = one_after_another(&calls);
     match calls.into_iter().next() {
         None => consumer.on_with(Raw, event, dispatch()),
         Some(first) => {
@@ -30,6 +30,11 @@ pub(super) fn register<S: Send + Sync + 'static>(
             consumer.on_call_with::<Payload, Vec<Due>, Vec<Answered>>(Raw, event, call)
         }
     }
+}
+
+/// How long the calls about one event may take together.
+fn one_after_another(calls: &[Limits]) -> Duration {
+    calls.iter().map(|limits| limits.time_out).fold(Duration::ZERO, Duration::saturating_add)
 }
 
 /// What stands in a record, not yet read.
@@ -97,5 +102,21 @@ impl<'a, S: Send + Sync + 'static> RecordHandler<'a, S, Vec<Due>, Vec<Answered>>
     ) -> Self::Future {
         let reactor = Arc::clone(&self.0);
         Box::pin(async move { reactor.record(cx, due, answered).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailrace_idempotency::Breaker;
+
+    use super::*;
+
+    #[test]
+    fn calls_about_one_event_have_their_time_outs_together_however_long() {
+        let limits = |time_out| Limits { time_out, breaker: Breaker::new() };
+        let [five, sixty] = [5, 60].map(|seconds| limits(Duration::from_secs(seconds)));
+
+        assert_eq!(one_after_another(&[five.clone(), sixty]), Duration::from_secs(65));
+        assert_eq!(one_after_another(&[limits(Duration::MAX), five]), Duration::MAX);
     }
 }

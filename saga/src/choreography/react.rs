@@ -16,7 +16,7 @@ use crate::barrier::{Barrier, Decision, Ended, Request};
 use crate::correlation::{Answer as Answering, Correlation, Operation, SagaId};
 use crate::error::{Error, Kind as Fault};
 use crate::participant::Cx;
-use crate::participant::outside::{Answered, Intent, Limits, key, within};
+use crate::participant::outside::{Answered, Intent, Limits, key, waits, within};
 
 /// How a service speaks.
 #[derive(Debug, Clone)]
@@ -208,7 +208,7 @@ impl<S: Send + Sync + 'static> Reactor<S> {
         };
         let running = Cx::new(&mut *conn, &correlation, taken.meta, taken.state);
         let came = match (role, decision) {
-            (_, Decision::Wait) => return Ok(Played::Instead(Outcome::retry(WAIT))),
+            (_, Decision::Wait) => return Ok(Played::Instead(waits(&step.name))),
             (Role::Act(_), Decision::Run) => self.act(running, step, taken.payload).await?,
             (Role::Undo(_), Decision::Run) => {
                 self.undo(running, step, held.reply.as_deref()).await?
@@ -309,16 +309,19 @@ impl<S: Send + Sync + 'static> Reactor<S> {
     ) -> Result<Answer<Vec<Answered>>, BoxError> {
         let of = Correlation::read(|name| cx.meta.header(name))?
             .ok_or_else(|| Error::new(Fault::Record, "a call is made for no saga"))?;
+        // Alone it has its time-out from the consumer, which tells it for what it is. Else that is the sum of all which the
+        // event may lead to, and not only of those that are due.
+        let is_alone = self.calls(cx.meta.message_type()).len() == 1;
         let mut all = Vec::with_capacity(due.len());
         for call in due {
             let (step, outside) = self.called(call)?;
             let (step, operation) = (step.name.clone(), call.operation);
-            cx.key = key(&Correlation { step, operation, ..of.clone() }).unwrap_or(cx.key);
+            let epoch = epoch(operation);
+            cx.key = key(&Correlation { step, operation, epoch, ..of.clone() }).unwrap_or(cx.key);
             let running = outside.call(cx, &call.intent)?;
-            // Alone it has its time-out from the consumer, which tells it for what it is.
-            let answer = match due.len() {
-                1 => running.await?,
-                _ => within(outside.limits().time_out, running).await?,
+            let answer = match is_alone {
+                true => running.await?,
+                false => within(outside.limits().time_out, running).await?,
             };
             let Answer::Done(answered) = answer else {
                 // The others are repeated with it, by the same keys.
@@ -436,6 +439,3 @@ fn called_off(step: &Step, expired: &[u8]) -> Reaction {
     let emitted = Emitted { event: called_off.to_string(), payload, key: None };
     Reaction { refused: false, events: vec![emitted] }
 }
-
-/// How long an event waits that meets a call of its step.
-const WAIT: std::time::Duration = std::time::Duration::from_secs(1);

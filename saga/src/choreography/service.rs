@@ -150,7 +150,7 @@ impl<S: Send + Sync + 'static> Service<S> {
     ///   what has come of the step, where no call is needed for that.
     /// - `record: async fn(Cx<'_, S>, Intent, Answered) -> Result<Reaction, _>`
     ///
-    /// A failure of the saga that comes while the call is made waits for it.
+    /// A failure of the saga that comes while the call is made waits for it, for as long as that takes.
     ///
     /// ```no_run
     /// use std::time::Duration;

@@ -484,7 +484,7 @@ fn count_status(before: &Instance, after: &Instance, tally: &mut Tally) {
 }
 
 /// An error without what Postgres quotes of a row.
-fn told(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
     match error.downcast_ref::<sqlx::Error>() {
         Some(sqlx::Error::Database(error)) => {
             format!("SQLSTATE {}", error.code().unwrap_or_default())

@@ -188,7 +188,7 @@ impl Parted {
         // Whoever comes at the same time for the same step waits here.
         let held = barrier::rows::lock(conn, of, None).await?;
         let is_there = self.begun.iter().any(|begun| begun.instance.id() == saga)
-            || store::read(conn, saga).await?.is_some();
+            || store::is_there(conn, saga).await?;
         if is_there {
             self.told.push(Told { saga, input: Input::Part(instruction), cause, ticket: None });
             return Ok(Ok(()));

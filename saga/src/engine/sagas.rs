@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
+use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::Core;
@@ -22,6 +23,12 @@ use crate::unreadable::write;
 /// Starts sagas, and tells them something, in transactions of the service: a clone is the same handle.
 #[derive(Debug, Clone)]
 pub struct Sagas(Arc<Core>);
+
+/// What a saga begins with.
+struct Begins {
+    definition: Definition,
+    data: Value,
+}
 
 /// Whether a saga was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,10 +76,14 @@ impl Sagas {
         data: &D,
         cause: Vec<(String, String)>,
     ) -> Result<Started, Error> {
-        let cause: Cause = cause.into_iter().collect();
-        let core = &*self.0;
+        let begins = self.begins(saga, data)?;
+        self.begin(conn, id, begins, cause).await
+    }
+
+    /// What a saga begins with: all that can be found to be wrong before anything is written.
+    fn begins<D: Serialize + 'static>(&self, saga: &Saga<D>, data: &D) -> Result<Begins, Error> {
         let given = saga.definition().identity();
-        let Some(definition) = core.registry.current(&given.name) else {
+        let Some(definition) = self.0.registry.current(&given.name) else {
             return Err(Error::definition(format!("there is no definition {}", given.name)));
         };
         if definition.0.data != TypeId::of::<D>() {
@@ -82,12 +93,23 @@ impl Sagas {
                     "start them by the Saga of that version until every engine has the other",
                 ));
         }
+        Ok(Begins { definition: definition.clone(), data: write("the data", data)? })
+    }
+
+    async fn begin(
+        &self,
+        conn: &mut PgConnection,
+        id: SagaId,
+        Begins { definition, data }: Begins,
+        cause: Vec<(String, String)>,
+    ) -> Result<Started, Error> {
+        let cause: Cause = cause.into_iter().collect();
+        let core = &*self.0;
         if !store::lock(conn, &[id]).await?.is_empty() {
             return Ok(Started::Before);
         }
         let now = SystemTime::now();
-        let instance = Instance::new(definition, id, write("the data", data)?, now);
-        let definition = definition.clone();
+        let instance = Instance::new(&definition, id, data, now);
         let begun = vec![Begun { instance, definition, cause }];
         let applied = apply(core, conn, begun, Vec::new(), now).await.map_err(|error| {
             Error::new(Kind::Database, "the saga cannot be started").caused_by(error)
@@ -101,7 +123,8 @@ impl Sagas {
     /// wish twice is the same saga, also where both come at once. Which one it is, is answered with whether it begins now.
     ///
     /// # Errors
-    /// As there.
+    /// As there; the key is nobody's then, and free for another try in the same transaction. [`Kind::Conflict`] for a key of
+    /// more than 1,024 bytes, or with NUL in it.
     pub async fn start_once<D: Serialize + Sync + 'static>(
         &self,
         conn: &mut PgConnection,
@@ -110,13 +133,25 @@ impl Sagas {
         data: &D,
         cause: Vec<(String, String)>,
     ) -> Result<(SagaId, Started), Error> {
+        let begins = self.begins(saga, data)?;
         let wanted = SagaId::mint();
         let name = &saga.definition().identity().name;
         let id = known::claim(conn, name, key, wanted).await?;
         if id != wanted {
             return Ok((id, Started::Before));
         }
-        Ok((id, self.start_caused_by(conn, saga, id, data, cause).await?))
+        match self.begin(conn, id, begins, cause).await {
+            Ok(started) => Ok((id, started)),
+            Err(error) => {
+                // Where Postgres has failed, the key goes with the transaction. Where the saga's code has, the caller may
+                // commit what else it did, and a key without a saga would be taken for good.
+                let given_back = known::give_back(conn, name, key, id).await;
+                given_back.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "the key of a saga goes with its transaction");
+                });
+                Err(error)
+            }
+        }
     }
 
     /// Gives a saga what it waits for, or will. It is told after the commit.

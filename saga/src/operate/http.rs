@@ -286,12 +286,12 @@ async fn timeline(
     let (saga, Query(Nothing {})) = (saga_id(&id)?, none?);
     let mut conn = routes.connection().await?;
     let journal = super::journal(&mut conn, saga).await?;
-    let story = story::timeline(&mut conn, saga).await?;
-    if journal.is_empty() && story.entries().is_empty() {
+    let messages = story::entries(&mut conn, saga).await?;
+    if journal.is_empty() && messages.is_empty() {
         return Err(Problem::no_such(&format!("saga {saga}")));
     }
     let journal: Vec<Value> = journal.iter().map(super::Moment::to_json).collect();
-    let messages: Vec<Value> = story.entries().iter().map(story::Entry::to_json).collect();
+    let messages: Vec<Value> = messages.iter().map(story::Entry::to_json).collect();
     Ok(Json(json!({ "saga": saga.to_string(), "journal": journal, "messages": messages })))
 }
 

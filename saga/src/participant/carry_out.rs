@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,10 +19,8 @@ use crate::command::Command;
 use crate::correlation::{Answer, Instruction, Operation};
 use crate::error::{Error, Kind};
 use crate::participant::handler::{AnyAction, AnyUndo, BoxFuture, Cx, Ran};
+use crate::participant::outside::waits;
 use crate::transition::REPLY_TYPE;
-
-/// How long a command waits that meets a call of its step.
-const WAIT: Duration = Duration::from_secs(30);
 
 /// How a participant answers.
 pub(crate) struct Voice {
@@ -242,7 +239,7 @@ impl Asked {
         let decision = held.decide(request, by);
         let Held { barrier, reply, .. } = held;
         if decision == Decision::Wait {
-            return Err(Outcome::retry(WAIT));
+            return Err(waits(&correlation.step));
         }
         Ok(Self { instruction, request, barrier, decision, reply })
     }

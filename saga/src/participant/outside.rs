@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tailrace_idempotency::{Answer, BoxError, Breaker, CallCx, CallHandler, MessageId};
+use tailrace_idempotency::{Answer, BoxError, Breaker, CallCx, CallHandler, MessageId, Outcome};
 
 use super::handler::{BoxFuture, Cx, Ran};
 use crate::command::Command;
-use crate::correlation::Correlation;
+use crate::correlation::{Correlation, Epoch, Operation};
 use crate::error::{Error, Kind};
 
 /// An action or a compensation whose effect lies outside Postgres, such as a payment, in three steps, as a
@@ -20,7 +20,8 @@ use crate::error::{Error, Kind};
 /// - `prepare` runs in a transaction, once, and answers with all that the call needs, which is stored.
 /// - `call: async fn(CallCx<'_, S>, Intent) -> Result<Answer<Answered>, _>` runs with no transaction open. It has to
 ///   pass [`CallCx::key`] to the other side as its idempotency key: it stands for saga, step and operation, and is the
-///   same for every repetition and for every attempt of the saga.
+///   same for every repetition and for every attempt of the saga. An action that was refused and is asked for again has
+///   another one, so that a provider which remembers refusals by their keys is asked anew.
 /// - `record` runs in a transaction, once, and says what the answer means for the saga.
 ///
 /// What the first and the last one look like says the place that takes it:
@@ -29,8 +30,8 @@ use crate::error::{Error, Kind};
 /// [`Service::undo_call`](crate::choreography::Service::undo_call).
 ///
 /// Until the call is recorded nothing is decided about its step: repetitions, and what is to happen in the other
-/// direction, wait. Where the message that makes the call has become a dead letter, that is until a person has it tried
-/// again; it is prepared anew then.
+/// direction, wait, which is no attempt of theirs ([`Outcome::Wait`]). Where the message that makes the call is stuck or has
+/// become a dead letter, that is until a person has it tried again; a dead letter is prepared anew then.
 #[derive(Debug)]
 #[must_use = "it does nothing until a participant or a service has it"]
 pub struct Outside<P, K, R> {
@@ -62,7 +63,12 @@ impl<P, K, R> Outside<P, K, R> {
 
     /// The breaker around the call, as with [`Call::breaker`](tailrace_idempotency::Call::breaker). Where one message can
     /// lead to several calls (an action and its compensation, or several steps of a service about one event), that of the
-    /// first one stands around all of them. Default: one of its own.
+    /// first one stands around all of them.
+    ///
+    /// It stands around all that such a message is about, since whether a call is needed is found in the transaction which
+    /// prepares it: while it is open, messages of that type wait also where they end without a call. So a compensation
+    /// within Postgres of an action that is a call, and what a service does about the event beside a call, are done once
+    /// the other side works again, or is tried again. Default: one of its own.
     pub fn breaker(mut self, breaker: Breaker) -> Self {
         self.limits.breaker = breaker;
         self
@@ -361,8 +367,24 @@ pub(crate) fn own<A: 'static>(answered: Answered) -> Result<A, Error> {
 }
 
 /// The key of an operation: each attempt of a saga is another message, and has the same one.
+///
+/// An action that was refused and is asked for again, in a higher epoch, is another wish: the other side may remember its
+/// refusal by the key, or refuse another body under it. It is made only once the refusal is recorded, so that nothing is
+/// there that the old key would find. A compensation cannot be refused, whatever epoch it is asked for in.
 pub(crate) fn key(of: &Correlation) -> Option<MessageId> {
-    format!("{}/{}/{}", of.saga, of.step, of.operation.as_str()).parse().ok()
+    let Correlation { saga, step, operation, epoch, .. } = of;
+    let key = format!("{saga}/{step}/{}", operation.as_str());
+    let key = match operation {
+        Operation::Action if *epoch > Epoch::FIRST => format!("{key}/{epoch}"),
+        Operation::Action | Operation::Compensation => key,
+    };
+    key.parse().ok()
+}
+
+/// What becomes of a message that meets a call of its step. The call's message has bounds of its own, and ends, or a person
+/// ends it: until then this one is not to be given up, since it may be the only one that undoes what the call does.
+pub(crate) fn waits(step: &str) -> Outcome {
+    Outcome::wait(format!("a call of {step} was begun and is not recorded yet"))
 }
 
 /// Makes one of several calls about a message, which have a time-out together, within its own.
@@ -381,7 +403,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::correlation::{Epoch, Operation, SagaId};
+    use crate::correlation::SagaId;
 
     #[test]
     fn the_key_of_a_call_is_that_of_the_step_and_not_of_the_attempt() {
@@ -395,7 +417,18 @@ mod tests {
 
         let first = key(&of(Operation::Action, 1)).unwrap();
 
-        assert_eq!(key(&of(Operation::Action, 3)).unwrap(), first);
-        assert_ne!(key(&of(Operation::Compensation, 1)).unwrap(), first);
+        // Calls of an older release that are under way have this one.
+        let text = "00000000-0000-0000-0000-000000000007/capture-payment/action";
+        assert_eq!(first, text.parse().unwrap());
+        // Whatever the version of the definition that asks.
+        let migrated =
+            Correlation { definition: "create-order/5".into(), ..of(Operation::Action, 1) };
+        assert_eq!(key(&migrated).unwrap(), first);
+        let again = key(&of(Operation::Action, 2)).unwrap();
+        let once_more = key(&of(Operation::Action, 3)).unwrap();
+        assert!(again != first && once_more != first && once_more != again);
+        let undone = key(&of(Operation::Compensation, 2)).unwrap();
+        assert_ne!(undone, first);
+        assert_eq!(key(&of(Operation::Compensation, 3)).unwrap(), undone);
     }
 }

@@ -32,7 +32,8 @@ async fn engine(conn: &mut PgConnection, definition: &Definition, sagas: &[Insta
     write(conn, &changed(sagas, None), &[], &[]).await.unwrap();
     let late = SystemTime::now() + Duration::from_secs(1_000);
     take_timers(conn, &mine, late, 200).await.unwrap();
-    waiting(conn, &mine, 200).await.unwrap();
+    waiting(conn, &mine, Look::Ready, 200).await.unwrap();
+    waiting(conn, &mine, Look::Parked, 200).await.unwrap();
 }
 
 async fn read_from_end_to_end(conn: &mut PgConnection) -> i64 {

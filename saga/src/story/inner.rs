@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 
 use super::Entry;
 use crate::correlation::{Answer, Operation, SagaId};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::instance::Cause;
 use crate::operate;
 use crate::transition::{Entry as Noted, Happening, Verdict};
@@ -41,7 +41,12 @@ pub(super) async fn journal(conn: &mut PgConnection, saga: SagaId) -> Result<Vec
     if !may_read {
         return Ok(Vec::new());
     }
-    let moments = operate::journal(conn, saga).await?;
+    let moments = match operate::journal(conn, saga).await {
+        Ok(moments) => moments,
+        // A newer release has written it; the messages are told all the same.
+        Err(error) if error.kind() == Kind::Schema => Vec::new(),
+        Err(error) => return Err(error),
+    };
     Ok(moments.into_iter().flat_map(|moment| moment.entries).collect())
 }
 

@@ -6,13 +6,11 @@ use super::{Entry, Line, Timeline};
 use crate::correlation::{Answer, Operation};
 
 pub(super) fn text(timeline: &Timeline) -> String {
-    let Some(first) = timeline.entries.first() else {
-        return format!("saga {}: nothing is known of it\n", timeline.saga);
-    };
     let lines = timeline.lines();
     let began = match lines.first() {
         Some(Line::Inner(inner)) => inner.at,
-        _ => first.at,
+        Some(Line::Message(entry)) => entry.at,
+        None => return format!("saga {}: nothing is known of it\n", timeline.saga),
     };
     let orchestrator = orchestrator(timeline);
     let mut rows = vec![["after", "from", "message", "step", "outcome"].map(str::to_owned)];
@@ -42,7 +40,8 @@ pub(super) fn text(timeline: &Timeline) -> String {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let mut out = format!("saga {} ({})\n", timeline.saga, first.definition);
+    let definition = timeline.entries.first().map(|first| format!(" ({})", first.definition));
+    let mut out = format!("saga {}{}\n", timeline.saga, definition.unwrap_or_default());
     for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {

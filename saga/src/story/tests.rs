@@ -147,6 +147,9 @@ sequenceDiagram
     assert_eq!(story.text(), expected);
     assert_eq!(story.sequence(), drawn);
     assert_eq!((story.entries().len(), story.inner().count()), (4, 6));
+    // Where no message is known, the journal is told all the same.
+    let alone = Timeline::new(saga_id(), Vec::new()).with(&journal).text();
+    assert!(alone.contains("(begins)") && alone.contains("(ends)"), "{alone}");
 }
 
 #[tokio::test]
@@ -162,6 +165,15 @@ async fn a_story_is_kept_once_and_read_by_its_saga() {
 
     let read = timeline(&mut tx, saga_id()).await.unwrap();
     assert_eq!(read, Timeline::new(saga_id(), refused_order()));
+    sqlx::query(
+        "INSERT INTO tailrace.saga_journal (saga_id, revision, entries) VALUES ($1, 1, '[{\"at\": \"dawn\"}]')",
+    )
+    .bind(saga_id().as_uuid())
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    let beside_a_newer_journal = timeline(&mut tx, saga_id()).await.unwrap();
+    assert_eq!(beside_a_newer_journal, read);
     let unknown = timeline(&mut tx, other).await.unwrap();
     assert!(unknown.entries().is_empty() && unknown.text().contains("nothing is known"));
 }

@@ -167,6 +167,11 @@ async fn what_is_wrong_with_the_store_is_found_and_named() {
     )
     .await;
     check(
+        "UPDATE tailrace.saga_timer SET due_at = now() + interval '59 s' WHERE tick ->> 'tick' = 'step'",
+        &[],
+    )
+    .await;
+    check(
         "UPDATE tailrace.saga_instance SET status = 'completed', revision = 7",
         &["the status completed, and the saga running", "the revision 7, and the saga 1"],
     )

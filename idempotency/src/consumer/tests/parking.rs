@@ -453,6 +453,47 @@ async fn a_handler_that_asks_for_a_time_without_end_gets_a_year_and_others_go_on
     assert_eq!((bed.count(EFFECTS).await, bed.count(year).await), (1, 1));
 }
 
+/// How often a message was handed in, and whether what it waits for is there.
+#[derive(Default)]
+struct Other {
+    asked: AtomicI64,
+    is_there: AtomicBool,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_waits_for_another_one_is_never_stuck_and_says_why_it_waits() {
+    async fn after_other(cx: Cx<'_, Arc<Other>>, message: Numbered) -> Result<Outcome, BoxError> {
+        cx.state.asked.fetch_add(1, Ordering::Relaxed);
+        if message.number == 1 && !cx.state.is_there.load(Ordering::Relaxed) {
+            return Ok(Outcome::wait("the other one is not there"));
+        }
+        effect(Cx { conn: cx.conn, meta: cx.meta, state: &() }, message).await
+    }
+    let bed = bed("parking_waits").await;
+    let topic = bed.topic("parking_waits", 1).await;
+    produce(bed.brokers(), &topic, &[numbered("a", 1), numbered("b", 2), numbered("a", 3)]);
+    let other = Arc::new(Other::default());
+    let short = Duration::from_millis(10);
+    let config = config(&bed, &topic).parked_wait(short, short).state(Arc::clone(&other));
+
+    let running = start(Consumer::new(config).topic(&topic).on("numbered.v1", after_other));
+    // More often than a failing message is tried by default.
+    until(async || other.asked.load(Ordering::Relaxed) > 30).await;
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let parked = inbox::list(&mut conn, &inbox::Filter::default(), 9).await.unwrap();
+    other.is_there.store(true, Ordering::Relaxed);
+    running.applied(3).await;
+    let report = running.stop().await.unwrap();
+
+    let [waits, behind] = &parked[..] else { panic!("{parked:?}") };
+    assert_eq!((waits.state, waits.attempts), (inbox::State::Waiting, 0));
+    assert_eq!(waits.reason.as_deref(), Some("waits"));
+    assert_eq!(waits.detail.as_deref(), Some("the other one is not there"));
+    assert_eq!(behind.state, inbox::State::Queued);
+    assert_eq!((report.failed_attempts, report.replayed), (0, 2));
+    assert_eq!((bed.count(PARKED).await, bed.count(ORDER_VIOLATIONS).await), (0, 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_message_that_always_meets_a_transient_fault_is_stuck_and_each_attempt_counts() {
     async fn later(_: Cx<'_>, _: Numbered) -> Result<Outcome, BoxError> {

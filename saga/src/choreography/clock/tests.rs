@@ -38,6 +38,22 @@ async fn a_saga_that_is_not_committed_was_never_started() {
 }
 
 #[tokio::test]
+async fn a_key_whose_saga_does_not_begin_is_free_in_the_same_transaction() {
+    let bed = installed("choreography_key_free").await;
+    let starter = order().build().unwrap().service::<()>("orders").starter();
+    let without_text_keys = std::collections::BTreeMap::from([((7, 7), 7)]);
+    let mut tx = bed.begin().await;
+
+    let refused = starter.start_once(&mut tx, "order 7", &without_text_keys, Vec::new()).await;
+    let again = starter.start_once(&mut tx, "order 7", &7, Vec::new()).await;
+    tx.commit().await.unwrap();
+
+    assert_eq!(refused.unwrap_err().kind(), Kind::Unreadable);
+    assert_eq!(again.unwrap().1, Started::Now);
+    assert_eq!(bed.count(ROWS).await, 1);
+}
+
+#[tokio::test]
 async fn a_deadline_is_taken_once_and_only_when_it_has_passed() {
     let bed = installed("choreography_due").await;
     let choreography = order().build().unwrap();

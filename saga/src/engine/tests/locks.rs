@@ -78,7 +78,7 @@ impl Shop {
     }
 
     async fn inputs(&self) -> usize {
-        time::inputs(&self.core, &mut *self.conn().await).await.unwrap()
+        inputs(&self.core, &mut *self.conn().await).await
     }
 }
 
@@ -162,7 +162,7 @@ async fn a_saga_that_holds_its_lock_for_too_long_is_undone_before_the_next_one_h
     let ids = bank.transfers(&["ada", "ada"]).await;
     let mut conn = bank.conn().await;
     let later = SystemTime::now() + 601 * SECOND;
-    time::timers(&bank.core, &mut conn, later).await.unwrap();
+    time::timers(&bank.core, &mut conn, later, time::TAKE_MAX).await.unwrap();
 
     assert_eq!(bank.status(ids[0]).await, Status::Compensating);
     assert_eq!((bank.inputs().await, bank.rows().await), (0, (1, 1)));

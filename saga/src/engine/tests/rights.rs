@@ -140,8 +140,9 @@ impl Work for Driving {
         let id = new_id();
         sagas.start(conn, &definition(2), id, &order()).await?;
         sagas.operate(conn, id, "anna", Verb::Retry { step: None }).await?;
-        time::inputs(core, conn).await?;
-        time::timers(core, conn, later).await?;
+        time::inputs(core, conn, store::Look::Ready, time::TAKE_MAX).await?;
+        store::put_off_nobodys_timers(conn, SILENCE_MAX, 10).await?;
+        time::timers(core, conn, later, time::TAKE_MAX).await?;
         apply(core, conn, Vec::new(), vec![reserved(id, 7)], now).await?;
         store::expire(conn, 10).await?;
         stand_in_line(conn).await?;
