@@ -3,7 +3,6 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use tailrace_idempotency::BoxError;
 use uuid::Uuid;
 
 use super::apply::{Begun, Told, apply};
@@ -20,7 +19,10 @@ use crate::store::{self, Cause, Look, Reason};
 use crate::transition::{Input, Verb};
 use crate::verify;
 
+mod keys;
 mod locks;
+mod lost;
+mod nobodys;
 mod rights;
 mod seen;
 
@@ -217,87 +219,6 @@ async fn the_same_wish_twice_is_the_same_saga() {
 }
 
 #[tokio::test]
-async fn a_key_of_the_business_has_one_saga_also_where_both_wishes_come_at_once() {
-    let shop = shop("engine_key").await;
-    let start = async |tx: &mut PgConnection, key: &str| {
-        sagas(&shop).start_once(tx, &definition(1), key, &order(), Vec::new()).await.unwrap()
-    };
-    let mut first = shop.bed.begin().await;
-    let begun = start(&mut first, "order 7").await;
-    let mut second = shop.bed.begin().await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-                   AND wait_event_type = 'Lock'";
-    let committing = async {
-        let begun = async { while shop.bed.count(waiting).await == 0 {} };
-        tokio::time::timeout(crate::bed::DEADLINE, begun).await.expect("the second one waits");
-        first.commit().await.unwrap();
-    };
-
-    let (again, ()) = tokio::join!(start(&mut second, "order 7"), committing);
-    let other = start(&mut second, "order 8").await;
-    second.commit().await.unwrap();
-    let mut conn = shop.conn().await;
-    let found = sagas(&shop).find_by_key(&mut conn, &definition(1), "order 7").await.unwrap();
-    let nobodys = sagas(&shop).find_by_key(&mut conn, &definition(1), "order 9").await.unwrap();
-
-    assert_eq!(begun.1, Started::Now);
-    assert_eq!(again, (begun.0, Started::Before));
-    assert!(other.0 != begun.0 && other.1 == Started::Now);
-    assert_eq!(found.map(|saga| saga.id()), Some(begun.0));
-    assert_eq!(nobodys, None);
-}
-
-#[tokio::test]
-async fn a_key_whose_saga_does_not_begin_is_free_in_the_same_transaction() {
-    async fn pays(_: LocalCx<'_>, _: i64) -> Result<Result<(), String>, sqlx::Error> {
-        Ok(Ok(()))
-    }
-    fn panics(_: &Order) -> ReserveCredit {
-        panic!("planted")
-    }
-    let newer = Saga::<i64>::define("create-order", 2).pivot("pay", local(pays)).build().unwrap();
-    let broken = Saga::<Order>::define("broken", 1)
-        .step("reserve-credit", panics)
-        .compensate()
-        .pivot("approve", local(approve))
-        .build()
-        .unwrap();
-    let bed = installed("engine_key_free").await;
-    let definitions = [definition(1).definition().clone(), broken.definition().clone()];
-    let shop = Shop { bed, core: core_of(definitions.to_vec()) };
-    let (sagas, mut tx) = (sagas(&shop), shop.bed.begin().await);
-
-    let too_new = sagas.start_once(&mut tx, &newer, "order 7", &7, Vec::new()).await.unwrap_err();
-    let current = sagas.start_once(&mut tx, &definition(1), "order 7", &order(), Vec::new()).await;
-    let panicked = sagas.start_once(&mut tx, &broken, "order 8", &order(), Vec::new()).await;
-    tx.commit().await.unwrap();
-
-    assert_eq!(too_new.kind(), Kind::Definition);
-    let (saga, started) = current.unwrap();
-    assert_eq!(started, Started::Now);
-    assert_eq!(shop.status(saga).await, Status::Running);
-    assert!(panicked.is_err());
-    assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_key").await, 1);
-}
-
-#[tokio::test]
-async fn a_key_that_postgres_cannot_store_is_refused_and_fails_no_transaction() {
-    let shop = shop("engine_key_size").await;
-    let (sagas, saga, mut tx) = (sagas(&shop), definition(1), shop.bed.begin().await);
-    let long = "7".repeat(1_024);
-
-    for key in [format!("{long}7"), "order\07".to_owned()] {
-        let refused = sagas.start_once(&mut tx, &saga, &key, &order(), Vec::new()).await;
-        assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
-        assert_eq!(sagas.find_by_key(&mut tx, &saga, &key).await.unwrap(), None);
-    }
-    let longest = sagas.start_once(&mut tx, &saga, &long, &order(), Vec::new()).await.unwrap();
-    tx.commit().await.unwrap();
-
-    assert_eq!(longest.1, Started::Now);
-}
-
-#[tokio::test]
 async fn a_local_step_is_told_what_has_caused_it_and_how_the_saga_stands() {
     async fn tells(cx: LocalCx<'_>, _: Order) -> Result<Result<(), String>, sqlx::Error> {
         let cause: BTreeMap<String, String> = cx.cause().into_iter().collect();
@@ -372,143 +293,6 @@ async fn timers_of_sagas_that_are_over_are_swept_and_no_other_ones() {
     let mut others = others.map(|saga| *saga.as_uuid());
     others.sort();
     assert_eq!(left, [others, others].concat());
-}
-
-/// A local step that does what a table says: it works, fails, or always meets what the database gives transactions up for.
-async fn by_mood(cx: LocalCx<'_>, _: Order) -> Result<Result<(), String>, BoxError> {
-    let mood: String = sqlx::query_scalar("SELECT mood FROM mood WHERE saga = $1")
-        .bind(cx.saga.as_uuid())
-        .fetch_one(&mut *cx.conn)
-        .await?;
-    match &*mood {
-        "works" => Ok(Ok(())),
-        "fails" => Err("planted".into()),
-        _ => {
-            let cancelled = "DO $$ BEGIN RAISE EXCEPTION 'planted' USING ERRCODE = '57014'; END $$";
-            sqlx::query(cancelled).execute(&mut *cx.conn).await?;
-            Ok(Ok(()))
-        }
-    }
-}
-
-/// Sagas that wait for the timer of their local step, or for what they are told then.
-async fn moody(name: &str, sagas: usize, mood: &'static str) -> (Shop, Saga<Order>, Vec<SagaId>) {
-    let bed = installed(name).await;
-    bed.execute("CREATE TABLE mood (saga uuid PRIMARY KEY, mood text)").await;
-    let saga = Saga::<Order>::define("create-order", 1)
-        .step("reserve-credit", ReserveCredit::of)
-        .compensate()
-        .pivot("approve", local(by_mood))
-        .timeout(Duration::from_secs(20), Forward::Retry)
-        .build()
-        .unwrap();
-    let shop = Shop { bed, core: core_of(vec![saga.definition().clone()]) };
-    let mut ids = Vec::new();
-    let mut conn = shop.conn().await;
-    for _ in 0..sagas {
-        ids.push(new_id());
-        let id = ids[ids.len() - 1];
-        self::sagas(&shop).start(&mut conn, &saga, id, &order()).await.unwrap();
-        let told = "INSERT INTO mood VALUES ($1, $2)";
-        let told = sqlx::query(told).bind(id.as_uuid()).bind(mood).execute(&mut *conn).await;
-        told.unwrap();
-    }
-    drop(conn);
-    (shop, saga, ids)
-}
-
-impl Shop {
-    async fn completed(&self, ids: &[SagaId]) -> Vec<bool> {
-        let mut completed = Vec::new();
-        for id in ids {
-            completed.push(self.status(*id).await == Status::Completed);
-        }
-        completed
-    }
-
-    /// All but one work from now on.
-    async fn spoil(&self, saga: SagaId) {
-        self.bed.execute("UPDATE mood SET mood = 'works'").await;
-        sqlx::query("UPDATE mood SET mood = 'is cancelled' WHERE saga = $1")
-            .bind(saga.as_uuid())
-            .execute(&self.bed.pool)
-            .await
-            .unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_local_step_that_always_loses_its_transaction_holds_up_no_timer_but_its_own() {
-    let (shop, _, ids) = moody("engine_lost_timer", 7, "fails").await;
-    shop.tell(ids.iter().map(|id| reserved(*id, 7)).collect()).await;
-    shop.spoil(ids[3]).await;
-    // All are due by then, and what is put off is not.
-    let now = SystemTime::now() + Duration::from_secs(3600);
-
-    let mut portion = time::Portion::default();
-    let left = time::take(&shop.core, &shop.bed.pool, time::Due::Timers, &mut portion, now).await;
-
-    assert_eq!(left.unwrap(), time::Left::Nothing);
-    let all_but_one: Vec<bool> = (0..7).map(|at| at != 3).collect();
-    assert_eq!(shop.completed(&ids).await, all_but_one);
-    let put_off: bool = sqlx::query_scalar(
-        "SELECT bool_and(due_at > to_timestamp($1 / 1000000.0)) FROM tailrace.saga_timer WHERE saga_id = $2",
-    )
-    .bind(store::micros(now))
-    .bind(ids[3].as_uuid())
-    .fetch_one(&shop.bed.pool)
-    .await
-    .unwrap();
-    assert!(put_off);
-}
-
-#[tokio::test]
-async fn an_input_that_always_loses_its_transaction_holds_up_no_other_one() {
-    let (shop, _, ids) = moody("engine_lost_input", 7, "works").await;
-    shop.spoil(ids[3]).await;
-    let mut conn = shop.conn().await;
-    let waits = |id: &SagaId| {
-        let Told { saga, input, cause, .. } = reserved(*id, 7);
-        store::Deferred { saga, input, cause, reason: Reason::Told, ticket: None }
-    };
-    store::defer(&mut conn, &ids.iter().map(waits).collect::<Vec<_>>(), 60.0).await.unwrap();
-    drop(conn);
-
-    let (mut portion, now) = (time::Portion::default(), SystemTime::now());
-    let left =
-        time::take(&shop.core, &shop.bed.pool, time::Due::Inputs(Look::Ready), &mut portion, now)
-            .await;
-
-    assert_eq!(left.unwrap(), time::Left::Nothing);
-    let all_but_one: Vec<bool> = (0..7).map(|at| at != 3).collect();
-    assert_eq!(shop.completed(&ids).await, all_but_one);
-    let waits = "SELECT count(*) FROM tailrace.saga_input WHERE reason = 'failed' AND attempts > 0";
-    assert_eq!(shop.bed.count(waits).await, 1);
-}
-
-#[tokio::test]
-async fn a_round_ends_however_much_is_due() {
-    let (shop, ..) = moody("engine_bounded", 1, "works").await;
-    // They say nothing, and are taken all the same.
-    shop.bed
-        .execute(
-            "INSERT INTO tailrace.saga_timer (due_at, saga_id, tick)
-             SELECT now() - interval '1 hour', saga_id, tick FROM tailrace.saga_timer, generate_series(1, 4100)",
-        )
-        .await;
-    let due = "SELECT count(*) FROM tailrace.saga_timer WHERE due_at < now()";
-    let (mut portion, now) = (time::Portion::default(), SystemTime::now());
-    let mut round = async || {
-        let pool = &shop.bed.pool;
-        time::take(&shop.core, pool, time::Due::Timers, &mut portion, now).await.unwrap()
-    };
-
-    let first = (round().await, shop.bed.count(due).await);
-    let second = (round().await, shop.bed.count(due).await);
-
-    let bound = i64::from(time::TAKE_MAX * time::PORTIONS_MAX);
-    assert_eq!(first, (time::Left::More, 4100 - bound));
-    assert_eq!(second, (time::Left::Nothing, 0));
 }
 
 #[tokio::test]
@@ -634,62 +418,6 @@ async fn an_answer_that_comes_before_its_saga_waits_for_it() {
     assert_eq!((too_early, then), ((0, 0), (0, 1)));
     assert_eq!(shop.status(id).await, Status::Completed);
     assert_eq!(shop.bed.count("SELECT count(*) FROM tailrace.saga_input").await, 0);
-}
-
-#[tokio::test]
-async fn what_nobody_can_be_told_is_not_read_with_what_is_ready() {
-    let shop = shop("engine_ready").await;
-    let ids = shop.started(1).await;
-    let mut tx = shop.bed.begin().await;
-    sqlx::query(
-        "INSERT INTO tailrace.saga_input (saga_id, input, reason)
-         SELECT gen_random_uuid(), '{}', 'unknown' FROM generate_series(1, 3000)",
-    )
-    .execute(&mut *tx)
-    .await
-    .unwrap();
-    sagas(&shop).cancel(&mut tx, ids[0]).await.unwrap();
-    sqlx::query("ANALYZE tailrace.saga_input").execute(&mut *tx).await.unwrap();
-    let read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables
-        WHERE schemaname = 'tailrace' AND relname = 'saga_input'";
-    let read = async |tx: &mut PgConnection| -> i64 {
-        sqlx::query_scalar(read).fetch_one(tx).await.unwrap()
-    };
-    let mine = shop.core.registry.identities();
-    let before = read(&mut tx).await;
-
-    let ready = store::waiting(&mut tx, &mine, Look::Ready, 200).await.unwrap();
-    let rows = read(&mut tx).await - before;
-    let parked = store::waiting(&mut tx, &mine, Look::Parked, 200).await.unwrap();
-
-    assert_eq!((ready.len(), parked.len()), (1, 0));
-    assert!(rows < 10, "{rows} rows were read for one");
-}
-
-#[tokio::test]
-async fn timers_that_nobody_can_run_are_due_again_later_and_no_other_ones() {
-    let shop = shop("engine_nobodys").await;
-    let ids = shop.started(3).await;
-    let mut conn = shop.conn().await;
-    shop.core.registry.beat(&mut conn, SILENCE_MAX).await.unwrap();
-    let now = "UPDATE tailrace.saga_timer SET due_at = now() - interval '1 s'";
-    shop.bed.execute(now).await;
-    for (saga, change) in [(ids[0], "version = 9"), (ids[1], "version = 9, status = 'completed'")] {
-        let changing = format!("UPDATE tailrace.saga_instance SET {change} WHERE id = '{saga}'");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(changing)).execute(&mut *conn).await.unwrap();
-    }
-
-    let put_off = store::put_off_nobodys_timers(&mut conn, SILENCE_MAX, 10).await.unwrap();
-    let again = store::put_off_nobodys_timers(&mut conn, SILENCE_MAX, 10).await.unwrap();
-
-    assert_eq!((put_off, again), (1, 0));
-    let due: Vec<Uuid> =
-        sqlx::query_scalar("SELECT saga_id FROM tailrace.saga_timer WHERE due_at <= now()")
-            .fetch_all(&mut *conn)
-            .await
-            .unwrap();
-    assert_eq!(due.len(), 2);
-    assert!(!due.contains(ids[0].as_uuid()));
 }
 
 #[tokio::test]
