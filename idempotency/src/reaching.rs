@@ -1,6 +1,5 @@
 //! Reaching Postgres at the start, and saying why it can not be reached.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -24,7 +23,8 @@ pub(crate) async fn reach(
     pool: &PgPool,
     last: &mut Option<Error>,
 ) -> Result<PoolConnection<Postgres>, Error> {
-    let mut acquiring = pin!(pool.acquire());
+    // Boxed: they are a part of the future of each consumer.
+    let mut acquiring = Box::pin(pool.acquire());
     let wait = WAIT_MAX.min(pool.options().get_acquire_timeout() / 3);
     if let Ok(acquired) = tokio::time::timeout(wait, &mut acquiring).await {
         return acquired.map_err(|error| failed(pool, error));
@@ -37,7 +37,7 @@ pub(crate) async fn reach(
             Err(sqlx::Error::PoolTimedOut) => Err(silence()),
             acquired => acquired,
         },
-        looked = look(&options) => match looked {
+        looked = Box::pin(look(&options)) => match looked {
             Ok(()) => {
                 let error = failed(pool, sqlx::Error::PoolTimedOut);
                 tracing::warn!(error = %error, "the start waits for postgres");
@@ -104,7 +104,7 @@ mod tests {
     use crate::fixture::{Bed, DEADLINE, bare, until};
 
     /// A pool with one connection, and the way to it.
-    async fn one(bed: &Bed, patience: Duration) -> (PgPool, tailrace_stack::Proxy) {
+    fn one(bed: &Bed, patience: Duration) -> (PgPool, tailrace_stack::Proxy) {
         let proxy = bed.stack.postgres().proxy().unwrap();
         let options = PgPoolOptions::new().max_connections(1).acquire_timeout(patience);
         (options.connect_lazy(&proxy.url(bed.database.url())).unwrap(), proxy)
@@ -113,7 +113,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_postgres_that_takes_long_to_let_anybody_in_is_reached() {
         let bed = bare("reaching_slow").await;
-        let (pool, proxy) = one(&bed, DEADLINE).await;
+        let (pool, proxy) = one(&bed, DEADLINE);
         // One question and its answer take longer than is waited before the look.
         proxy.delay(WAIT_MAX * 3 / 4);
 
@@ -126,7 +126,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_postgres_that_does_not_answer_is_not_told_as_a_pool_in_use() {
         let bed = bare("reaching_silent").await;
-        let (pool, proxy) = one(&bed, WAIT_MAX * 2).await;
+        let (pool, proxy) = one(&bed, WAIT_MAX * 2);
         proxy.hold();
 
         let error = reach(&pool, &mut None).await.unwrap_err();
@@ -138,7 +138,7 @@ mod tests {
     async fn who_waits_for_a_connection_that_others_have_keeps_its_place_and_says_what_it_waits_for()
      {
         let bed = bare("reaching_busy").await;
-        let (pool, proxy) = one(&bed, DEADLINE).await;
+        let (pool, proxy) = one(&bed, DEADLINE);
         let held = pool.acquire().await.unwrap();
         // So that the look is seen.
         proxy.delay(WAIT_MAX / 10);

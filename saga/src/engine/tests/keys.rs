@@ -72,7 +72,7 @@ async fn a_key_that_postgres_cannot_store_is_refused_and_fails_no_transaction() 
     let (sagas, saga, mut tx) = (sagas(&shop), definition(1), shop.bed.begin().await);
     let long = "7".repeat(1_024);
 
-    for key in [format!("{long}7"), "order\07".to_owned()] {
+    for key in [format!("{long}7"), "order\u{0}7".to_owned()] {
         let refused = sagas.start_once(&mut tx, &saga, &key, &order(), Vec::new()).await;
         assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
         assert_eq!(sagas.find_by_key(&mut tx, &saga, &key).await.unwrap(), None);
