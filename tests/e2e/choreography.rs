@@ -197,6 +197,7 @@ const BLOCKED: &str = "SELECT count(*) FROM tailrace.saga_barrier
     WHERE saga_id = $1 AND compensation_epoch IS NOT NULL AND action_epoch IS NULL
         AND step IN ('open-account', 'reserve-credit')";
 const OPENED: &str = "SELECT count(*) FROM effect WHERE saga = $1 AND step = 'open-account'";
+const RESERVED: &str = "SELECT count(*) FROM effect WHERE saga = $1 AND step = 'reserve-credit'";
 const CHARGED: &str = "SELECT count(*) FROM called WHERE saga = $1 AND what = 'charge'";
 const CLOSED: &str = "SELECT count(*) FROM called WHERE saga = $1 AND what = 'close'";
 const NOTICED: &str = "SELECT count(*) FROM noticed WHERE number = 1 AND $1::uuid IS NOT NULL";
@@ -357,6 +358,8 @@ async fn a_compensation_waits_for_the_call_of_its_step_however_often_that_fails(
     assert_eq!((waits.state, waits.attempts), (inbox::State::Waiting, 0));
     assert_eq!(waits.reason.as_deref(), Some("waits"));
     assert!(waits.detail.as_deref().unwrap().contains("reserve-credit"), "{:?}", waits.detail);
+    // The call is made after all, and undone.
+    shop.counts("customers", RESERVED, saga, 2).await;
     shop.is_undone(saga).await;
     assert_eq!(shop.left(saga).await["reserve-credit"], (0, 1));
     ending.send(()).unwrap();
