@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::position::{Incarnation, Ordinal, Position};
+use crate::position::{Incarnation, Ordinal};
 use crate::progress::Counting;
 use crate::publication::Seen;
 use crate::saved::{VERSION, decode, encode, is_of_later, malformed};
@@ -148,18 +148,6 @@ struct PartialRecord {
 }
 
 impl Checkpoint {
-    /// Whether a message at this place is published by it.
-    pub(crate) fn covers(&self, position: &Position) -> bool {
-        let Published { flush_lsn, partial } = self.progress;
-        let is_in_part = |partial: Partial| {
-            partial.commit_lsn == position.commit_lsn && position.ordinal <= partial.ordinal
-        };
-        // The slots of a relay follow each other.
-        position.incarnation < self.source.incarnation
-            || position.incarnation == self.source.incarnation
-                && (position.commit_lsn < flush_lsn || partial.is_some_and(is_in_part))
-    }
-
     /// The record's value.
     pub(crate) fn encode(&self, time_ms: u64) -> Vec<u8> {
         let partial = self.progress.partial.map(|partial| PartialRecord {

@@ -51,16 +51,6 @@ impl Position {
         }
     }
 
-    /// Reads what [`Position::sequence`] has written.
-    pub(crate) fn of_sequence(digits: &str) -> Option<Self> {
-        let bits = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32)?;
-        Some(Position {
-            incarnation: Incarnation((bits >> 96) as u32),
-            commit_lsn: Lsn((bits >> 32) as u64),
-            ordinal: Ordinal(bits as u32),
-        })
-    }
-
     /// The part of a position that a person can name: `commit LSN:ordinal`.
     pub fn place(&self) -> Place {
         Place { commit_lsn: self.commit_lsn, ordinal: self.ordinal }
@@ -137,11 +127,6 @@ mod tests {
         let texts: Vec<String> = positions.iter().map(|p| p.sequence()).collect();
         assert_eq!(texts[0], "0000000100000016b374d84800000009");
         assert!(texts.is_sorted());
-        let read: Vec<Option<Position>> =
-            texts.iter().map(|text| Position::of_sequence(text)).collect();
-        assert_eq!(read, positions.map(Some));
-        assert_eq!(Position::of_sequence("0000000100000016b374d8480000000"), None);
-        assert_eq!(Position::of_sequence("g000000100000016b374d84800000009"), None);
     }
 
     #[test]

@@ -11,8 +11,7 @@ use crate::position::{Place, Position};
 const FIXED_HEADER_BYTES: usize =
     "ce_specversion1.0ce_idce_typece_sourcecontent-type".len() + uuid::fmt::Hyphenated::LENGTH;
 
-/// The header that says where a message stands in the source.
-pub(crate) const SEQUENCE: &str = "ce_sequence";
+const SEQUENCE: &str = "ce_sequence";
 
 /// The header of what is published again.
 const REPLAY: (&str, &str) = ("ce_replay", "true");
@@ -107,11 +106,6 @@ impl<'a> Record<'a> {
             + frame
             + letter;
         self
-    }
-
-    /// Its `ce_sequence`, unless it is published again.
-    pub(crate) fn sequence(&self) -> Option<&'a str> {
-        (self.origin.0 == SEQUENCE).then_some(self.origin.1)
     }
 
     /// Where it goes.

@@ -26,7 +26,6 @@ mod create_topic;
 mod exactly_once;
 pub(crate) mod inspect;
 mod kafka;
-mod left_open;
 pub mod memory;
 mod partitions;
 mod producer;
@@ -35,7 +34,6 @@ mod right;
 mod topic_rules;
 mod topics;
 pub(crate) mod turns;
-mod visible;
 
 pub(crate) use cluster::Cluster;
 pub use kafka::{Kafka, KafkaSink};

@@ -52,12 +52,10 @@ impl AtLeastOnce {
 impl Sink for AtLeastOnce {
     async fn take_over(&mut self) -> Result<Saved, Error> {
         self.checkpoint.take_over().await?;
-        let others = std::mem::take(&mut self.others);
-        for other in &others {
+        for other in std::mem::take(&mut self.others) {
             other.take_over().await?;
         }
-        let all: Vec<&Producer> = std::iter::once(&self.checkpoint).chain(&others).collect();
-        self.topics.saved(&all).await
+        self.topics.saved(&self.checkpoint).await
     }
 
     fn produce(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {

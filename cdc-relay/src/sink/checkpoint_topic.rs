@@ -27,24 +27,7 @@ const FIRST_SPAN: i64 = 4 * REPEAT_AFTER as i64;
 
 /// How long the last stable offset may stay below the end: a dead relay's transaction is ended by
 /// `init_transactions`, which has returned, so it stays there only for a moment.
-const STABLE_TIMEOUT: Duration = Duration::from_secs(5);
-
-pub(super) const HIDDEN_HINT: &str = "a broker that died inside a commit can leave one behind for good: find it with \
-     kafka-transactions.sh find-hanging and end it with its abort command";
-
-/// What a consumer is to see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Isolation {
-    Committed,
-    Uncommitted,
-}
-
-/// What became of reading the topic to its end.
-pub(super) enum Read {
-    Saved(Saved),
-    /// A transaction is open that nobody will end.
-    Hidden,
-}
+const STABLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Makes the topic unless it exists: one partition, compacted, in small segments so that
 /// compaction keeps it short.
@@ -73,10 +56,9 @@ pub(super) fn wanted(name: &str, replication_factor: i32) -> Wanted<'_> {
 /// What the topic holds. To be called after `init_transactions` has returned for every
 /// transactional id of the relay: then nothing of ours is left open, and the read must reach the
 /// high watermark. Blocks.
-pub(super) fn read(cluster: &Cluster, topic: &str, client: &Client) -> Result<Read, Error> {
+pub(super) fn read(cluster: &Cluster, topic: &str, client: &Client) -> Result<Saved, Error> {
     let (low, high) = watermarks(cluster, topic, client)?;
-    let committed = consumer(cluster, Isolation::Committed);
-    let committed = committed.map_err(|error| failed(cluster, topic, error))?;
+    let committed = consumer(cluster).map_err(|error| failed(cluster, topic, error))?;
     read_between(committed, cluster, topic, (low, high))
 }
 
@@ -84,7 +66,7 @@ pub(super) fn read(cluster: &Cluster, topic: &str, client: &Client) -> Result<Re
 /// `None` where there is no such topic.
 pub(crate) fn peek(cluster: &Cluster, topic: &str) -> Result<Option<Saved>, Error> {
     let failed = |error| failed(cluster, topic, error);
-    let consumer = consumer(cluster, Isolation::Committed).map_err(failed)?;
+    let consumer = consumer(cluster).map_err(failed)?;
     let metadata = cluster.metadata(consumer.client(), topic).map_err(failed)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.map(|found| found.error().map(RDKafkaErrorCode::from)) {
@@ -99,10 +81,7 @@ pub(crate) fn peek(cluster: &Cluster, topic: &str) -> Result<Option<Saved>, Erro
         Some(None) => {
             // Asked by this client, the end is the last stable offset.
             let ends = consumer.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).map_err(failed)?;
-            match read_between(consumer, cluster, topic, ends)? {
-                Read::Saved(saved) => Ok(Some(saved)),
-                Read::Hidden => Err(hidden(cluster, topic)),
-            }
+            read_between(consumer, cluster, topic, ends).map(Some)
         }
     }
 }
@@ -118,19 +97,19 @@ fn read_between(
     cluster: &Cluster,
     topic: &str,
     (low, high): (i64, i64),
-) -> Result<Read, Error> {
+) -> Result<Saved, Error> {
     let mut span = FIRST_SPAN;
-    let read = loop {
+    let saved = loop {
         let from = low.max(high.saturating_sub(span));
-        match read_range(&committed, topic, from, high, cluster)? {
-            Read::Saved(saved) if !saved.contains_key(CHECKPOINT_KEY) && from > low => {}
-            read => break read,
+        let saved = read_range(&committed, topic, from, high, cluster)?;
+        if saved.contains_key(CHECKPOINT_KEY) || from == low {
+            break saved;
         }
         span = span.saturating_mul(4);
     };
     // To close a consumer takes 100 ms, which no start has to wait for.
     std::thread::spawn(move || drop(committed));
-    Ok(read)
+    Ok(saved)
 }
 
 /// The first offset of the topic and the one after its last. Blocks.
@@ -146,17 +125,10 @@ pub(super) fn watermarks(
     asked.map_err(|error| cluster.error(&format!("asking for the end of {topic:?}"), error))
 }
 
-pub(super) fn consumer(
-    cluster: &Cluster,
-    isolation: Isolation,
-) -> Result<BaseConsumer<Context>, KafkaError> {
+fn consumer(cluster: &Cluster) -> Result<BaseConsumer<Context>, KafkaError> {
     let mut config: ClientConfig = cluster.config();
-    let level = match isolation {
-        Isolation::Committed => "read_committed",
-        Isolation::Uncommitted => "read_uncommitted",
-    };
     config
-        .set("isolation.level", level)
+        .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "error")
@@ -171,11 +143,11 @@ fn read_range(
     from: i64,
     high: i64,
     cluster: &Cluster,
-) -> Result<Read, Error> {
+) -> Result<Saved, Error> {
     let failed = |error| failed(cluster, topic, error);
     let mut saved = Saved::new();
     if from >= high {
-        return Ok(Read::Saved(saved));
+        return Ok(saved);
     }
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, 0, Offset::Offset(from)).map_err(failed)?;
@@ -190,7 +162,9 @@ fn read_range(
                 }
             }
             Some(Err(KafkaError::PartitionEOF(_))) | None => {}
-            Some(Err(error)) if is_of_no_group(&error) => {}
+            // The client looks for the coordinator of a group that it never joins.
+            Some(Err(error))
+                if code_of(&error) == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {}
             Some(Err(error)) => match failed(error) {
                 // One broker of several that is away is no obstacle as long as another answers.
                 passing if passing.kind() == Kind::Unavailable => last = Some(passing),
@@ -201,24 +175,22 @@ fn read_range(
         let position = consumer.position().map_err(failed)?;
         let reached = position.find_partition(topic, 0).map(|partition| partition.offset());
         if matches!(reached, Some(Offset::Offset(offset)) if offset >= high) {
-            return Ok(Read::Saved(saved));
+            return Ok(saved);
         }
     }
-    match last {
-        Some(error) => Err(error),
-        None => Ok(Read::Hidden),
+    if let Some(error) = last {
+        return Err(error);
     }
-}
-
-/// Whether the client looks for the coordinator of a group that it never joins.
-pub(super) fn is_of_no_group(error: &KafkaError) -> bool {
-    code_of(error) == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
-}
-
-pub(super) fn hidden(cluster: &Cluster, topic: &str) -> Error {
-    let text = format!(
-        "kafka at {}: an open transaction hides the end of topic {topic:?}",
-        cluster.brokers()
-    );
-    Error::new(Kind::Unavailable, text).hint(HIDDEN_HINT)
+    Err(Error::new(
+        Kind::Unavailable,
+        format!(
+            "kafka at {}: an open transaction hides the end of the checkpoint topic {topic:?}",
+            cluster.brokers()
+        ),
+    )
+    .hint(
+        "a broker that died inside a commit can leave one behind for good (KAFKA-20734): find it with \
+         kafka-transactions.sh find-hanging and end it with its abort command, as the manual on \
+         operating says",
+    ))
 }

@@ -7,9 +7,7 @@ use super::cluster::Cluster;
 use super::producer::{Answer, Producer};
 use super::topics::Topics;
 use super::turns::{Turn, Turns, transactional_id};
-use super::visible::Visible;
 use super::{Obstacle, Saved, Sink};
-use crate::checkpoint::Stored;
 use crate::config::NewTopics;
 use crate::error::Error;
 use crate::record::Record;
@@ -21,7 +19,6 @@ pub(super) struct ExactlyOnce {
     producers: [Producer; Turn::ALL.len()],
     turns: Turns,
     committing: Option<Committing>,
-    visible: Visible,
 }
 
 type Committing = Answer<Result<(), RDKafkaErrorCode>>;
@@ -42,8 +39,7 @@ impl ExactlyOnce {
         for producer in &producers {
             topics.warm(producer).await;
         }
-        let (turns, visible) = (Turns::new(), Visible::default());
-        Ok(ExactlyOnce { topics, producers, turns, committing: None, visible })
+        Ok(ExactlyOnce { topics, producers, turns: Turns::new(), committing: None })
     }
 
     fn of(&self, turn: Turn) -> &Producer {
@@ -72,17 +68,11 @@ impl Sink for ExactlyOnce {
         for turn in Turn::ALL {
             self.of(turn).take_over().await?;
         }
-        let saved = self.topics.saved(&self.producers.each_ref()).await?;
-        // What can not be read of the rest is for who resumes to say.
-        let checkpoint = Stored::read(&saved).ok().and_then(|stored| stored.checkpoint);
-        self.visible = Visible::restore(&saved, checkpoint.as_ref())?;
-        Ok(saved)
+        let [first, ..] = &self.producers;
+        self.topics.saved(first).await
     }
 
     fn produce(&mut self, record: &Record<'_>) -> Result<(), Obstacle> {
-        if self.visible.holds(record.sequence()) {
-            return Ok(());
-        }
         self.topics.admit(record)?;
         self.filling().send(record)
     }

@@ -150,19 +150,8 @@ impl Producer {
 
     /// Puts a small value into the first partition of a topic.
     pub(super) async fn put(&self, topic: &str, key: &str, value: &[u8]) -> Result<(), Error> {
-        self.put_into(topic, 0, key, value).await
-    }
-
-    /// The same into another partition.
-    pub(super) async fn put_into(
-        &self,
-        topic: &str,
-        partition: i32,
-        key: &str,
-        value: &[u8],
-    ) -> Result<(), Error> {
         let record = BaseRecord::with_opaque_to(topic, opaque(0));
-        match self.client.send(record.key(key).payload(value).partition(partition)) {
+        match self.client.send(record.key(key).payload(value).partition(0)) {
             Ok(()) => Ok(()),
             Err((error, _)) => Err(self.failed("producing the checkpoint", code(&error)).await),
         }
@@ -191,16 +180,6 @@ impl Producer {
             native::commit_transaction(client.client(), ANSWER_TIMEOUT)?;
             client.begin_transaction().map_err(|error| code(&error))
         })
-    }
-
-    /// Gives up the open transaction, and opens the next one.
-    pub(super) async fn begin_again(&self) -> Result<(), Error> {
-        self.run(|client| {
-            client.abort_transaction(ANSWER_TIMEOUT)?;
-            client.begin_transaction()
-        })
-        .await?
-        .map_err(|error| self.cluster.error("aborting a transaction", error))
     }
 
     /// Gives up the open transaction.

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::checkpoint_topic::{self, Read};
+use super::checkpoint_topic;
 use super::client::Client;
 use super::cluster::{ANSWER_TIMEOUT, Cluster};
 use super::create_topic::{Wanted, create};
-use super::left_open;
 use super::partitions::{Partitions, TOPICS_MAX};
 use super::producer::Producer;
 use super::right::Right;
@@ -41,7 +40,6 @@ const LOOK_AFTER_PER_TOPIC: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Topics {
     cluster: Cluster,
-    relay_id: String,
     checkpoint_topic: String,
     new: NewTopics,
     partitions: Partitions,
@@ -65,7 +63,6 @@ impl Topics {
     ) -> Result<Self, Error> {
         let topics = Topics {
             slot: slot.to_owned(),
-            relay_id: relay_id.to_owned(),
             looked: Instant::now(),
             cluster: cluster.clone(),
             checkpoint_topic: checkpoint::topic(relay_id),
@@ -99,46 +96,13 @@ impl Topics {
         &self.checkpoint_topic
     }
 
-    /// What is saved. To be called with all producers of the relay, once they have fenced every older one.
-    pub(super) async fn saved(&mut self, producers: &[&Producer]) -> Result<Saved, Error> {
-        let saved = match self.read(producers).await? {
-            Read::Saved(saved) => saved,
-            Read::Hidden => {
-                self.end_left_open(producers).await?;
-                match self.read(producers).await? {
-                    Read::Saved(saved) => saved,
-                    Read::Hidden => {
-                        return Err(checkpoint_topic::hidden(
-                            &self.cluster,
-                            &self.checkpoint_topic,
-                        ));
-                    }
-                }
-            }
-        };
-        self.partitions.restore(&saved)?;
-        Ok(saved)
-    }
-
-    async fn end_left_open(&self, producers: &[&Producer]) -> Result<(), Error> {
-        let Topics { cluster, relay_id, checkpoint_topic, .. } = self;
-        match left_open::end(cluster, relay_id, checkpoint_topic, producers).await {
-            Err(error) if error.kind() == Kind::Permission => {
-                let hint = format!(
-                    "{}; with READ on its topics the relay does it by itself",
-                    checkpoint_topic::HIDDEN_HINT
-                );
-                Err(checkpoint_topic::hidden(cluster, checkpoint_topic).hint(hint).caused_by(error))
-            }
-            ended => ended,
-        }
-    }
-
-    async fn read(&self, producers: &[&Producer]) -> Result<Read, Error> {
+    /// What is saved. To be called once every older producer of the relay is fenced.
+    pub(super) async fn saved(&mut self, producer: &Producer) -> Result<Saved, Error> {
         let (cluster, topic) = (self.cluster.clone(), self.checkpoint_topic.clone());
         let read = move |client: &Client| checkpoint_topic::read(&cluster, &topic, client);
-        let first = producers.first().expect("a relay has producers");
-        first.run(read).await?
+        let saved = producer.run(read).await??;
+        self.partitions.restore(&saved)?;
+        Ok(saved)
     }
 
     /// What the sink itself saves with the batch that is being sealed.

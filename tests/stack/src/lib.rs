@@ -14,7 +14,7 @@
 //!    `/var/cache` where that directory is closed to others, because Postgres refuses to run as
 //!    root and runs as `postgres` or `nobody`). `TAILRACE_PG_VERSION` picks the Postgres, 15 to 18
 //!    (default: 18), [`Needs::postgres_version`] outdoes it, and `TAILRACE_KAFKA_VERSION` picks any
-//!    Kafka that Maven has (default: the one in `pom.xml`). Where Maven is missing, an installed Postgres serves.
+//!    Kafka that Maven has (default: those in `pom.xml`, see [`Needs::breakable`]). Where Maven is missing, an installed Postgres serves.
 //!
 //! Local servers end with the process that started them, however it ends (shown by the test
 //! `killing_the_owner_leaves_no_server_and_no_directory`).

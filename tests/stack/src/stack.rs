@@ -9,7 +9,7 @@ use crate::cache;
 use crate::certificates::Certificates;
 use crate::error::{Error, Kind};
 use crate::kafka::{self, Kafka};
-use crate::maven::Maven;
+use crate::maven::{self, Maven};
 use crate::postgres::{self, Postgres};
 use crate::settings::{DATABASE_URL, KAFKA_BROKERS, PG_VERSION, Settings};
 
@@ -28,7 +28,8 @@ pub struct Needs {
     /// A Kafka.
     pub kafka: bool,
     /// The servers will be stopped or killed: none is taken from the environment, and one such
-    /// stack runs at a time on this machine.
+    /// stack runs at a time on this machine. A lone Kafka is then of the newest version that
+    /// ends every transaction after its death (4.0; KAFKA-20734), unless the environment names one.
     pub breakable: bool,
     /// How many brokers the Kafka has; with more than one it is never taken from the environment.
     pub brokers: u32,
@@ -115,6 +116,11 @@ impl Needs {
         self.brokers == 1 && !self.proxied && !self.tls
     }
 
+    /// Whether a Kafka dies of which no other broker goes on.
+    const fn kills_lone_kafka(self) -> bool {
+        self.kafka && self.breakable && self.brokers == 1
+    }
+
     /// Whether the Kafka has to be one of our own.
     pub(crate) const fn own_kafka(self) -> bool {
         self.breakable || self.brokers != 1 || self.proxied || self.tls
@@ -162,7 +168,9 @@ impl Stack {
 
     pub(crate) async fn start_in(needs: Needs, settings: Settings) -> Result<Stack, Error> {
         let postgres_version = needs.postgres_version.or(settings.postgres_version);
-        let settings = Arc::new(Settings { postgres_version, ..settings });
+        let lone = || needs.kills_lone_kafka().then(|| maven::version("kafka-lone").to_owned());
+        let kafka_version = settings.kafka_version.clone().or_else(lone);
+        let settings = Arc::new(Settings { postgres_version, kafka_version, ..settings });
         let for_plan = Arc::clone(&settings);
         let plan = blocking(move || Plan::make(needs, &for_plan)).await?;
         let certificates = needs.tls.then(|| Certificates::create(&settings)).transpose()?;
