@@ -60,6 +60,10 @@ pub const WINDOW_STEPS: usize = 4;
 /// States of one exploration, above which it is cut off and says so.
 const STATES_MAX: usize = 500_000;
 
+/// How many steps wait for a person at a time. What one of them meets is no matter of another, so that a third one
+/// multiplies the states by all that can be under way about it, and shows nothing that two do not.
+const STUCK_MAX: usize = 2;
+
 /// How many faults a schedule of the whole saga has, where it is longer than a window.
 const FAULTS_MAX: u8 = 2;
 
@@ -76,11 +80,11 @@ const WALK_MOVES: usize = 300;
 /// is not wanted any more. A crash needs no move of its own: a transaction happens or does not, and what was not done is
 /// done later, by another delivery. User's code does not run; where it decides about a refusal, every decision is tried.
 ///
-/// Sagas of up to [`WINDOW_STEPS`] steps are explored exhaustively, with two attempts of each step in each direction. Of
-/// longer ones every window of so many consecutive steps is, and of the whole every schedule with at most two faults, and
-/// random ones besides. What has too many states for that is cut off, which [`Coverage`] says: where a window has several
-/// steps that may be refused and are compensated. How far an exploration is, it says on standard error at every 100,000
-/// states.
+/// Sagas of up to [`WINDOW_STEPS`] steps are explored exhaustively, with two attempts of each step in each direction, and
+/// with up to two steps that wait for a person at a time. Of longer ones every window of so many consecutive steps is, and
+/// of the whole every schedule with at most two faults, and random ones besides. What has too many states for that is cut
+/// off, which [`Coverage`] says: windows with several branches beside each other, of steps that may be refused and are
+/// compensated. How far an exploration is, it says on standard error at every 100,000 states.
 ///
 /// # Errors
 /// The smallest schedule by which the saga breaks a promise: an effect happens twice; a completed saga lacks an effect;

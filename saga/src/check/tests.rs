@@ -170,6 +170,27 @@ fn a_saga_of_eight_steps_is_explored_by_windows_and_with_two_faults() {
 }
 
 #[test]
+fn a_window_of_steps_that_may_be_refused_and_are_undone_is_explored_to_its_end() {
+    let saga = Saga::<Order>::define("refused", 1)
+        .step("a", ReserveCredit::of)
+        .on_refused(|_, _| OnRefused::Retry)
+        .compensate()
+        .step("b", ReserveCredit::of)
+        .on_refused(|_, _| OnRefused::Retry)
+        .compensate()
+        .step("c", AllocateStock::of)
+        .compensate()
+        .step("d", AllocateStock::of)
+        .compensate()
+        .build()
+        .unwrap();
+
+    let coverage = check(saga.definition()).unwrap();
+
+    assert!(coverage.is_exhaustive(), "{coverage}");
+}
+
+#[test]
 fn a_group_that_is_too_wide_is_told_as_not_explored() {
     let saga = Saga::<Order>::define("wide", 1)
         .parallel(|mut branches| {

@@ -12,7 +12,7 @@ use super::message::{Message, Set, TooMany};
 use super::orchestrator::{Orchestrator, Stimulus};
 use super::participant::{Knows, Participant};
 use super::rows::Rows;
-use super::{Assumptions, Broken, Stop};
+use super::{Assumptions, Broken, STUCK_MAX, Stop};
 
 mod rest;
 
@@ -136,6 +136,9 @@ impl<'d> Stage<'d> {
             self.tell(world, stimulus, cost, &mut moves)?;
         }
         self.give(world, &mut moves);
+        moves.retain(|(_, after)| {
+            self.orchestrator.instance(after.saga).stuck().count() <= STUCK_MAX
+        });
         let faults_max = self.faults_max;
         let counts =
             |after: &World| after != world && faults_max.is_none_or(|max| after.faults <= max);
