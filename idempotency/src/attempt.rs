@@ -24,7 +24,7 @@ use crate::position::Offset;
 use crate::progress::{self, Owned, Partition, Settled};
 use crate::record::{Delivery, Record};
 use crate::replay::REPLAYED_MAX;
-use crate::retry::{Backoff, OnFailure, chance};
+use crate::retry::{Backoff, OnFailure, PARKED_WAIT_LIMIT, chance};
 use crate::route::RouteId;
 use crate::sequence;
 use crate::trial::{Blame, Mark, Stumble, Trial, Work, of_handler};
@@ -58,6 +58,10 @@ struct Kept {
 
 /// Then it goes back all the same: others may wait for it where there are fewer connections than lanes.
 const KEPT_MAX: Duration = Duration::from_millis(100);
+
+/// A handler that is cut off holds up every key of its lane for the time that it has, and may do so at each replay: it
+/// waits for so many times as long, so that a lane stands still for a tenth of its time at most.
+const CUT_OFF_WAITS: u32 = 10;
 
 /// A lane that has nothing to apply keeps no connection where fewer than these are left for others.
 const SPARE_MIN: usize = 2;
@@ -547,7 +551,14 @@ impl Effects {
             Reason::Waits => State::Waiting(self.shared.policy.waits_on(parked_for)),
             // Time does not mend these.
             Reason::TooOld | Reason::Future | Reason::Unhandled => State::Stuck,
-            _ => State::after(self.shared.policy.wait(attempts, cause.after, chance())),
+            _ => {
+                let wait = self.shared.policy.wait(attempts, cause.after, chance());
+                let least = match cause.is_cut_off {
+                    true => self.shared.held_up_max().saturating_mul(CUT_OFF_WAITS),
+                    false => Duration::ZERO,
+                };
+                State::after(wait.map(|wait| wait.max(least).min(PARKED_WAIT_LIMIT)))
+            }
         }
     }
 

@@ -27,6 +27,7 @@ struct Inner {
     source: Option<BoxError>,
     /// Where the kind does not tell.
     verdict: Option<Verdict>,
+    #[cfg(feature = "kafka")]
     breaks_off: bool,
 }
 
@@ -88,6 +89,7 @@ impl Error {
             message_id: None,
             source: None,
             verdict: None,
+            #[cfg(feature = "kafka")]
             breaks_off: false,
         }))
     }
@@ -313,6 +315,9 @@ impl Error {
         None
     }
 }
+
+/// `in_failed_sql_transaction`: a statement behind one that has failed.
+pub(crate) const ABORTED: &str = "25P02";
 
 /// Codes of the PostgreSQL documentation, appendix A.
 fn transient(error: &sqlx::Error) -> Option<Verdict> {

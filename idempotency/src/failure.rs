@@ -59,11 +59,13 @@ pub(crate) struct Cause {
     pub(crate) detail: Option<String>,
     /// When its handler wants to see it again.
     pub(crate) after: Option<Duration>,
+    /// Its lane stood still for as long as a handler may take.
+    pub(crate) is_cut_off: bool,
 }
 
 impl Cause {
     pub(crate) fn new(reason: Reason) -> Self {
-        Self { reason, detail: None, after: None }
+        Self { reason, detail: None, after: None, is_cut_off: false }
     }
 
     pub(crate) fn with_detail(reason: Reason, detail: &str) -> Self {
@@ -84,7 +86,7 @@ impl Cause {
             Kind::Payload => Reason::Undecodable,
             _ => Reason::Failed,
         };
-        Self::with_detail(reason, &told(error))
+        Self { is_cut_off: error.breaks_off(), ..Self::with_detail(reason, &told(error)) }
     }
 }
 

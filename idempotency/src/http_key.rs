@@ -47,7 +47,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 
-use crate::error::{Error, Kind};
+use crate::error::{ABORTED, Error, Kind};
 use crate::retention::age_seconds;
 
 /// A key has no more bytes.
@@ -285,7 +285,14 @@ pub async fn finish(
     .bind(pending.began)
     .execute(conn)
     .await
-    .map_err(|error| Error::database("the answer to a request cannot be stored", error))?;
+    .map_err(|error| match &error {
+        sqlx::Error::Database(cause) if cause.code().as_deref() == Some(ABORTED) => {
+            Error::new(Kind::Handler, "a handler kept a failed statement to itself, which aborted the transaction of its request")
+                .caused_by(error)
+                .mended_by("return the error, or put the statement behind a savepoint")
+        }
+        _ => Error::database("the answer to a request cannot be stored", error),
+    })?;
     if stored.rows_affected() == 0 {
         return Err(Error::new(Kind::Handler, "a handler ended the transaction of its request")
             .mended_by("handlers must neither commit nor roll back what they were given"));

@@ -57,6 +57,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// How long a handler can hold up its lane that waits for something else than a statement.
+    pub(crate) fn held_up_max(&self) -> Duration {
+        self.handler_time_out.min(self.rebalance_deadline)
+    }
+
     pub(crate) async fn reached(&self, milestone: Milestone) {
         if let Some(hook) = &self.hook {
             hook(milestone).await;

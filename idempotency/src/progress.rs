@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::dedupe::Dedupe;
-use crate::error::{Error, Kind};
+use crate::error::{ABORTED, Error, Kind};
 use crate::known::{self, Before};
 use crate::lanes::{Lanes, Plan, Reached, Stored, plan};
 use crate::position::Offset;
@@ -601,7 +601,7 @@ pub(crate) async fn still_open(conn: &mut PgConnection, fenced: &Fenced) -> Resu
         .fetch_one(conn)
         .await
         .map_err(|error| match &error {
-            sqlx::Error::Database(cause) if cause.code().as_deref() == Some("25P02") => {
+            sqlx::Error::Database(cause) if cause.code().as_deref() == Some(ABORTED) => {
                 Error::new(Kind::Handler, "a handler kept a failed statement to itself, which aborted the transaction of its batch")
                     .caused_by(error)
                     .mended_by("return the error, or put the statement behind a savepoint")
@@ -611,8 +611,11 @@ pub(crate) async fn still_open(conn: &mut PgConnection, fenced: &Fenced) -> Resu
     if current.as_ref() == Some(&fenced.0) {
         return Ok(());
     }
-    Err(Error::new(Kind::Handler, "a handler ended the transaction of its batch")
-        .mended_by("handlers must neither commit nor roll back what they were given")
+    Err(Error::new(Kind::Handler, "a handler ended the transaction of its batch, so that a part of it may be committed")
+        .mended_by(
+            "handlers must neither commit nor roll back what they were given; see what of the batch has its effect before \
+             the next start, which may pass over it or repeat it",
+        )
         .halting())
 }
 

@@ -71,7 +71,8 @@ pub(crate) fn failed(pool: &PgPool, error: sqlx::Error) -> Error {
         None => format!("{}:{}", options.get_host(), options.get_port()),
     };
     let code = error.as_database_error().and_then(|answer| answer.code()).unwrap_or_default();
-    let (why, mend) = match (&error, code.as_ref()) {
+    let code = code.into_owned();
+    let (why, mend) = match (&error, code.as_str()) {
         (sqlx::Error::PoolTimedOut, _) => (
             "all connections of the pool are in use",
             "give the pool more connections, or give them back",
@@ -82,6 +83,12 @@ pub(crate) fn failed(pool: &PgPool, error: sqlx::Error) -> Error {
         (_, "53300") => {
             ("it has no connection left", "raise max_connections, or make pools smaller")
         }
+        // What a PgBouncer says of one that it was not told to pass over.
+        (_, "08P01") => (
+            "it does not take a parameter of the session",
+            "name the parameter of the cause in PgBouncer's ignore_startup_parameters, or leave it out \
+             (PgConnectOptions::extra_float_digits(None))",
+        ),
         (sqlx::Error::Io(error), _) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             ("the connection is refused", "check host and port, and that the server runs")
         }
@@ -91,7 +98,10 @@ pub(crate) fn failed(pool: &PgPool, error: sqlx::Error) -> Error {
         _ => ("see the cause", "see the log of the server"),
     };
     let text = format!("postgres cannot be reached at {host}, database {database}: {why}");
-    Error::new(Kind::Database, text).caused_by(error).mended_by(mend)
+    let is_refused = code == "08P01";
+    let failed = Error::new(Kind::Database, text).caused_by(error).mended_by(mend);
+    // Its class is that of lost connections, and time does not mend it.
+    if is_refused { failed.halting() } else { failed }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tracing::{Instrument as _, Span};
 
 use crate::call::Prepared;
-use crate::error::{Error, Kind, Verdict};
+use crate::error::{ABORTED, Error, Kind, Verdict};
 use crate::failure::{Cause, Fate, Reason};
 use crate::guard::fenced::{self, Taken};
 use crate::guard::{self, Beyond, Candidate, Claim};
@@ -552,7 +552,7 @@ pub(crate) fn of_handler(error: Error) -> Error {
                 .mended_by("handlers must neither commit nor roll back what they were given")
                 .halting()
         }
-        Some("25P02") => Error::new(
+        Some(ABORTED) => Error::new(
             Kind::Handler,
             "a handler kept a failed statement to itself, which aborted the transaction of its batch",
         )

@@ -323,9 +323,6 @@ fn timer(row: &PgRow) -> Result<(SagaId, &str), Error> {
     Ok((saga, row.try_get(1).map_err(reading)?))
 }
 
-/// For how long a timer is put off that can not be read, or loses its transaction each time.
-pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
-
 /// For how long timers are put off that nobody can run.
 const NOBODYS_FOR: Duration = Duration::from_secs(15);
 
@@ -374,7 +371,7 @@ async fn put_off_timers(
          SELECT to_timestamp($1 / 1000000.0), saga_id, tick::json
          FROM unnest($2::uuid[], $3::text[]) AS given (saga_id, tick)",
     )
-    .bind(micros(now + PUT_OFF_FOR))
+    .bind(micros(now + Timer::PUT_OFF_FOR))
     .bind(timers.iter().map(|(saga, _)| *saga.as_uuid()).collect::<Vec<_>>())
     .bind(timers.iter().map(|(_, tick)| *tick).collect::<Vec<_>>())
     .execute(conn)

@@ -139,6 +139,11 @@ pub struct Timer {
     pub tick: Tick,
 }
 
+impl Timer {
+    /// For how long one is put off that can not be read, or loses its transaction each time.
+    pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+}
+
 /// A message to a participant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandMessage {

@@ -22,7 +22,7 @@ pub(crate) struct Maintain {
     #[command(flatten)]
     database: Database,
     /// How long claims are known: longer than the longest time after which a message may come again
-    #[arg(long, default_value_t = HORIZON.into())]
+    #[arg(long, default_value_t = HORIZON.into(), value_parser = horizon)]
     horizon: humantime::Duration,
     /// For how many days after today partitions are made; more than the days between two runs
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=7))]
@@ -39,6 +39,19 @@ pub(crate) struct Maintain {
     /// Answer with one JSON object, for each run
     #[arg(long)]
     json: bool,
+}
+
+/// Clocks may be an hour apart: with a shorter horizon what is new is taken for too old.
+const HORIZON_MIN: Duration = Duration::from_secs(2 * 3_600);
+
+fn horizon(text: &str) -> Result<humantime::Duration, String> {
+    let horizon: humantime::Duration =
+        text.parse().map_err(|error: humantime::DurationError| error.to_string())?;
+    match Duration::from(horizon) >= HORIZON_MIN {
+        true => Ok(horizon),
+        false => Err("a horizon is two hours or longer, or what is new would be taken for too old"
+            .to_owned()),
+    }
 }
 
 impl Maintain {

@@ -141,3 +141,17 @@ async fn an_answer_is_kept_until_it_is_forgotten_and_no_answer_is_without_bounds
     assert_eq!((young, old), (0, 1));
     assert_eq!(pay(&bed, "anna", &key, "11").await.0, 201);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_keeps_a_failed_statement_to_itself_is_told_so() {
+    let bed = bed("http_aborted").await;
+    let mut tx = bed.begin().await;
+    let begun = begin(&mut tx, "alice", &key("k1"), &payment("1")).await.unwrap();
+    let Begun::First(pending) = begun else { panic!("it comes for the first time") };
+    sqlx::query("SELECT 1 / 0").execute(&mut *tx).await.unwrap_err();
+
+    let error = finish(&mut tx, pending, &Response::new(201, "")).await.unwrap_err();
+
+    assert_eq!(error.kind(), Kind::Handler, "{error}");
+    assert!(error.to_string().contains("kept a failed statement to itself"), "{error}");
+}
