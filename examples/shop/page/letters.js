@@ -6,6 +6,11 @@ import { clock, count, many } from "/page/words.js";
 
 const LOOK_EVERY_MS = 2000;
 const SHOWN = 8;
+/** A service tells at most so many. */
+const TOLD_MAX = 100;
+
+/** How many wait for a person, and whether a service may have more of them than it tells. */
+export const aside = { dead: 0, more: false };
 
 let missing = false, asking = false, looked = -Infinity, seen = false;
 
@@ -27,12 +32,16 @@ export async function letters(figures) {
   }
 }
 
+/** Dead ones wait for a person, the others for their time only. */
+const needsSomebody = ({ state = "dead" }) => state === "dead" || state === "stuck";
+
 function show(found) {
   seen = seen || found.length > 0;
   $("letters").hidden = !seen;
-  // Dead ones wait for a person, the others for their time only.
-  const rank = ({ state }) => (state === "waiting" ? 1 : 0);
-  const sorted = [...found].sort((a, b) => rank(a) - rank(b) || a.at_ms - b.at_ms);
+  const dead = found.filter(needsSomebody);
+  aside.dead = dead.length;
+  aside.more = [...new Set(dead.map((it) => it.service))].some((service) => found.filter((it) => it.service === service).length >= TOLD_MAX);
+  const sorted = [...found].sort((a, b) => needsSomebody(b) - needsSomebody(a) || a.at_ms - b.at_ms);
   put($("letters-title"), found.length ? `Set aside: ${many(found.length, "message")}` : "Set aside: nothing any more");
   keep($("letters-list"), sorted.slice(0, SHOWN), (it) => `${it.service} ${it.id}`, item, update);
   put($("letters-more"), sorted.length > SHOWN ? `and ${count(sorted.length - SHOWN)} more` : "");
@@ -51,13 +60,22 @@ function item({ service, id, topic, partition, offset, at_ms: at }) {
     el("span", { class: "soft small" }, `${topic}, partition ${partition}, offset ${offset}, since ${clock(new Date(at))}`)), retry);
 }
 
-function update(li, { service, reason, state = "dead", attempts, behind }) {
-  const says = { dead: "dead letter", stuck: "waits for a person" }[state] ?? `is tried again by itself${attempts ? `, ${many(attempts, "attempt")} so far` : ""}`;
+/** The codes that stand where a consumer gave no sentence of its own. */
+const REASONS = {
+  undecodable: "its payload cannot be read", rejected: "its handler rejected it", failed: "its handler failed", later: "its handler wants it later",
+  waits: "it waits for another message", unhandled: "no handler is there for its type", too_old: "it is older than claims are kept",
+  future: "its id is from the future", broken_off: "its call was broken off, and how it ended is not known", discarded: "somebody gave it up",
+};
+const STATES = { dead: "dead letter", stuck: "waits for a person", discard: "given up, becomes a dead letter", calling: "its call is under way" };
+
+function update(li, { service, reason: code, state = "dead", attempts, behind }) {
+  const reason = REASONS[code] ?? code;
+  const says = STATES[state] ?? `is tried again by itself${attempts ? `, ${many(attempts, "attempt")} so far` : ""}`;
   const more = behind ? `, ${many(behind, "message")} of its key behind it` : "";
   const title = li.querySelector("strong"), text = `${service}: ${reason}. ${says}${more}`;
   if (title.dataset.said === text) return;
   title.dataset.said = text;
-  const look = state === "waiting" ? "wait" : "bad";
+  const look = needsSomebody({ state }) ? "bad" : "wait";
   title.replaceChildren(mark(look), ` ${service}: ${reason} `, el("span", { class: "soft" }, `(${says}${more})`));
 }
 
