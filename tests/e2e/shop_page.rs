@@ -319,6 +319,11 @@ async fn a_postgres_that_is_away_is_named(browser: &Browser) {
     browser.click("#lane-choreography .one-order", 1).await;
     says(browser, "#notices", "1 order waits in this page").await;
     says(browser, "#tile-shop", "cannot be read now").await;
+    // What the page waits for it waits for also when it is loaded again.
+    let address = browser.run("return location.href").await;
+    browser.open(address.as_str().expect("it is a text")).await;
+    says(browser, "#notices", "Postgres is paused").await;
+    says(browser, "#notices", "1 order waits in this page").await;
     flip(browser, "postgres-paused", false).await;
     completed(browser, [8 + MANY, 8]).await;
     says(browser, "#tile-shop", "add up").await;
