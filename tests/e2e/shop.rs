@@ -204,9 +204,11 @@ async fn what_cannot_be_is_refused_with_one_error_that_names_it() {
     for (arguments, told) in [
         (&["--http", &address][..], &[&address, "--http"][..]),
         (&["--http", "here"], &["--http", "here"]),
+        (&["--http", "localhost:8080"], &["--http", "localhost:8080", "127.0.0.1:8080"]),
         (&["--headless", "--orders", "0"], &["--orders", "1..=100000"]),
         (&["--headless", "--seed", "seven"], &["--seed", "seven"]),
         (&["--headless", "--trouble", "floods"], &["--trouble", "floods", "relay-crash"]),
+        (&["--headless", "--trouble", "all,none"], &["--trouble", "\"all\" stands alone"]),
         (&["--headless", "--inject-bug", "gremlins"], &["--inject-bug"]),
         (&["--orders", "5"], &["--headless"]),
         (&["--service", "kitchen"], &["kitchen", "payments"]),
