@@ -133,7 +133,7 @@ pub(crate) enum Name {
     Storefront,
     /// The payment provider: somebody else's service, played by a stub.
     Provider,
-    /// The same business without Tailrace.
+    /// Payments without Tailrace.
     Control,
 }
 
