@@ -119,6 +119,9 @@ async fn an_order_that_makes_no_sense_is_refused_in_words(shop: &Shop) {
         (json!({ "style": "orchestration", "quantity": -1 }), "quantity"),
         (json!({ "style": "choreography", "cents": 0 }), "cents"),
         (json!({ "style": "choreography", "sku": "" }), "sku"),
+        // Postgres stores no NUL: once taken, it would be poison in every service.
+        (json!({ "style": "choreography", "address": "Ki\u{0}el" }), "address"),
+        (json!({ "style": "choreography", "quantity": 1.5 }), "quantity"),
     ] {
         let answer = shop.place(Uuid::now_v7(), &wish).await;
         assert_eq!(answer.code, 400, "{answer:?}");
@@ -201,9 +204,11 @@ async fn what_cannot_be_is_refused_with_one_error_that_names_it() {
     for (arguments, told) in [
         (&["--http", &address][..], &[&address, "--http"][..]),
         (&["--http", "here"], &["--http", "here"]),
+        (&["--http", "localhost:8080"], &["--http", "localhost:8080", "127.0.0.1:8080"]),
         (&["--headless", "--orders", "0"], &["--orders", "1..=100000"]),
         (&["--headless", "--seed", "seven"], &["--seed", "seven"]),
         (&["--headless", "--trouble", "floods"], &["--trouble", "floods", "relay-crash"]),
+        (&["--headless", "--trouble", "all,none"], &["--trouble", "\"all\" stands alone"]),
         (&["--headless", "--inject-bug", "gremlins"], &["--inject-bug"]),
         (&["--orders", "5"], &["--headless"]),
         (&["--service", "kitchen"], &["kitchen", "payments"]),

@@ -319,6 +319,11 @@ async fn a_postgres_that_is_away_is_named(browser: &Browser) {
     browser.click("#lane-choreography .one-order", 1).await;
     says(browser, "#notices", "1 order waits in this page").await;
     says(browser, "#tile-shop", "cannot be read now").await;
+    // What the page waits for it waits for also when it is loaded again.
+    let address = browser.run("return location.href").await;
+    browser.open(address.as_str().expect("it is a text")).await;
+    says(browser, "#notices", "Postgres is paused").await;
+    says(browser, "#notices", "1 order waits in this page").await;
     flip(browser, "postgres-paused", false).await;
     completed(browser, [8 + MANY, 8]).await;
     says(browser, "#tile-shop", "add up").await;
@@ -340,11 +345,15 @@ async fn what_is_set_aside_is_retried(browser: &Browser) {
     let dead = "[...document.querySelectorAll('#letters-list li')].filter(
         (it) => it.textContent.includes('dead letter')).length";
     browser.until(&format!("{dead} === 2"), SEEN_MAX).await;
+    says(browser, "#notices", "2 messages are set aside: retry them below").await;
+    order_in_both(browser).await;
+    browser.until(&format!("{dead} === 4"), SEEN_MAX).await;
     flip(browser, "poison", false).await;
-    for left in [1, 0] {
-        browser.click("#letters-list li button", 1).await;
-        browser.until(&format!("{dead} === {left}"), SEEN_MAX).await;
-    }
-    completed(browser, [10 + MANY, 10]).await;
+    browser.click("#letters-list li button", 1).await;
+    browser.until(&format!("{dead} === 3"), SEEN_MAX).await;
+    browser.click("#letters-all", 1).await;
+    browser.until(&format!("{dead} === 0"), SEEN_MAX).await;
+    says(browser, "#letters-said", "3 messages of storefront are tried again").await;
+    completed(browser, [11 + MANY, 11]).await;
     says(browser, "#tile-shop", "add up").await;
 }

@@ -48,7 +48,7 @@ function control({ orders, completed, lost, doubled, late, ledgers }) {
   const words = [gone && `${count(gone)} lost`, doubled && `${count(doubled)} paid twice`].filter(Boolean).join(", ");
   verdict("control", look, { soft: "nothing to check yet", bad: `red: ${words}`, good: "green, so far: it has not met with trouble" }[look]);
   tile("control", look, { soft: "The control lane's: empty", bad: "The control lane's do not", good: "The control lane's do too" }[look],
-    wrong ? `${words} of ${count(orders)}` : orders ? `${count(completed)} completed; make trouble` : "the same, without Tailrace");
+    wrong ? `${words} of ${count(orders)}` : orders ? `${count(completed)} paid; make trouble` : "payments without Tailrace");
   cards("ledgers-control", ledgers, (it) => (it.wrong > late ? "bad" : isEmpty(it) ? "soft" : "good"), (it) =>
     isEmpty(it) ? "nothing booked yet" : it.wrong > late ? `${many(it.wrong, "order")} wrong` : it.wrong ? `${many(it.wrong, "order")} under way` : "every order is right");
 }

@@ -1,7 +1,7 @@
 // Both lanes: where orders are placed, how many there are, the latest of them, and the story of one.
 
 import { $, el, keep, mark, put, set } from "/page/elements.js";
-import { FATES, basket, intention, place } from "/page/place.js";
+import { FATES, basket, intention, left, place } from "/page/place.js";
 import { Story } from "/page/story.js";
 import { NONE, count, euro, many, short, time } from "/page/words.js";
 
@@ -91,20 +91,33 @@ class Lane {
     const intend = intention();
     button.addEventListener("click", async (event) => {
       if (intend(event).clicks > 1) return;
-      let taken = 0, failed = 0;
-      await Promise.all(Array.from({ length: MANY }, async () => {
-        const order = basket(this.style, fate);
-        try {
-          this.#took(order, await place(order));
-          taken += 1;
-          if (taken % 10 === 0) put(this.#said, `${taken} of ${MANY} are taken.`);
-        } catch {
-          failed += 1;
-        }
-      }));
+      const failed = await this.#placeAll(Array.from({ length: MANY }, () => ({ order: basket(this.style, fate) })));
       put(this.#said, failed ? `${many(failed, "order")} of ${MANY} are not taken.` : `All ${MANY} are taken.`);
     });
     return button;
+  }
+
+  /** Places these, each by its key if it has one; answers with how many of them are refused. */
+  async #placeAll(wanted) {
+    let taken = 0, failed = 0;
+    await Promise.all(wanted.map(async ({ order, key }) => {
+      try {
+        this.#took(order, await place(order, key));
+        taken += 1;
+        if (taken % 10 === 0) put(this.#said, `${taken} of ${wanted.length} are taken.`);
+      } catch {
+        failed += 1;
+      }
+    }));
+    return failed;
+  }
+
+  /** Goes on with what the page waited for when it was loaded again. */
+  async resume(wanted) {
+    if (wanted.length === 0) return;
+    const failed = await this.#placeAll(wanted);
+    const are = (number) => `${many(number, "order")} from before the page was loaded again ${number === 1 ? "is" : "are"}`;
+    put(this.#said, failed ? `${are(failed)} not taken.` : `${are(wanted.length)} taken.`);
   }
 
   #took(order, { order: id, saga, trace }) {
@@ -167,5 +180,7 @@ export function lanes() {
   fates();
   const both = LANES.map((it) => new Lane(it));
   $("lanes").append(...both.map((it) => it.element));
+  const wanted = left();
+  for (const lane of both) lane.resume(wanted.filter(({ order }) => order?.style === lane.style));
   return (shop) => both.forEach((it) => it.show(shop));
 }

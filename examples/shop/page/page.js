@@ -10,13 +10,16 @@ import { plots, sample } from "/page/plots.js";
 import { breaker, troubles } from "/page/trouble.js";
 import { count, many, spoken } from "/page/words.js";
 
-const view = { state: null, at: null, lost: false };
+/** `heard`: who has ever answered. */
+const view = { state: null, at: null, lost: false, heard: { shop: false, stage: false } };
 const showShop = lanes();
 
 function told(state) {
   view.state = state;
   view.at = new Date();
   view.lost = false;
+  view.heard.shop ||= Boolean(state.shop);
+  view.heard.stage ||= Boolean(state.stage);
   sample(state, performance.now());
   if (state.shop) showShop(state.shop);
   if (state.stage) showStage(state.stage);

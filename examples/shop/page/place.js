@@ -4,6 +4,8 @@
 /** A browser keeps few connections to a host, and the feed and the switches need theirs. */
 const AT_ONCE = 3;
 const ANSWER_MAX = 8000;
+/** The longest reason that is shown. */
+const SAID_MAX = 200;
 const WAIT_MIN = 500;
 const WAIT_MAX = 4000;
 /** A key that is held down clicks again and again; so fast it is one intention. */
@@ -62,13 +64,38 @@ export function uuid7() {
 const queue = [];
 let sending = 0;
 
+/** What is not taken yet stays with the tab, so that a reload goes on with it: the same order by the same key. */
+const LEFT = "order ";
+
+/** Orders that this tab wanted before it was loaded again, the oldest first: each to be placed once more. */
+export function left() {
+  try {
+    const names = Object.keys(sessionStorage).filter((name) => name.startsWith(LEFT)).sort();
+    return names.map((name) => ({ key: name.slice(LEFT.length), order: JSON.parse(sessionStorage.getItem(name)) }));
+  } catch {
+    return [];
+  }
+}
+
+/** A browser that keeps nothing, or whose space is full, still has the order in the page. */
+function keepInTab(key, order) {
+  try {
+    if (order) sessionStorage.setItem(LEFT + key, JSON.stringify(order));
+    else sessionStorage.removeItem(LEFT + key);
+  } catch {
+    // Then a reload forgets it.
+  }
+}
+
 /** Places an order; answers with `{ order, saga }` once it is taken, and throws where it never will be. */
 export function place(order, key = uuid7()) {
   waiting.orders += 1;
+  keepInTab(key, order);
   const placed = new Promise((resolve, reject) => queue.push({ order, key, resolve, reject }));
   send();
   return placed.finally(() => {
     waiting.orders -= 1;
+    keepInTab(key, null);
     if (waiting.orders === 0) waiting.problem = null;
   });
 }
@@ -84,6 +111,17 @@ function send() {
   }
 }
 
+/** Why it was not taken: what refuses a key says so in a bare text, whatever its content-type. */
+function reason(text, status) {
+  try {
+    const said = JSON.parse(text)?.problem;
+    if (typeof said === "string") return said;
+  } catch {
+    if (text.trim()) return text.trim().slice(0, SAID_MAX);
+  }
+  return `it answers with ${status}`;
+}
+
 async function post(order, key) {
   for (let wait = WAIT_MIN; ; wait = Math.min(WAIT_MAX, wait * 2)) {
     try {
@@ -92,7 +130,7 @@ async function post(order, key) {
         headers: { "content-type": "application/json", "idempotency-key": key },
       });
       if (answer.ok) return await answer.json();
-      const said = (await answer.json().catch(() => ({}))).problem ?? `it answers with ${answer.status}`;
+      const said = reason(await answer.text(), answer.status);
       // Repeating it would not make it better. 409: the same key is just being worked at.
       if (answer.status < 500 && answer.status !== 409) throw Object.assign(new Error(said), { final: true });
       waiting.problem = said;

@@ -84,7 +84,7 @@ pub(crate) fn print(outcome: &Outcome) {
     println!("processes restarted     {restarts}");
     println!("dead letters            {dead_letters}, {} tried again", outcome.retried);
     println!(
-        "control lane            {} of {} orders completed, {} lost, {} paid twice: its books are {}",
+        "control lane            {} of {} orders paid for, {} lost, {} paid twice: its books are {}",
         control.completed,
         control.orders,
         control.lost,

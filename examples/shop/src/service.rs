@@ -202,7 +202,10 @@ impl Service {
             .layer(axum::middleware::from_fn(traces::of_request))
             .merge(self.readiness.routes())
             .route("/metrics", get(async move || metrics.render()));
-        let listener = TcpListener::bind(self.listen).await?;
+        let (name, address) = (self.name, self.listen);
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| format!("{name} cannot listen on {address}: {error}"))?;
         tracing::info!(address = %self.listen, "listening");
         let serving = axum::serve(listener, routes).with_graceful_shutdown(self.stopped());
         let stopped = self.stopped();

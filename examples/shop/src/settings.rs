@@ -36,10 +36,15 @@ pub(crate) struct Settings {
     #[arg(long, value_enum)]
     pub(crate) inject_bug: Option<crate::bug::Bug>,
     /// Where the page is
-    #[arg(long, env = "SHOP_HTTP", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "SHOP_HTTP", default_value = "127.0.0.1:8080", value_parser = address)]
     pub(crate) http: SocketAddr,
     #[command(flatten)]
     pub(crate) surroundings: Surroundings,
+}
+
+/// Names are not looked up: one of them can stand for several addresses.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an IP address and a port are needed, as in 127.0.0.1:8080".to_owned())
 }
 
 /// Several of them.
@@ -128,7 +133,7 @@ pub(crate) enum Name {
     Storefront,
     /// The payment provider: somebody else's service, played by a stub.
     Provider,
-    /// The same business without Tailrace.
+    /// Payments without Tailrace.
     Control,
 }
 

@@ -1,4 +1,7 @@
-//! The control lane: the same business as most would write it, without outbox, deduplication and sagas.
+//! The control lane: payments as most would write them, without outbox, deduplication and sagas.
+//!
+//! It takes the money of every order, also of one that the shop refuses, and does nothing else: what can be compared is
+//! payments that are lost or doubled, and not how many orders complete.
 //!
 //! The order's row is committed and then the message is sent; the consumer does what the message says. Under the same
 //! troubles its books go wrong, so a green check of the others means something.

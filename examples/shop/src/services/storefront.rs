@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::sse::{Event, Sse};
@@ -13,7 +13,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, stream};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tailrace_idempotency::{BoxError, Consumer, Projection};
 use tailrace_saga::story::Observer;
@@ -21,7 +20,7 @@ use uuid::Uuid;
 
 use crate::Failure;
 use crate::ledger;
-use crate::order::{FACTS, ORDER_CHANGED, Order, Style};
+use crate::order::{FACTS, ORDER_CHANGED};
 use crate::place_order;
 use crate::service::Service;
 use crate::services::control::ControlOrder;
@@ -32,9 +31,11 @@ mod embedded;
 mod letters;
 pub(crate) mod points;
 mod read_model;
+mod wish;
 
 use brokers::Brokers;
 use read_model::{Hearers, ReadModel};
+use wish::Wish;
 
 /// Between two looks at what has changed.
 const FEED_EVERY: Duration = Duration::from_millis(500);
@@ -43,10 +44,8 @@ const SUMMARY_MAX: Duration = Duration::from_secs(1);
 /// Another service answers by then, or the page is told that it does not.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// The most of one article, the highest price, and the longest text of an order.
-const QUANTITY_MAX: i64 = 1_000;
-const CENTS_MAX: i64 = 100_000_000;
-const TEXT_BYTES_MAX: usize = 200;
+/// An order has a few short texts, each of them at most six times as long where it is escaped.
+const ORDER_BYTES_MAX: usize = 16 * 1024;
 
 #[derive(Clone)]
 struct Front {
@@ -95,6 +94,7 @@ pub(crate) async fn run(service: Service) -> Result<(), Failure> {
 fn routes(front: Front, letters: Router) -> Router {
     Router::new()
         .route("/api/orders", get(orders).post(place))
+        .layer(DefaultBodyLimit::max(ORDER_BYTES_MAX))
         .route("/api/orders/{saga}/story", get(story))
         .route("/api/state", get(state))
         .route("/api/feed", get(feed))
@@ -105,77 +105,15 @@ fn routes(front: Front, letters: Router) -> Router {
         .layer(map_response(embedded::guarded))
 }
 
-/// What a customer asks for; all of it may be left out.
-#[derive(Debug, Deserialize)]
-struct Wish {
-    style: Style,
-    #[serde(default = "tea")]
-    sku: String,
-    #[serde(default = "one")]
-    quantity: i64,
-    #[serde(default = "price")]
-    cents: i64,
-    #[serde(default = "card")]
-    card: String,
-    #[serde(default = "address")]
-    address: String,
-}
-
-fn tea() -> String {
-    "tea".to_owned()
-}
-
-fn one() -> i64 {
-    1
-}
-
-fn price() -> i64 {
-    1_900
-}
-
-fn card() -> String {
-    "card-4711".to_owned()
-}
-
-fn address() -> String {
-    "Kiel".to_owned()
-}
-
-impl Wish {
-    /// Why nobody can be sold this.
-    fn fault(&self) -> Option<&'static str> {
-        let texts = [&self.sku, &self.card, &self.address];
-        if !(1..=QUANTITY_MAX).contains(&self.quantity) {
-            return Some("quantity is a number from 1 to 1000");
-        }
-        if !(1..=CENTS_MAX).contains(&self.cents) {
-            return Some("cents is a number from 1 to 100000000");
-        }
-        let fits = |text: &&String| (1..=TEXT_BYTES_MAX).contains(&text.len());
-        let all_fit = texts.iter().all(fits);
-        (!all_fit).then_some("sku, card and address have 1 to 200 bytes each")
-    }
-
-    /// The key makes the order's id: a second click is the same order.
-    fn order(self, id: Uuid) -> Order {
-        let Wish { style, sku, quantity, cents, card, address } = self;
-        Order { id, style, sku, quantity, cents, card, address, reason: None }
-    }
-}
-
 /// Places an order. The header `Idempotency-Key` is the order's id, a UUID of version 7 that the page makes.
 async fn place(
     State(front): State<Front>,
     headers: HeaderMap,
-    wish: Result<Json<Wish>, JsonRejection>,
+    asked: Result<Json<Value>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let wrong = |problem| Problem(StatusCode::BAD_REQUEST, problem);
-    let Json(wish) = wish.map_err(|_| {
-        wrong("an order is a JSON object with a style, choreography or orchestration")
-    })?;
-    if let Some(fault) = wish.fault() {
-        return Err(wrong(fault));
-    }
+    let Json(asked) = asked.map_err(|rejection| unread(&rejection))?;
+    let wish = Wish::read(asked).map_err(wrong)?;
     let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
     let id = key
         .and_then(|key| key.trim_matches('"').parse::<Uuid>().ok())
@@ -192,12 +130,25 @@ async fn place(
     let unanswered = Problem(StatusCode::SERVICE_UNAVAILABLE, "the orders service does not answer");
     let answer = request.send().await.map_err(|_| unanswered)?;
     let status = answer.status();
-    let unread = Problem(StatusCode::BAD_GATEWAY, "the orders service breaks off");
-    let body = answer.bytes().await.map_err(|_| unread)?;
+    let broken = Problem(StatusCode::BAD_GATEWAY, "the orders service breaks off");
+    let body = answer.bytes().await.map_err(|_| broken)?;
     if status.is_success() {
         tokio::spawn(front.tell_control(ControlOrder { id, cents }, trace));
     }
     Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// Why what was sent is not even JSON.
+fn unread(rejection: &JsonRejection) -> Problem {
+    match rejection.status() {
+        status @ StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            Problem(status, "the header Content-Type of an order is application/json")
+        }
+        status @ StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem(status, "an order has at most 16384 bytes")
+        }
+        _ => Problem(StatusCode::BAD_REQUEST, wish::SHAPE),
+    }
 }
 
 async fn orders(State(front): State<Front>) -> Result<Json<Value>, Problem> {

@@ -53,7 +53,10 @@ pub(crate) async fn serve(stage: &Arc<Stage>, figures: &Figures) -> Result<(), F
         books: Arc::default(),
     };
     tokio::spawn(keep_books(watched.clone()));
-    let listener = TcpListener::bind(stage.address("stage")?).await?;
+    let address = stage.address("stage")?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("the stage cannot listen on {address}: {error}"))?;
     let routes = Router::new()
         .route("/stage", get(stand))
         .route("/troubles/{name}", post(trouble))

@@ -71,17 +71,19 @@ pub(crate) fn parse(text: &str) -> Result<Troubles, String> {
     let troubles = match text {
         "all" => Trouble::value_variants().to_vec(),
         "none" => Vec::new(),
-        names => names
-            .split(',')
-            .map(|name| {
-                let known: Vec<String> =
-                    Trouble::value_variants().iter().map(|it| it.name()).collect();
-                Trouble::from_str(name, true)
-                    .map_err(|_| format!("{name:?} is none of all, none, {}", known.join(", ")))
-            })
-            .collect::<Result<_, _>>()?,
+        names => names.split(',').map(named).collect::<Result<_, _>>()?,
     };
     Ok(Troubles(troubles))
+}
+
+fn named(name: &str) -> Result<Trouble, String> {
+    if ["all", "none"].contains(&name) {
+        return Err(format!("{name:?} stands alone, and has no other names beside it"));
+    }
+    Trouble::from_str(name, true).map_err(|_| {
+        let known: Vec<String> = Trouble::value_variants().iter().map(|it| it.name()).collect();
+        format!("{name:?} is none of all, none, {}", known.join(", "))
+    })
 }
 
 impl Stage {
