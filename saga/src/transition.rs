@@ -30,6 +30,15 @@ pub enum Input {
         /// The reply or the refusal, as JSON.
         payload: Value,
     },
+    /// An attempt of a local step has failed, and is over before its timer is due.
+    Failed {
+        /// Which step, and in which direction.
+        correlation: Correlation,
+        /// The number of the attempt.
+        attempt: u32,
+        /// What it says of it.
+        error: String,
+    },
     /// A timer is due. One that says nothing any more is ignored.
     Tick(Tick),
     /// An event from outside, for the step that waits for it.
@@ -149,12 +158,14 @@ pub struct CommandMessage {
 }
 
 /// A local step that is to run in the transaction that stores this transition. How it went is given to the saga as
-/// an [`Input::Reply`] in the same transaction; if it fails, what it did is rolled back, nothing is given, and the
-/// step's timer asks for it again.
+/// an [`Input::Reply`] in the same transaction; if it fails, what it did is rolled back, and the saga is given an
+/// [`Input::Failed`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalCall {
     /// Which step, and in which direction.
     pub correlation: Correlation,
+    /// For how many times in this direction.
+    pub attempt: u32,
 }
 
 /// What is to be done with a lock, in the transaction that stores this transition.
@@ -282,6 +293,13 @@ pub enum Happening {
     TimedOut {
         /// To which attempt.
         attempt: u32,
+    },
+    /// A local step has failed; what it did is rolled back.
+    Failed {
+        /// Which attempt.
+        attempt: u32,
+        /// What it says of it.
+        error: String,
     },
     /// A step was passed over.
     Skipped,

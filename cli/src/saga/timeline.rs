@@ -110,6 +110,9 @@ fn line(entry: &Entry) -> String {
             format!("answer: {undo}{step} is {} (epoch {epoch}){verdict}", answer.as_str())
         }
         Happening::TimedOut { attempt } => format!("no answer: {step} (attempt {attempt})"),
+        Happening::Failed { attempt, error } => {
+            format!("fails: {step} (attempt {attempt}): {error}")
+        }
         Happening::Skipped => format!("goes on without {step}"),
         Happening::Stuck { trouble } => format!("waits for a person: {step}: {}", why(trouble)),
         Happening::SignalKept { signal } => format!("signal {signal} is kept"),

@@ -19,6 +19,7 @@ use crate::store::{self, Cause, Look, Reason};
 use crate::transition::{Input, Verb};
 use crate::verify;
 
+mod failures;
 mod keys;
 mod locks;
 mod lost;

@@ -16,6 +16,7 @@ use crate::fixture::{
 };
 use crate::instance::{Parent, Status};
 use crate::local::{LocalCx, local};
+use crate::retry::Retry;
 use crate::testing::{Fault, Scenario, Script};
 use crate::work::part;
 
