@@ -14,7 +14,7 @@ use crate::correlation::SagaId;
 use crate::definition::Identity;
 use crate::error::{Error, Kind};
 use crate::instance::Instance;
-use crate::transition::{Entry, Input, Tick, Timer};
+use crate::transition::{Entry, Input, PUT_OFF_FOR, Tick, Timer};
 
 /// The attributes of messages that something has caused.
 pub(crate) type Cause = BTreeMap<String, String>;
@@ -322,9 +322,6 @@ fn timer(row: &PgRow) -> Result<(SagaId, &str), Error> {
     let saga = SagaId::from_uuid(row.try_get(0).map_err(reading)?);
     Ok((saga, row.try_get(1).map_err(reading)?))
 }
-
-/// For how long a timer is put off that can not be read, or loses its transaction each time.
-pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
 /// For how long timers are put off that nobody can run.
 const NOBODYS_FOR: Duration = Duration::from_secs(15);

@@ -15,6 +15,9 @@ pub const REPLY_TYPE: &str = "tailrace.saga.reply.v1";
 /// The message type of the command that asks for a saga as the step of another one. Its payload is the data.
 pub const PART_TYPE: &str = "tailrace.saga.part.v1";
 
+/// For how long a timer is put off that can not be read, or loses its transaction each time.
+pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+
 /// What happens to a saga from outside.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

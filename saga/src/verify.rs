@@ -21,8 +21,7 @@ use crate::correlation::SagaId;
 use crate::definition::{Definition, Identity};
 use crate::error::Error;
 use crate::instance::{Instance, Phase, StepStatus};
-use crate::store::PUT_OFF_FOR;
-use crate::transition::{Entry, Happening, Input, Tick, Timer};
+use crate::transition::{Entry, Happening, Input, PUT_OFF_FOR, Tick, Timer};
 
 mod lines;
 mod recall;
