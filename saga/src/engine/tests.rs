@@ -196,6 +196,16 @@ async fn many_sagas_are_told_in_one_transaction_and_go_on_with_their_local_steps
     assert_eq!(shop.bed.count(journal).await, 50);
 }
 
+#[test]
+fn an_engine_whose_messages_can_have_no_such_source_is_not_made() {
+    for source in ["", "a b\n"] {
+        let refused = Engine::new().saga(&definition(1)).source(source).prepare().unwrap_err();
+
+        assert_eq!(refused.kind(), Kind::Definition);
+        assert!(refused.to_string().contains(&format!("the source {source:?}")), "{refused}");
+    }
+}
+
 #[tokio::test]
 async fn the_same_wish_twice_is_the_same_saga() {
     let shop = shop("engine_twice").await;
