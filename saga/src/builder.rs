@@ -303,6 +303,7 @@ impl<D: Serialize + DeserializeOwned + 'static> BeforePivot<D> {
     pub fn pivot<W: Work>(self, name: &str, work: impl Does<D, W>) -> Pivot<D, W> {
         let mut step = new_step(name, StepKind::Pivot, work.inner().0);
         step.retry = Retry::RETRIABLE;
+        step.can_be_refused = W::can_be_refused();
         let mut draft = self.draft;
         draft.next_group();
         Pivot { draft, current: step, types: PhantomData }
@@ -540,6 +541,7 @@ fn new_step(name: &str, kind: StepKind, work: Inner) -> Step {
         name: name.into(),
         group: 0,
         kind,
+        can_be_refused: true,
         work,
         timeout: TIMEOUT,
         on_timeout: OnTimeout::Retry,

@@ -86,6 +86,11 @@ const WALK_MOVES: usize = 300;
 /// off, which [`Coverage`] says: windows with several branches beside each other, of steps that may be refused and are
 /// compensated. How far an exploration is, it says on standard error at every 100,000 states.
 ///
+/// What it can not find: that a command which is declared `no_effect` has effects all the same, or that a compensation does
+/// not undo what its action did; a participant without a barrier; and what user's code makes of replies, refusals and data,
+/// such as a command that says something else after a retry. Local steps do not fail here by errors: that is as a time-out
+/// is, which comes at any moment.
+///
 /// # Errors
 /// The smallest schedule by which the saga breaks a promise: an effect happens twice; a completed saga lacks an effect;
 /// a compensated one has one left, or gets one later; it goes on without a lock, or keeps one for ever; a reply of an older

@@ -65,6 +65,8 @@ pub struct Step {
     /// Steps with the same number are done side by side.
     pub(crate) group: usize,
     pub(crate) kind: StepKind,
+    /// Whether the types allow a refusal, of a pivot; elsewhere its kind says so.
+    pub(crate) can_be_refused: bool,
     pub(crate) work: Work,
     pub(crate) timeout: Duration,
     pub(crate) on_timeout: OnTimeout,
@@ -282,6 +284,13 @@ impl Definition {
     /// Whether it has a point of no return.
     pub fn has_pivot(&self) -> bool {
         self.0.steps.iter().any(|step| step.kind == StepKind::Pivot)
+    }
+
+    /// Whether it may end as undone without being asked to: refused, late, or cancelled before its pivot.
+    pub(crate) fn can_fail(&self) -> bool {
+        let Some(first) = self.0.steps.first() else { return true };
+        let can_be_refused = first.part().map_or(first.can_be_refused, Self::can_fail);
+        first.kind != StepKind::Pivot || can_be_refused
     }
 
     pub(crate) fn upcasters_from(&self, version: u32) -> impl Iterator<Item = &Upcast> {

@@ -140,6 +140,13 @@ impl Draft {
                     part.identity()
                 ));
             }
+            if step.kind == StepKind::Retriable && part.can_fail() {
+                self.faults.push(format!(
+                    "step {}: {} may end undone, and behind the pivot stands only a saga that begins with its pivot, which nobody may refuse",
+                    step.name,
+                    part.identity()
+                ));
+            }
             if contains(part, &self.name) {
                 self.faults.push(format!("step {}: the saga is a part of itself", step.name));
             }

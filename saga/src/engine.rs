@@ -19,6 +19,7 @@ use crate::health::Health;
 use crate::lock::{self, Ordered};
 use crate::operate;
 use crate::schema;
+use crate::speaker;
 use crate::transition::{PART_TYPE, REPLY_TYPE};
 
 mod apply;
@@ -198,8 +199,8 @@ impl Engine {
     /// The engine and a handle by which the service itself starts sagas and tells them something.
     ///
     /// # Errors
-    /// [`Kind::Definition`] where two definitions are the same version of one name and not the same, or where the lock
-    /// orders of definitions contradict each other.
+    /// [`Kind::Definition`] where two definitions are the same version of one name and not the same, where the lock
+    /// orders of definitions contradict each other, or where no message can have the source.
     pub fn prepare(self) -> Result<Prepared, Error> {
         let Self { source, outbox, prefix, definitions, unknown, strict, counters, health } = self;
         for definition in &definitions {
@@ -211,6 +212,9 @@ impl Engine {
                 let text = format!("two definitions are {} and differ", other.identity());
                 return Err(Error::definition(text));
             }
+        }
+        if let Some(fault) = speaker::fault(&source) {
+            return Err(Error::definition(fault));
         }
         keep_lock_orders(definitions.iter().map(Ordered::new).collect())?;
         let registry = Registry::new(definitions);

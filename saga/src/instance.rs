@@ -124,6 +124,11 @@ pub enum Cause {
         /// The step.
         step: Box<str>,
     },
+    /// A local step has failed, each time that it was tried.
+    Failed {
+        /// The step.
+        step: Box<str>,
+    },
     /// The saga's deadline has passed.
     Deadline,
     /// It was cancelled.
@@ -248,7 +253,7 @@ impl StepStatus {
     }
 }
 
-/// Why a person has to decide about a step.
+/// Why a person has to decide about a step, or why its last attempt has failed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "snake_case")]
 pub enum Trouble {
@@ -256,6 +261,11 @@ pub enum Trouble {
     NoAnswer {
         /// How often it was asked for.
         attempts: u32,
+    },
+    /// It is a local step, and its last attempt has failed.
+    Failed {
+        /// What it says of it.
+        error: String,
     },
     /// What must not be refused was.
     Refused,

@@ -67,6 +67,8 @@ mod rules;
 pub mod schema;
 mod seen;
 #[cfg(feature = "kafka")]
+mod speaker;
+#[cfg(feature = "kafka")]
 mod store;
 pub mod story;
 mod structure;

@@ -56,7 +56,9 @@ impl LocalCx<'_> {
 /// A local step: any `async fn(LocalCx<'_>, Data) -> Result<Result<Reply, Refusal>, Error>`, as that of a participant;
 /// or for its compensation `-> Result<(), Error>`.
 ///
-/// A refusal and an error roll back what it did; after an error its retry policy says when it runs again.
+/// A refusal and an error roll back what it did. An error is an attempt that is over: the step's retry policy says when it
+/// runs again and how often, and what follows the last one is the step's [`OnTimeout`](crate::OnTimeout). The saga keeps
+/// the error's text, at most 500 characters of it; of what Postgres says the SQLSTATE alone.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no local step of a saga with the data `{D}`",
     note = "a local step is an `async fn(LocalCx<'_>, Data) -> Result<Result<Reply, Refusal>, Error>`; its compensation is one `-> Result<(), Error>`"

@@ -4,6 +4,9 @@
 //! that takes it until the saga has ended; who comes later stands in line. It is a row in the orchestrator's database, so
 //! it is released in the transaction in which its saga ends, and nobody's crash loses it.
 //!
+//! A saga that is a step of another one ends when it completes, and its locks are free then, though its whole may still
+//! undo it. What must not be seen before the whole has ended is locked by the whole.
+//!
 //! What a saga does about its locks the machine decides; here are the lock itself, and the order in which locks may be
 //! taken. [`rows`] keeps the line.
 
@@ -23,6 +26,10 @@ pub const LOCK_KEYS_MAX: usize = 16;
 pub const LOCK_KEY_BYTES_MAX: usize = 500;
 
 /// What can be locked: accounts, say, or customers. Which of them is said by each saga's data.
+///
+/// A saga has its locks until it has ended. One that is a [`part`](crate::part()) of another one has ended when it
+/// completes, though its whole may undo it later: take the lock in the whole, before the part, where others must not see
+/// what is not final.
 ///
 /// ```
 /// use std::time::Duration;

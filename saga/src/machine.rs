@@ -1,7 +1,7 @@
 //! How a saga goes from one state to the next: a pure function, without a clock, a database or Kafka.
 
 use std::ops::Range;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -12,7 +12,6 @@ use crate::instance::{
     Cause, FORMAT, Instance, Phase, SIGNALS_MAX, StepState, StepStatus, StoredSignal, Trouble,
     micros,
 };
-use crate::retry::{Attempt, Retry};
 use crate::rules::Rules;
 use crate::transition::{
     Alert, CommandMessage, Entry, Happening, Input, LocalCall, ReplyMessage, Tick, Timer,
@@ -20,6 +19,7 @@ use crate::transition::{
 };
 use crate::unreadable::Unreadable;
 
+mod attempts;
 mod locks;
 
 /// What becomes of a saga when something happens to it.
@@ -85,6 +85,8 @@ enum Event {
     Begin,
     /// Its participant has answered.
     Answer(Operation, Answer, Value),
+    /// Its attempt is over, and has failed.
+    Failed(Operation, String),
     /// Its timer is due.
     Due,
     /// It was given the lock on this key.
@@ -160,8 +162,12 @@ impl<'d> Turn<'d> {
             (_, Input::Reply { correlation, answer, payload }) => {
                 self.reply(&correlation, answer, payload)
             }
+            (
+                Phase::Running | Phase::Compensating,
+                Input::Failed { correlation, attempt, error },
+            ) => self.failed(&correlation, attempt, error),
             (Phase::Running | Phase::Compensating, Input::Tick(tick)) => self.tick(&tick),
-            (_, Input::Tick(_)) => Verdict::Stale,
+            (_, Input::Failed { .. } | Input::Tick(_)) => Verdict::Stale,
             (_, Input::Signal { signal_type, payload }) => self.signal(&signal_type, payload),
             (_, Input::Held { step, key }) => self.held(&step, key),
             (_, Input::Cancel) => self.undo_all(Cause::Cancelled),
@@ -199,6 +205,12 @@ impl<'d> Turn<'d> {
                 Answer::Refused => self.stick(at, Trouble::Refused),
             },
             (_, Event::Answer(..)) => Verdict::Duplicate,
+
+            (S::Acting, Event::Failed(Operation::Action, error))
+            | (S::Compensating, Event::Failed(Operation::Compensation, error)) => {
+                self.attempt_failed(at, error)
+            }
+            (_, Event::Failed(..)) => Verdict::Stale,
 
             (S::Acting, Event::Due) => self.late(at),
             (S::Delayed, Event::Due) => self.ask(at, S::Acting, Operation::Action),
@@ -575,7 +587,7 @@ impl<'d> Turn<'d> {
             epoch: state.epoch,
         };
         if spec.is_local() {
-            self.out.locals.push(LocalCall { correlation });
+            self.out.locals.push(LocalCall { correlation, attempt: state.attempts });
         } else if let Some(request) = &state.request {
             let before_pivot = matches!(spec.kind, StepKind::Compensable | StepKind::NoEffect);
             let has_deadline = before_pivot && operation == Operation::Action;
@@ -589,7 +601,7 @@ impl<'d> Turn<'d> {
         }
     }
 
-    fn set_timer(&mut self, at: usize, wait: std::time::Duration) {
+    fn set_timer(&mut self, at: usize, wait: Duration) {
         let due = self.now.checked_add(wait).map(micros::floor);
         self.state_mut(at).due = due;
         self.wish_again(at);
@@ -602,63 +614,6 @@ impl<'d> Turn<'d> {
         let (step, epoch, attempt) = (state.name.clone(), state.epoch, state.attempts);
         if let Some(due) = due {
             self.out.timers.push(Timer { due, tick: Tick::Step { step, epoch, attempt } });
-        }
-    }
-
-    fn retry(&self, at: usize, operation: Operation) -> &'d Retry {
-        let spec = self.spec(at);
-        match operation {
-            Operation::Action => &spec.retry,
-            Operation::Compensation => &spec.retry_compensation,
-        }
-    }
-
-    fn backoff(&self, at: usize, operation: Operation) -> std::time::Duration {
-        let state = self.state(at);
-        self.retry(at, operation).wait(&Attempt {
-            saga: self.out.instance.id,
-            step: &state.name,
-            epoch: state.epoch,
-            number: state.attempts,
-        })
-    }
-
-    /// Whether the retry policy allows no further attempt.
-    fn is_exhausted(&self, at: usize, operation: Operation) -> bool {
-        let retry = self.retry(at, operation);
-        let state = self.state(at);
-        let age = state.since.and_then(|since| self.now.duration_since(since).ok());
-        state.attempts >= retry.attempts.min(self.rules.attempts_max)
-            || age.is_some_and(|age| age >= retry.age_max)
-    }
-
-    /// There was no answer to an action.
-    fn late(&mut self, at: usize) -> Verdict {
-        let attempts = self.state(at).attempts;
-        self.note(Some(at), Happening::TimedOut { attempt: attempts });
-        let spec = self.spec(at);
-        let before_pivot = matches!(spec.kind, StepKind::Compensable | StepKind::NoEffect);
-        match spec.on_timeout {
-            OnTimeout::Retry if !self.is_exhausted(at, Operation::Action) => {
-                self.ask(at, StepStatus::Acting, Operation::Action)
-            }
-            OnTimeout::Retry | OnTimeout::Compensate if before_pivot => {
-                self.begin_undoing(Cause::TimedOut { step: spec.name.clone() })
-            }
-            OnTimeout::Retry | OnTimeout::Compensate | OnTimeout::Park => {
-                self.stick(at, Trouble::NoAnswer { attempts })
-            }
-        }
-    }
-
-    /// There was no answer to a compensation.
-    fn compensation_late(&mut self, at: usize) -> Verdict {
-        let attempts = self.state(at).attempts;
-        self.note(Some(at), Happening::TimedOut { attempt: attempts });
-        if self.is_exhausted(at, Operation::Compensation) {
-            self.stick(at, Trouble::NoAnswer { attempts })
-        } else {
-            self.ask(at, StepStatus::Compensating, Operation::Compensation)
         }
     }
 

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::health::Health;
 use crate::retention::{KEEP, KEEP_MIN, Kept};
 use crate::schema;
+use crate::speaker;
 
 mod calling;
 mod carry_out;
@@ -224,10 +225,12 @@ impl<S: Send + Sync + 'static> Participant<S> {
 }
 
 impl<S> Participant<S> {
-    /// Commands that never come here, since they are sent elsewhere. A prefix may stand in the topic's name.
+    /// A source that no reply can have, and commands that never come here, since they are sent elsewhere. A prefix may
+    /// stand in the topic's name.
     fn faults(&self) -> Vec<String> {
         let strays = self.steps.iter().filter(|step| !self.topic.ends_with(step.topic()));
-        strays.map(|step| format!("{} is sent to {}", step.command(), step.topic())).collect()
+        let strays = strays.map(|step| format!("{} is sent to {}", step.command(), step.topic()));
+        speaker::fault(&self.source).into_iter().chain(strays).collect()
     }
 }
 
@@ -413,6 +416,16 @@ mod tests {
 
     async fn quote(_: Cx<'_>, _: QuoteShipping) -> Result<Result<(), ()>, BoxError> {
         Ok(Ok(()))
+    }
+
+    #[test]
+    fn a_source_that_no_reply_can_have_is_a_fault() {
+        let participant: Participant =
+            Participant::on("payments.commands").source("a b\n").handle(capture).done();
+
+        let faults = participant.faults();
+
+        assert!(faults.len() == 1 && faults[0].contains("the source \"a b\\n\""), "{faults:?}");
     }
 
     #[test]

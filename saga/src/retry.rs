@@ -14,7 +14,8 @@ pub const WAIT_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// When the same is asked again, and when that ends.
 ///
-/// An attempt that gets no answer within the step's time-out is followed by another one after a wait. Waits double up
+/// An attempt that gets no answer within the step's time-out is followed by another one after a wait; so is one of a local
+/// step that fails, without the time-out. Waits double up
 /// to a cap, and up to a half of each is taken off, by saga and attempt, so that many sagas do not ask at once. There
 /// is no endless retry: at the number of attempts or at the age, whichever comes first, it is given up, and what
 /// happens then is the step's [`OnTimeout`](crate::OnTimeout).

@@ -14,7 +14,7 @@ use crate::correlation::SagaId;
 use crate::definition::Identity;
 use crate::error::{Error, Kind};
 use crate::instance::Instance;
-use crate::transition::{Entry, Input, Tick, Timer};
+use crate::transition::{Entry, Input, PUT_OFF_FOR, Tick, Timer};
 
 /// The attributes of messages that something has caused.
 pub(crate) type Cause = BTreeMap<String, String>;
@@ -371,7 +371,7 @@ async fn put_off_timers(
          SELECT to_timestamp($1 / 1000000.0), saga_id, tick::json
          FROM unnest($2::uuid[], $3::text[]) AS given (saga_id, tick)",
     )
-    .bind(micros(now + Timer::PUT_OFF_FOR))
+    .bind(micros(now + PUT_OFF_FOR))
     .bind(timers.iter().map(|(saga, _)| *saga.as_uuid()).collect::<Vec<_>>())
     .bind(timers.iter().map(|(_, tick)| *tick).collect::<Vec<_>>())
     .execute(conn)

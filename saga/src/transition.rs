@@ -15,6 +15,9 @@ pub const REPLY_TYPE: &str = "tailrace.saga.reply.v1";
 /// The message type of the command that asks for a saga as the step of another one. Its payload is the data.
 pub const PART_TYPE: &str = "tailrace.saga.part.v1";
 
+/// For how long a timer is put off that can not be read, or loses its transaction each time.
+pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+
 /// What happens to a saga from outside.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -29,6 +32,15 @@ pub enum Input {
         answer: Answer,
         /// The reply or the refusal, as JSON.
         payload: Value,
+    },
+    /// An attempt of a local step has failed, and is over before its timer is due.
+    Failed {
+        /// Which step, and in which direction.
+        correlation: Correlation,
+        /// The number of the attempt.
+        attempt: u32,
+        /// What it says of it.
+        error: String,
     },
     /// A timer is due. One that says nothing any more is ignored.
     Tick(Tick),
@@ -139,11 +151,6 @@ pub struct Timer {
     pub tick: Tick,
 }
 
-impl Timer {
-    /// For how long one is put off that can not be read, or loses its transaction each time.
-    pub(crate) const PUT_OFF_FOR: Duration = Duration::from_secs(60);
-}
-
 /// A message to a participant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandMessage {
@@ -154,12 +161,14 @@ pub struct CommandMessage {
 }
 
 /// A local step that is to run in the transaction that stores this transition. How it went is given to the saga as
-/// an [`Input::Reply`] in the same transaction; if it fails, what it did is rolled back, nothing is given, and the
-/// step's timer asks for it again.
+/// an [`Input::Reply`] in the same transaction; if it fails, what it did is rolled back, and the saga is given an
+/// [`Input::Failed`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalCall {
     /// Which step, and in which direction.
     pub correlation: Correlation,
+    /// For how many times in this direction.
+    pub attempt: u32,
 }
 
 /// What is to be done with a lock, in the transaction that stores this transition.
@@ -287,6 +296,13 @@ pub enum Happening {
     TimedOut {
         /// To which attempt.
         attempt: u32,
+    },
+    /// A local step has failed; what it did is rolled back.
+    Failed {
+        /// Which attempt.
+        attempt: u32,
+        /// What it says of it.
+        error: String,
     },
     /// A step was passed over.
     Skipped,

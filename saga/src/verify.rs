@@ -21,7 +21,7 @@ use crate::correlation::SagaId;
 use crate::definition::{Definition, Identity};
 use crate::error::Error;
 use crate::instance::{Instance, Phase, StepStatus};
-use crate::transition::{Entry, Happening, Input, Tick, Timer};
+use crate::transition::{Entry, Happening, Input, PUT_OFF_FOR, Tick, Timer};
 
 mod lines;
 mod recall;
@@ -297,7 +297,7 @@ impl Stored {
 
     fn will_come(&self, tick: &Tick, due: SystemTime) -> bool {
         // One that nobody could take was put off.
-        let latest = due.max(self.now + Timer::PUT_OFF_FOR) + ROUNDING;
+        let latest = due.max(self.now + PUT_OFF_FOR) + ROUNDING;
         let is_it = |timer: &Timer| timer.tick == *tick && timer.due <= latest;
         let waits = |input: &Input| matches!(input, Input::Tick(waiting) if waiting == tick);
         self.timers.iter().any(is_it) || self.inputs.iter().any(waits)

@@ -1,5 +1,6 @@
 //! What can stand in a step: a command, a local function or another saga.
 
+use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -19,6 +20,13 @@ pub trait Work {
     type Reply: DeserializeOwned;
     /// What it answers with when it is refused.
     type Refusal: DeserializeOwned;
+
+    #[doc(hidden)]
+    fn can_be_refused() -> bool;
+}
+
+fn is_refusal<F: 'static>() -> bool {
+    TypeId::of::<F>() != TypeId::of::<Irrefusable>()
 }
 
 /// Asks a participant, by this command.
@@ -52,22 +60,39 @@ pub enum Awaits<S> {
 impl<C: Command> Work for Asks<C> {
     type Reply = C::Reply;
     type Refusal = C::Refusal;
+
+    fn can_be_refused() -> bool {
+        is_refusal::<C::Refusal>()
+    }
 }
 
-impl<R: DeserializeOwned, F: DeserializeOwned, U> Work for Locally<R, F, U> {
+impl<R: DeserializeOwned, F: DeserializeOwned + 'static, U> Work for Locally<R, F, U> {
     type Reply = R;
     type Refusal = F;
+
+    fn can_be_refused() -> bool {
+        is_refusal::<F>()
+    }
 }
 
 impl<D: DeserializeOwned> Work for Part<D> {
     type Reply = D;
     /// The part says why it was undone in its own journal.
     type Refusal = Option<Irrefusable>;
+
+    /// What the saga itself says of that counts.
+    fn can_be_refused() -> bool {
+        true
+    }
 }
 
 impl<S: Signal> Work for Awaits<S> {
     type Reply = S;
     type Refusal = Irrefusable;
+
+    fn can_be_refused() -> bool {
+        false
+    }
 }
 
 /// Work that can be undone.
@@ -92,6 +117,7 @@ pub trait CannotBeRefused {}
 
 impl<C: Command<Refusal = Irrefusable>> CannotBeRefused for Asks<C> {}
 impl<R, U> CannotBeRefused for Locally<R, Irrefusable, U> {}
+// Which saga it is, is known when the whole is built.
 impl<D> CannotBeRefused for Part<D> {}
 
 /// What can be given to a step of a saga with the data `D`: a function from the data to a [`Command`], a
@@ -151,7 +177,12 @@ impl<D, P> fmt::Debug for PartOf<D, P> {
 /// the reply.
 ///
 /// The step is done when that saga has completed, and refused when it was undone. If this saga is undone later, that
-/// one is too; so one that has a pivot can only stand in the place of the pivot or behind it.
+/// one is too; so one that has a pivot can only stand in the place of the pivot or behind it. Behind the pivot nothing can
+/// be refused, so there stands only a saga that begins with its pivot, which nobody may refuse
+/// ([`Irrefusable`]): any other one may be undone by itself, when a step is refused or late, or by its deadline.
+///
+/// An aborted part answers nothing: its whole asks for it until its attempts are used up, and then goes on as after any
+/// time-out. Locks that a part takes are free when it has completed: see [`Lock`](crate::Lock).
 pub fn part<D, P>(saga: Saga<P>, data: impl Fn(&D) -> P + Send + Sync + 'static) -> PartOf<D, P> {
     PartOf { saga, data: Box::new(data) }
 }

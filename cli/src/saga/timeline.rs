@@ -1,12 +1,13 @@
 //! `tailrace saga timeline`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use tailrace_saga::operate::{self, Moment};
 use tailrace_saga::story;
-use tailrace_saga::{Entry, Happening, SagaId};
+use tailrace_saga::{Entry, Happening, Operation, SagaId};
 
 use super::words::{json, why};
 use super::{connect, no_such, saga_id};
@@ -82,19 +83,29 @@ fn text(saga: SagaId, moments: &[Moment]) -> String {
     let first = moments.iter().flat_map(|moment| &moment.entries).map(|entry| entry.at).min();
     let first = first.unwrap_or(SystemTime::UNIX_EPOCH);
     let mut text = format!("saga {saga}, from {} on\n", humantime::format_rfc3339_seconds(first));
+    // What is passed over is what was asked for last; nothing is done again once it is undone.
+    let mut undone = BTreeSet::new();
     for entry in moments.iter().flat_map(|moment| &moment.entries) {
+        if let Happening::Asked { operation: Operation::Compensation, .. } = &entry.what {
+            undone.insert(entry.step.as_deref());
+        }
         let after = entry.at.duration_since(first).unwrap_or(Duration::ZERO);
         // Writing to a string does not fail.
-        let _ = writeln!(text, "{:>12.3} s  {}", after.as_secs_f64(), line(entry));
+        let _ = writeln!(
+            text,
+            "{:>12.3} s  {}",
+            after.as_secs_f64(),
+            line(entry, undone.contains(&entry.step.as_deref()))
+        );
     }
     text
 }
 
-fn line(entry: &Entry) -> String {
+fn line(entry: &Entry, is_undone: bool) -> String {
     let step = entry.step.as_deref().unwrap_or_default();
-    let undo = |operation: &tailrace_saga::Operation| match operation.as_str() {
-        "compensation" => "undo ",
-        _ => "",
+    let undo = |operation: &Operation| match operation {
+        Operation::Compensation => "undo ",
+        Operation::Action => "",
     };
     let said = |verdict: &tailrace_saga::Verdict| match verdict {
         tailrace_saga::Verdict::Applied => String::new(),
@@ -110,6 +121,10 @@ fn line(entry: &Entry) -> String {
             format!("answer: {undo}{step} is {} (epoch {epoch}){verdict}", answer.as_str())
         }
         Happening::TimedOut { attempt } => format!("no answer: {step} (attempt {attempt})"),
+        Happening::Failed { attempt, error } => {
+            format!("fails: {step} (attempt {attempt}): {error}")
+        }
+        Happening::Skipped if is_undone => format!("leaves {step} as it is, not undone"),
         Happening::Skipped => format!("goes on without {step}"),
         Happening::Stuck { trouble } => format!("waits for a person: {step}: {}", why(trouble)),
         Happening::SignalKept { signal } => format!("signal {signal} is kept"),
@@ -118,6 +133,14 @@ fn line(entry: &Entry) -> String {
         Happening::Operator { by, verb, verdict } => {
             let of = verb.step().map(|step| format!(" {step}")).unwrap_or_default();
             format!("{by} wants: {}{of}{}", verb.as_str(), said(verdict))
+        }
+        Happening::LockWanted { key } => format!("stands in line: the lock {step} of {key}"),
+        Happening::LockHeld { key } => format!("has the lock {step} of {key}"),
+        Happening::LockLeft { key } => format!("does not want the lock {step} of {key} any more"),
+        Happening::LockExpired => format!("holds the lock {step} for longer than was meant"),
+        Happening::Unlocked => format!("goes on without the lock {step}"),
+        Happening::PartAsked { operation, epoch } => {
+            format!("its whole asks: {}itself (epoch {epoch})", undo(operation))
         }
         Happening::Compensating { cause } => format!("it is undone: {}", word(cause)),
         Happening::TooLate { cause } => format!("too late to undo it: {}", word(cause)),

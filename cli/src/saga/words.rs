@@ -43,9 +43,13 @@ pub(super) fn at(saga: &Instance) -> String {
 fn step(step: &StepState) -> String {
     let name = step.name();
     match (step.status(), step.trouble()) {
-        (StepStatus::Compensating, _) => format!("undo {name}"),
-        (StepStatus::StuckCompensating, Some(trouble)) => format!("undo {name}: {}", why(trouble)),
-        (StepStatus::StuckActing, Some(trouble)) => format!("{name}: {}", why(trouble)),
+        (StepStatus::Compensating, None) => format!("undo {name}"),
+        (StepStatus::Compensating | StepStatus::StuckCompensating, Some(trouble)) => {
+            format!("undo {name}: {}", why(trouble))
+        }
+        (StepStatus::Acting | StepStatus::StuckActing, Some(trouble)) => {
+            format!("{name}: {}", why(trouble))
+        }
         _ => name.to_owned(),
     }
 }
@@ -54,6 +58,7 @@ fn step(step: &StepState) -> String {
 pub(super) fn why(trouble: &Trouble) -> String {
     match trouble {
         Trouble::NoAnswer { attempts } => format!("no answer to {attempts} attempts"),
+        Trouble::Failed { error } => format!("it fails: {error}"),
         Trouble::Refused => "refused, which it must not be".to_owned(),
         Trouble::Blocked => "its participant says that it was undone before".to_owned(),
         Trouble::LockExpired => "its lock is held for longer than was meant".to_owned(),

@@ -214,6 +214,49 @@ async fn a_timeline_and_a_diagram_need_no_code_of_the_service() {
     assert!(drawn.starts_with("sequenceDiagram"), "{drawn}");
 }
 
+#[tokio::test]
+async fn a_timeline_says_all_that_can_happen_in_words() {
+    let (database, mut connection) = site("saga_timeline_words").await;
+    let url = database.url();
+    let entries = r#"[
+        {"at":1700000001000000,"step":"account","what":"lock_wanted","key":"ada"},
+        {"at":1700000001000000,"step":"account","what":"lock_held","key":"ada"},
+        {"at":1700000001000000,"step":"account","what":"lock_left","key":"bob"},
+        {"at":1700000001000000,"step":"account","what":"lock_expired"},
+        {"at":1700000001000000,"step":"account","what":"unlocked"},
+        {"at":1700000001000000,"step":null,"what":"part_asked","operation":"compensation","epoch":2},
+        {"at":1700000001000000,"step":"flaky","what":"failed","attempt":2,"error":"no disk"},
+        {"at":1700000001000000,"step":"reserve","what":"skipped"},
+        {"at":1700000001000000,"step":"reserve","what":"asked","operation":"compensation","epoch":2,"attempt":1},
+        {"at":1700000001000000,"step":"reserve","what":"skipped"}]"#;
+    sqlx::query("INSERT INTO tailrace.saga_journal (saga_id, revision, entries) VALUES ($1::uuid, 2, $2::json)")
+        .bind(RUNNING)
+        .bind(entries)
+        .execute(&mut connection)
+        .await
+        .expect("a row");
+
+    let timeline = tailrace(url, &["saga", "timeline", RUNNING]).await.good();
+
+    let said: Vec<&str> =
+        timeline.lines().filter_map(|line| line.strip_prefix("       1.000 s  ")).collect();
+    assert_eq!(
+        said,
+        [
+            "stands in line: the lock account of ada",
+            "has the lock account of ada",
+            "does not want the lock account of bob any more",
+            "holds the lock account for longer than was meant",
+            "goes on without the lock account",
+            "its whole asks: undo itself (epoch 2)",
+            "fails: flaky (attempt 2): no disk",
+            "goes on without reserve",
+            "asks: undo reserve (epoch 2, attempt 1)",
+            "leaves reserve as it is, not undone",
+        ]
+    );
+}
+
 /// A file that goes when this is dropped.
 struct File(PathBuf);
 

@@ -281,7 +281,7 @@ impl<'d> Orchestrator<'d> {
             let (step, name) = line::Step::of(&moved);
             so_far.lines.push((self.place_of(&turn.instance, name), step));
         }
-        let Some(LocalCall { correlation }) = turn.locals.pop() else {
+        let Some(LocalCall { correlation, .. }) = turn.locals.pop() else {
             so_far.saga = self.intern(turn.instance);
             outcomes.push(so_far);
             return Ok(());

@@ -73,6 +73,7 @@ pub(super) fn bare(step: &Step) -> Step {
         name: step.name.clone(),
         group: step.group,
         kind: step.kind,
+        can_be_refused: step.can_be_refused,
         work,
         timeout: step.timeout,
         on_timeout: step.on_timeout,

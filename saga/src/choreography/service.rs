@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::health::Health;
 use crate::participant::{self, BATCH_RECORDS_MAX, Outside};
 use crate::retention::{KEEP, KEEP_MIN, Kept};
+use crate::speaker;
 
 /// A service of a [`Choreography`]: a set of handlers of a [`Consumer`], which is subscribed to what the choreography
 /// says, and around whose steps and compensations stands the same barrier as around those of a
@@ -263,12 +264,23 @@ impl<S: Send + Sync + 'static> Service<S> {
         start.is_some_and(|(_, start)| start.service == self.voice.service)
     }
 
+    /// What its faults are about.
+    fn of(&self) -> String {
+        format!("{} in {}", self.voice.service, self.map.map().definition())
+    }
+
     fn faults(&self) -> Vec<String> {
         let steps = self.map.map().steps.iter();
         let mine: Vec<&Step> = steps.filter(|step| step.service == self.voice.service).collect();
         let mut faults = self.faults.clone();
+        faults.extend(speaker::fault(&self.voice.source));
         if mine.is_empty() {
-            faults.push(format!("{} has no step in it", self.voice.service));
+            let services: Vec<&str> = self.map.services().into_iter().collect();
+            faults.push(format!(
+                "{} is no service of it; these are: {}",
+                self.voice.service,
+                services.join(", ")
+            ));
         }
         let actions = mine.iter().filter(|step| step.on.is_some()).map(|step| &*step.name);
         let compensations = mine.iter().filter_map(|step| step.compensation());
@@ -287,7 +299,7 @@ impl<S: Send + Sync + 'static> Service<S> {
     /// it starts.
     pub fn join(self, consumer: Consumer<S>) -> Consumer<S> {
         metrics::describe();
-        let of = format!("{} in {}", self.voice.service, self.map.map().definition());
+        let of = self.of();
         let starter = self.is_first().then(|| self.starter());
         let kept = Kept { keep: self.keep, with_starts: starter.is_some() };
         let consumer = consumer
@@ -320,6 +332,11 @@ impl<S: Send + Sync + 'static> Service<S> {
         config: Config<S>,
         stop: impl Future<Output = ()>,
     ) -> Result<Report, Error> {
+        // Before the consumer finds that it has nothing to listen to.
+        let faults = self.faults();
+        if !faults.is_empty() {
+            return Err(Error::faults(&self.of(), faults));
+        }
         self.join(Consumer::new(config)).run(stop).await.map_err(Error::of_consumer)
     }
 

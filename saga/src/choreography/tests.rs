@@ -421,3 +421,16 @@ fn a_saga_ends_once_and_with_all_of_its_ends() {
     assert_eq!(expiring.clone().fails().status, Status::Undone);
     assert_eq!(expiring.hears(order.map(), "order.approved").status, Status::Completed);
 }
+
+#[tokio::test]
+async fn a_service_that_is_not_declared_is_told_which_are() {
+    let map = order().build().unwrap();
+    let pool = sqlx::PgPool::connect_lazy("postgres://localhost/nowhere").unwrap();
+    let config = tailrace_idempotency::Config::new("customers", "localhost:1", pool);
+
+    let refused = map.service("custmers").run(config, std::future::pending()).await.unwrap_err();
+
+    assert_eq!(refused.kind(), crate::Kind::Definition);
+    let fault = "custmers is no service of it; these are: customers, ";
+    assert!(refused.to_string().contains(fault), "{refused}");
+}

@@ -20,12 +20,15 @@ use crate::lock;
 use crate::machine;
 use crate::store::{self, Cause, Changed, Deferred, Kept, Noted, Reason};
 use crate::transition::{
-    Alert, CommandMessage, Input, LockKey, LockMove, REPLY_TYPE, ReplyMessage, Timer, Transition,
-    Verdict,
+    Alert, CommandMessage, Input, LocalCall, LockKey, LockMove, REPLY_TYPE, ReplyMessage, Timer,
+    Transition, Verdict,
 };
 
 /// The most local steps that follow upon one input: a definition has fewer steps.
 const LOCALS_MAX: usize = 1_000;
+
+/// Of what a failed local step says, the characters that are kept.
+const ERROR_CHARS_MAX: usize = 500;
 
 /// What a saga is told.
 #[derive(Debug, Clone)]
@@ -335,6 +338,8 @@ impl Turn<'_> {
                 let (saga, revision) = (instance.id(), instance.revision());
                 draft.noted.push(Noted { saga, revision, entries: journal });
             }
+            // A local step that has failed in this transaction is not waited for until its time-out.
+            draft.timers.retain(|old| timers.iter().all(|new| new.tick != old.tick));
             draft.timers.extend(timers);
             draft.alerts.extend(alerts);
             for moved in locks {
@@ -342,7 +347,7 @@ impl Turn<'_> {
             }
             for call in locals {
                 draft.set_savepoint(conn).await?;
-                inputs.extend(self.local(conn, &call.correlation, &instance, cause).await?);
+                inputs.push(self.local(conn, call, &instance, cause).await?);
             }
             let next = inputs.pop().map(|input| self.step(&instance, input));
             draft.instance = Some(instance);
@@ -395,14 +400,16 @@ impl Turn<'_> {
         (span, handed_on)
     }
 
-    /// Runs a local step behind a savepoint. One that fails is asked for again by its timer.
+    /// Runs a local step behind a savepoint. How it went is what the saga is told next.
     async fn local(
         &self,
         conn: &mut PgConnection,
-        of: &Correlation,
+        call: LocalCall,
         instance: &Instance,
         cause: &Cause,
-    ) -> Result<Option<Input>, Spoilt> {
+    ) -> Result<Input, Spoilt> {
+        let LocalCall { correlation, attempt } = call;
+        let of = &correlation;
         statement(conn, "SAVEPOINT tailrace_local").await?;
         let (span, cause) = self.within(of, &self.cause(cause));
         let cx = LocalCx { conn: &mut *conn, saga: self.instance.id(), of, instance, cause };
@@ -416,15 +423,16 @@ impl Turn<'_> {
                     statement(conn, "ROLLBACK TO SAVEPOINT tailrace_local").await?;
                 }
                 statement(conn, "RELEASE SAVEPOINT tailrace_local").await?;
-                Ok(Some(Input::Reply { correlation: of.clone(), answer, payload }))
+                Ok(Input::Reply { correlation, answer, payload })
             }
             Err(error) if is_transient(&*error) => Err(Spoilt::Transaction(error)),
             Err(error) => {
                 statement(conn, "ROLLBACK TO SAVEPOINT tailrace_local").await?;
                 statement(conn, "RELEASE SAVEPOINT tailrace_local").await?;
-                tracing::warn!(saga = %of.saga, step = %of.step, operation = of.operation.as_str(),
-                    error = %told(&*error), "a local step failed, and is tried again by its timer");
-                Ok(None)
+                let error = told(&*error);
+                tracing::warn!(saga = %of.saga, step = %of.step, operation = of.operation.as_str(), attempt, %error,
+                    "a local step failed");
+                Ok(Input::Failed { correlation, attempt, error: kept(&error) })
             }
         }
     }
@@ -491,6 +499,12 @@ pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
         }
         _ => error.to_string(),
     }
+}
+
+/// As much of an error as is kept with the saga, without what JSON in Postgres can not hold.
+fn kept(error: &str) -> String {
+    let shown = |it: char| if it.is_control() { ' ' } else { it };
+    error.chars().map(shown).take(ERROR_CHARS_MAX).collect()
 }
 
 async fn statement(conn: &mut PgConnection, text: &'static str) -> Result<(), Spoilt> {

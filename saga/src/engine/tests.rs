@@ -19,6 +19,7 @@ use crate::store::{self, Cause, Look, Reason};
 use crate::transition::{Input, Verb};
 use crate::verify;
 
+mod failures;
 mod keys;
 mod locks;
 mod lost;
@@ -193,6 +194,16 @@ async fn many_sagas_are_told_in_one_transaction_and_go_on_with_their_local_steps
     assert_eq!(shop.bed.count("SELECT count(*) FROM approved").await, 50);
     let journal = "SELECT count(DISTINCT saga_id) FROM tailrace.saga_journal";
     assert_eq!(shop.bed.count(journal).await, 50);
+}
+
+#[test]
+fn an_engine_whose_messages_can_have_no_such_source_is_not_made() {
+    for source in ["", "a b\n"] {
+        let refused = Engine::new().saga(&definition(1)).source(source).prepare().unwrap_err();
+
+        assert_eq!(refused.kind(), Kind::Definition);
+        assert!(refused.to_string().contains(&format!("the source {source:?}")), "{refused}");
+    }
 }
 
 #[tokio::test]

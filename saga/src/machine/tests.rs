@@ -16,6 +16,7 @@ use crate::fixture::{
 };
 use crate::instance::{Parent, Status};
 use crate::local::{LocalCx, local};
+use crate::retry::Retry;
 use crate::testing::{Fault, Scenario, Script};
 use crate::work::part;
 
@@ -724,6 +725,32 @@ fn a_saga_can_not_be_a_part_of_itself() {
         .unwrap_err();
 
     assert_eq!(error.list(), ["step again: the saga is a part of itself"]);
+}
+
+#[test]
+fn behind_the_pivot_stands_only_a_part_that_can_not_be_undone_by_itself() {
+    let define = |name: &str| Saga::<Order>::define(name, 1);
+    let check = |part: Saga<Order>, expected: &[&str]| {
+        let built = define("whole")
+            .pivot("pay", CapturePayment::of)
+            .retriable("ship", self::part(part, Order::clone))
+            .build();
+        let faults = built.err().map(|error| error.list().to_vec()).unwrap_or_default();
+        assert_eq!(faults, expected);
+    };
+    let fault = [
+        "step ship: ship/1 may end undone, and behind the pivot stands only a saga that begins with its pivot, \
+        which nobody may refuse",
+    ];
+
+    let undone = define("ship").step("allocate", AllocateStock::of).compensate();
+    check(undone.build().unwrap(), &fault);
+    let before = define("ship").step("quote", QuoteShipping::of).no_effect();
+    check(before.pivot("mail", SendMail::of).build().unwrap(), &fault);
+    check(define("ship").pivot("pay", CapturePayment::of).build().unwrap(), &fault);
+    check(define("ship").pivot("mail", SendMail::of).build().unwrap(), &[]);
+    let inner = define("inner").pivot("note", local(note)).build().unwrap();
+    check(define("ship").pivot("inner", part(inner, Order::clone)).build().unwrap(), &[]);
 }
 
 #[test]

@@ -300,7 +300,7 @@ impl Change {
     }
 }
 
-/// In the order in which they were given.
+/// In the order in which they were given; of one that was given twice, once.
 fn outcomes(
     sagas: &[SagaId],
     judged: impl Iterator<Item = (SagaId, Result<String, String>)>,
@@ -310,12 +310,17 @@ fn outcomes(
         saga: *saga,
         planned: judged.remove(saga).unwrap_or_else(|| Err("there is no such saga".to_owned())),
     };
-    sagas.iter().map(of).collect()
+    let mut seen = BTreeSet::new();
+    sagas.iter().filter(|saga| seen.insert(**saga)).map(of).collect()
 }
 
 /// What an engine does with this verb, as the saga stands now: the same cases as in the machine, which has the last
 /// word.
-fn planned(saga: &Instance, structure: Option<&Structure>, verb: &Verb) -> Result<String, String> {
+pub(super) fn planned(
+    saga: &Instance,
+    structure: Option<&Structure>,
+    verb: &Verb,
+) -> Result<String, String> {
     if saga.status().is_over() {
         return Err(format!("it is over: {}", saga.status().as_str()));
     }
@@ -356,15 +361,34 @@ fn planned(saga: &Instance, structure: Option<&Structure>, verb: &Verb) -> Resul
             }
             Ok(format!("goes on without the lock {step} of {}", held.join(", ")))
         }
-        Verb::Abort => {
-            let done = |step: &&StepState| step.status() == StepStatus::Done;
-            let done: Vec<&str> = saga.steps().iter().filter(done).map(StepState::name).collect();
-            Ok(match done.as_slice() {
-                [] => "ends as it is: no step is done".to_owned(),
-                done => format!("ends as it is: {} stay done", done.join(", ")),
-            })
+        Verb::Abort => Ok(format!("ends as it is: {}", left(saga, structure))),
+    }
+}
+
+/// What stays of a saga that ends now. Locks and waits leave nothing, and what a local step did is there once it is done.
+fn left(saga: &Instance, structure: Option<&Structure>) -> String {
+    let awaits = |step: &StepState| {
+        let of = structure.and_then(|it| it.steps().iter().find(|of| of.name() == step.name()));
+        of.is_some_and(|of| of.signal_type().is_some())
+    };
+    let (mut done, mut asked, mut undoing) = (Vec::new(), Vec::new(), Vec::new());
+    for step in saga.steps().iter().filter(|step| step.lock().is_none() && !awaits(step)) {
+        match step.status() {
+            StepStatus::Done => done.push(step.name()),
+            StepStatus::Acting | StepStatus::StuckActing if step.request.is_some() => {
+                asked.push(step.name());
+            }
+            StepStatus::Compensating | StepStatus::StuckCompensating | StepStatus::Waived => {
+                undoing.push(step.name());
+            }
+            _ => {}
         }
     }
+    let stays = [(done, "stay done"), (asked, "may be done"), (undoing, "not undone")];
+    let stays = stays.iter().filter(|(steps, _)| !steps.is_empty());
+    let stays: Vec<String> =
+        stays.map(|(steps, how)| format!("{} {how}", steps.join(", "))).collect();
+    if stays.is_empty() { "no step is done".to_owned() } else { stays.join("; ") }
 }
 
 /// What an engine does with a signal, as the saga stands now: the same cases as in the machine.

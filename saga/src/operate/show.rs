@@ -131,6 +131,9 @@ fn said(input: &Input) -> String {
             correlation.step,
             answer.as_str()
         ),
+        Input::Failed { correlation, .. } => {
+            format!("{} of {} has failed", correlation.operation.as_str(), correlation.step)
+        }
         Input::Tick(_) => "a timer".to_owned(),
         Input::Signal { signal_type, .. } => format!("the signal {signal_type}"),
         Input::Held { step, .. } => format!("it holds the lock {step}"),

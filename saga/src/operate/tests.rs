@@ -5,10 +5,15 @@ use uuid::Uuid;
 
 use super::*;
 use crate::bed::{Bed, installed};
+use crate::builder::Saga;
 use crate::correlation::SagaId;
-use crate::definition::Definition;
-use crate::fixture::{CreditReserved, Order, at, create_order, order};
+use crate::definition::{Definition, OnTimeout};
+use crate::fixture::{
+    AllocateStock, CapturePayment, Confirmed, CreditReserved, Order, ReserveCredit, SECOND, at,
+    create_order, order,
+};
 use crate::instance::{Instance, Status};
+use crate::lock::Lock;
 use crate::mapping_file::MappingFile;
 use crate::store::{self, Changed};
 use crate::testing::Scenario;
@@ -197,12 +202,63 @@ async fn what_an_engine_would_do_is_told_for_every_verb() {
     check(
         Verb::Abort,
         [
-            Ok("ends as it is: no step is done"),
-            Ok("ends as it is: reserve-credit, allocate-stock, quote-shipping, capture-payment stay done"),
+            Ok("ends as it is: reserve-credit may be done"),
+            Ok(
+                "ends as it is: reserve-credit, allocate-stock, quote-shipping, capture-payment stay done; send-mail may be done",
+            ),
         ],
     )
     .await;
     check(Verb::Skip { step: "nothing".into() }, [Err("it has no step nothing"); 2]).await;
+}
+
+/// A lock and a wait stay out of it, as does a local step that has failed.
+#[test]
+fn whoever_aborts_is_told_of_every_effect_that_stays() {
+    let saga = Saga::<Order>::define("locked", 1)
+        .lock_order(&["account"])
+        .lock(Lock::named("account"), |order: &Order| [order.customer.clone()])
+        .wait::<Confirmed>("confirmed", SECOND, OnTimeout::Park, |_, _| {})
+        .step("reserve", ReserveCredit::of)
+        .compensate()
+        .step("allocate", AllocateStock::of)
+        .compensate()
+        .pivot("pay", CapturePayment::of)
+        .build()
+        .unwrap();
+    let check = |given: &Scenario<Order>, expected: &str| {
+        let structure = saga.definition().structure();
+        let told = change::planned(given.instance(), Some(&structure), &Verb::Abort).unwrap();
+        assert_eq!(told, format!("ends as it is: {expected}"));
+    };
+    let confirmed = Confirmed { by: "bob".to_owned() };
+
+    let locked = Scenario::given(&saga, &order()).when_held("account");
+    check(&locked, "no step is done");
+    let acting = locked.when_signal(&confirmed);
+    check(&acting, "reserve may be done");
+    let second = acting.when_done("reserve", &CreditReserved { hold: 3 });
+    check(&second, "reserve stay done; allocate may be done");
+    let undoing = second.when_cancelled();
+    check(&undoing, "reserve stay done; allocate not undone");
+    let stuck = undoing.when_undone("allocate").when_time_passes(30 * 24 * 3600 * SECOND);
+    check(&stuck, "reserve not undone");
+}
+
+#[tokio::test]
+async fn a_saga_that_is_named_twice_is_told_once() {
+    let bed = stored("operate_twice", vec![under(&running(), 1)]).await;
+    let mut conn = bed.pool.acquire().await.unwrap();
+    let change = Change::verb(Verb::Compensate, By::new("anna"), "by id");
+    let twice = [id(1), id(2), id(1)];
+
+    let planned = change.plan(&mut conn, &twice).await.unwrap();
+    let made = change.make(&mut conn, &twice).await.unwrap();
+
+    for outcomes in [planned, made] {
+        let of = |outcome: &Outcome| (outcome.saga, outcome.planned.is_ok());
+        assert_eq!(outcomes.iter().map(of).collect::<Vec<_>>(), [(id(1), true), (id(2), false)]);
+    }
 }
 
 #[tokio::test]

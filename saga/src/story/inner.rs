@@ -94,6 +94,7 @@ fn of(noted: &Noted) -> Option<Inner> {
         }
         Happening::SignalTaken { signal } => ("takes", signal.to_string()),
         Happening::LockHeld { .. } => ("has the lock", Answer::Done.as_str().to_owned()),
+        Happening::Failed { .. } => ("fails", "failed".to_owned()),
         Happening::Skipped => ("goes on without", "skipped".to_owned()),
         Happening::Stuck { .. } => ("waits for a person", "stuck".to_owned()),
         Happening::Compensating { cause } => ("turns round", because(cause)),

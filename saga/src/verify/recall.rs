@@ -87,6 +87,7 @@ fn recalling_step(step: &Step, memory: &Memory, keys: &Keys) -> Step {
         name: step.name.clone(),
         group: step.group,
         kind: step.kind,
+        can_be_refused: step.can_be_refused,
         work,
         timeout: step.timeout,
         on_timeout: step.on_timeout,

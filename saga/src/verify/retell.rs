@@ -124,8 +124,22 @@ fn input(saga: &Instance, entry: &Entry) -> Option<Input> {
             // A refusal that says something is one about which the code decides.
             Input::Reply { correlation, answer: *answer, payload: Value::Bool(true) }
         }
+        Happening::Failed { attempt, error } => {
+            let state = state?;
+            let correlation = Correlation {
+                saga: saga.id,
+                definition: saga.definition.to_string().into(),
+                step: step?,
+                operation: state.operation()?,
+                epoch: state.epoch,
+            };
+            Input::Failed { correlation, attempt: *attempt, error: error.clone() }
+        }
         Happening::TimedOut { attempt } => tick(state?.epoch, *attempt)?,
-        Happening::Asked { .. } => tick(state?.epoch, state?.attempts)?,
+        // Of an attempt that has failed before.
+        Happening::Stuck { trouble: Trouble::Failed { .. } } | Happening::Asked { .. } => {
+            tick(state?.epoch, state?.attempts)?
+        }
         Happening::SignalKept { signal }
         | Happening::SignalTaken { signal }
         | Happening::SignalRefused { signal, .. } => {
@@ -137,6 +151,10 @@ fn input(saga: &Instance, entry: &Entry) -> Option<Input> {
         Happening::Compensating { cause } | Happening::TooLate { cause } => match cause {
             Cause::Cancelled => Input::Cancel,
             Cause::Deadline => Input::Tick(Tick::Deadline),
+            Cause::Failed { step } => {
+                let (epoch, attempt) = saga.step(step).map(|it| (it.epoch, it.attempts))?;
+                Input::Tick(Tick::Step { step: step.clone(), epoch, attempt })
+            }
             _ => return None,
         },
         Happening::LockHeld { key } | Happening::LockLeft { key } => {

@@ -10,8 +10,10 @@ use crate::correlation::{Answer, Correlation, Epoch, Operation};
 use crate::definition::{OnRefused, OnTimeout};
 use crate::engine::Engine;
 use crate::fixture::{CapturePayment, Order, ReserveCredit, at, create_order, order, saga_id};
+use crate::local::{LocalCx, local};
 use crate::lock::Lock;
 use crate::machine;
+use crate::retry::Retry;
 use crate::transition::{LockKey, Transition, Verb};
 
 /// The numbers of one walk.
@@ -41,6 +43,25 @@ fn transfer() -> Saga<Order> {
         .on_refused(|_, _| OnRefused::Anew)
         .compensate()
         .pivot("capture-payment", CapturePayment::of)
+        .build()
+        .unwrap()
+}
+
+/// Its local steps fail now and then.
+fn own() -> Saga<Order> {
+    async fn does(_: LocalCx<'_>, _: Order) -> Result<Result<(), String>, sqlx::Error> {
+        Ok(Ok(()))
+    }
+    async fn undoes(_: LocalCx<'_>, _: Order) -> Result<(), sqlx::Error> {
+        Ok(())
+    }
+    Saga::define("own", 1)
+        .step("reserve", local(does).undo(undoes))
+        .retry(Retry::every(Duration::from_secs(1)).attempts(2))
+        .retry_compensation(Retry::every(Duration::from_secs(1)).attempts(2))
+        .compensate()
+        .pivot("approve", local(does))
+        .retry(Retry::every(Duration::from_secs(1)).attempts(2))
         .build()
         .unwrap()
 }
@@ -82,6 +103,10 @@ fn anything(dice: &mut Dice, saga: &Instance, timers: &[Timer]) -> Input {
             let payloads =
                 [json!({ "hold": 7 }), json!({ "missing_cents": 3 }), json!({}), Value::Null];
             let payload = payloads[dice.of(&payloads)].clone();
+            if dice.below(3) == 0 {
+                let (attempt, error) = (step.attempts(), "no".to_owned());
+                return Input::Failed { correlation, attempt, error };
+            }
             Input::Reply { correlation, answer, payload }
         }
     }
@@ -89,8 +114,12 @@ fn anything(dice: &mut Dice, saga: &Instance, timers: &[Timer]) -> Input {
 
 #[test]
 fn whatever_a_saga_is_told_its_journal_tells_it_again() {
-    for seed in 0..3_000 {
-        let saga = if seed < 2_000 { create_order() } else { transfer() };
+    for seed in 0..4_000 {
+        let saga = match seed {
+            0..2_000 => create_order(),
+            2_000..3_000 => transfer(),
+            _ => own(),
+        };
         let definition = saga.definition();
         let mut dice = Dice(seed);
         let mut now = at(0);
