@@ -19,6 +19,8 @@ pub(super) struct ExactlyOnce {
     producers: [Producer; Turn::ALL.len()],
     turns: Turns,
     committing: Option<Committing>,
+    /// Why the commit that was waited for last has failed.
+    failed: Option<RDKafkaErrorCode>,
 }
 
 type Committing = Answer<Result<(), RDKafkaErrorCode>>;
@@ -39,7 +41,8 @@ impl ExactlyOnce {
         for producer in &producers {
             topics.warm(producer).await;
         }
-        Ok(ExactlyOnce { topics, producers, turns: Turns::new(), committing: None })
+        let turns = Turns::new();
+        Ok(ExactlyOnce { topics, producers, turns, committing: None, failed: None })
     }
 
     fn of(&self, turn: Turn) -> &Producer {
@@ -108,15 +111,18 @@ impl Sink for ExactlyOnce {
     }
 
     async fn confirmed(&mut self) -> Result<(), Error> {
-        let Some(answer) = &mut self.committing else { return Ok(()) };
-        let answer = answer.taken().await?;
-        self.committing = None;
-        match (answer, self.turns.committing()) {
-            (Err(code), Some(turn)) => Err(self.of(turn).failed("committing", code).await),
-            _ => {
-                self.turns.committed();
-                Ok(())
+        if let Some(answer) = &mut self.committing {
+            let answer = answer.taken().await?;
+            self.committing = None;
+            match answer {
+                Ok(()) => self.turns.committed(),
+                // Kept, as whoever waits may leave while the reason is asked for, and come again.
+                Err(code) => self.failed = Some(code),
             }
+        }
+        match (self.failed, self.turns.committing()) {
+            (Some(code), Some(turn)) => Err(self.of(turn).failed("committing", code).await),
+            _ => Ok(()),
         }
     }
 
